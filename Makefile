@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv, through constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.ready ## a real sweep on MiniLM-L6 and punctuation, then reports/demo.html (under 10 minutes)
+	$(BIN)/rankalloc sweep studies/demo/demo.yaml --output runs/demo
+	$(BIN)/rankalloc report runs/demo -o reports/demo.html
+
+test: $(VENV)/.ready-test ## the test suite (under 5 minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run
+	$(BIN)/python studies/speed/bench.py
+
+lint: $(VENV)/.ready-test ## ruff
+	$(BIN)/ruff check rankalloc tests studies
+
+clean: ## remove the environment and the runs
+	rm -rf $(VENV) runs build *.egg-info
+
+# torch first and alone: pip then takes the build that fits this machine instead of resolving a newer one
+$(VENV)/.ready: pyproject.toml constraints.txt requirements-example.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	$(PIP) --no-deps -r requirements-example.txt
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(PIP) --editable '.[test]'
+	@touch $@

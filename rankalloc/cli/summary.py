@@ -1,0 +1,96 @@
+"""What a finished run or sweep says: what was asked and reached, how good it is, where the files are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .output import count, number, show, show_json, show_table
+from .progress import trial_line
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+    from ..trace import PairRecord, RankTrace, SweepRecord
+
+
+def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | None, as_json: bool) -> None:
+    """The end of ``rankalloc train``."""
+    from ..runner import ADAPTER_FOLDER
+    from ..tasks import metric_of
+    from ..trace import TRACE_NAME
+
+    metric = metric_of(config).metric
+    reached = trace.allocations[-1].reached if trace.allocations else trace.budget.initial
+    paths = {
+        "adapter": os.path.join(folder, ADAPTER_FOLDER), "trace": os.path.join(folder, TRACE_NAME), "report": report,
+    }
+    if as_json:
+        budget = trace.budget
+        return show_json({
+            "name": trace.name, "method": trace.method, "folder": folder, "steps": trace.steps_done,
+            "budget": {"unit": budget.unit, "asked": budget.target, "reached": reached, "initial": budget.initial},
+            "ranks": {layer.name: rank for layer, rank in zip(trace.layers, trace.final_ranks, strict=True)},
+            "adapter_params": trace.adapter_params_final, "metric": metric,
+            "evaluations": {e.split: {"examples": e.examples, **e.metrics} for e in trace.evaluations},
+            "alerts": trace.alerts, "seconds": trace.wall_seconds, "command": trace.command, **paths,
+        })
+    unit = trace.budget.unit
+    rows = [
+        ("budget", f"{trace.budget.target:,} {unit} asked, {reached:,} reached (of {trace.budget.initial:,} at the start)"),
+        ("layers", f"{count(len(trace.layers), 'layer')}, ranks {min(trace.final_ranks)} to {max(trace.final_ranks)}"),
+        *((e.split, _metrics(e.metrics, metric) + f"  ({count(e.examples, 'example')})") for e in trace.evaluations),
+        *(("note", alert) for alert in trace.alerts),
+        *_paths(paths),
+    ]
+    show_table(rows)
+
+
+def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bool) -> None:
+    """The end of ``rankalloc sweep``."""
+    from ..trace import SWEEP_NAME
+
+    paths = {"best": os.path.join(folder, "best"), "sweep": os.path.join(folder, SWEEP_NAME), "report": report}
+    if as_json:
+        kept = record.model_dump(mode="json", exclude={"version", "created", "config", "storage"})
+        return show_json({**kept, "folder": folder, "paths": paths})
+    states = [trial.state for trial in record.trials]
+    failed = len(states) - states.count("complete")
+    best = record.trial(record.best)
+    rows = [
+        ("trials", f"{states.count('complete')} complete" + (f", {failed} not" if failed else "")),
+        ("best", trial_line(best, record.metric)),
+        ("", f"{best.ranks} ranks, {number(best.adapter_params)} adapter parameters"),
+        *([("compared", _compared(record.pair))] if record.pair is not None else []),
+        *_paths(paths),
+    ]
+    show_table(rows)
+
+
+def report_on(source: str, output: str | None, title: str | None) -> None:
+    """``rankalloc report``: writes the page and says where."""
+    from ..report import write_report
+
+    if output is None:
+        folder = source if Path(source).is_dir() else os.path.dirname(source)
+        output = os.path.join(folder, "report.html")
+    write_report(source, output, title=title)
+    show(f"wrote {output}")
+
+
+def _compared(pair: PairRecord) -> str:
+    better = "lower" if pair.difference < 0 else "higher"
+    return (
+        f"trial {pair.adaptive} against uniform trial {pair.uniform} on the report split: {pair.metric} "
+        f"{number(pair.adaptive_metrics.get(pair.metric))} against {number(pair.uniform_metrics.get(pair.metric))}, "
+        f"loss {abs(pair.difference):.4g} {better} (95 % interval of the difference {pair.low:.4g} to {pair.high:.4g})"
+    )
+
+
+def _metrics(metrics: dict[str, float], first: str) -> str:
+    names = [first, *(name for name in metrics if name != first)]
+    return "  ".join(f"{name} {number(metrics[name])}" for name in names if name in metrics)
+
+
+def _paths(paths: dict[str, str | None]) -> list[tuple[str, Any]]:
+    return [(name, path) for name, path in paths.items() if path is not None]

@@ -1,0 +1,312 @@
+"""From a trace to rows: what each section of the report says, as plain data.
+
+Pure functions of :class:`~rankalloc.trace.RankTrace`; no torch, no drawing. Lists that speak of
+layers are in the order of ``trace.layers`` unless a :class:`Group` says otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from dataclasses import dataclass
+
+from rankalloc.trace import EvaluationRecord, LayerRecord, RankTrace
+
+OUTSIDE = "outside blocks"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The layers of one role, by block: a row of the rank map. ``blocks`` holds None for layers
+    outside a stack, ``layers`` the indices into ``trace.layers``."""
+
+    label: str
+    blocks: list[int | None]
+    layers: list[int]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One row of the full table. ``uniform`` is what equal ranks would have given the layer for the
+    same spending, ``params`` the plain LoRA of its final rank, ``state`` is "", "zero" or "cap"."""
+
+    name: str
+    kind: str
+    block: int | None
+    role: str
+    d_in: int
+    d_out: int
+    initial_rank: int
+    final_rank: int
+    uniform_rank: float
+    params: int
+    largest_singular_value: float | None
+    effective_rank: float | None
+    state: str
+
+
+@dataclass(frozen=True)
+class RankMap:
+    """Final ranks on a grid: ``cells[row][column]``, None where no layer is. The last column is
+    :data:`OUTSIDE` when ``outside`` is true. Means are over the layers present."""
+
+    roles: list[str]
+    columns: list[str]
+    cells: list[list[int | None]]
+    outside: bool
+    row_means: list[float]
+    column_means: list[float]
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of the allocation, one entry an allocation, preceded by the state at step 0."""
+
+    steps: list[int]
+    asked: list[int]
+    reached: list[int]
+    ranks: list[list[int]]
+    dropped: list[int]
+    returned: list[int]
+    lowest_kept: list[float | None]
+    highest_dropped: list[float | None]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of the last allocation. ``margin`` = lowest kept / highest dropped (None when either
+    side is empty or the divisor is not positive); ``unplotted`` counts scores <= 0."""
+
+    score: str
+    step: int
+    kept: list[list[float]]
+    dropped: list[list[float]]
+    lowest_kept: float | None
+    highest_dropped: float | None
+    margin: float | None
+    unplotted: int
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """Quality on one split; ``mean_loss`` and ``standard_error`` (s / sqrt(n)) from the example losses."""
+
+    run: str
+    split: str
+    examples: int
+    metrics: dict[str, float]
+    mean_loss: float | None
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share an axis: (name, steps, values) each."""
+
+    title: str
+    series: list[tuple[str, list[int], list[float]]]
+
+
+def unit_cost(layer: LayerRecord, unit: str) -> int:
+    """What one rank of the layer costs, up to a common factor: 1 for ranks, d_in + d_out otherwise."""
+    return 1 if unit == "ranks" else layer.d_in + layer.d_out
+
+
+def uniform_rank(trace: RankTrace) -> float:
+    """The equal rank that spends what the final ranks spend: sum(c·r) / sum(c). May be fractional."""
+    costs = [unit_cost(layer, trace.budget.unit) for layer in trace.layers]
+    spent = sum(c * r for c, r in zip(costs, trace.final_ranks, strict=True))
+    return spent / sum(costs) if sum(costs) else 0.0
+
+
+def effective_rank(singular_values: list[float]) -> float | None:
+    """exp of the entropy of sigma / sum(sigma) (Roy and Vetterli, 2007); None without a positive value."""
+    total = sum(singular_values)
+    if total <= 0:
+        return None
+    shares = [s / total for s in singular_values if s > 0]
+    return math.exp(-sum(p * math.log(p) for p in shares))
+
+
+def spectra(trace: RankTrace) -> list[list[float]]:
+    """True singular values of each layer's update, descending; empty lists where none were recorded."""
+    values = trace.singular_values or []
+    return [sorted(values[i], reverse=True) if i < len(values) else [] for i in range(len(trace.layers))]
+
+
+def cap(trace: RankTrace, layer: LayerRecord) -> int:
+    """The largest rank the layer could have ended at."""
+    most = trace.budget.max_rank
+    return layer.initial_rank if most is None else min(most, layer.initial_rank)
+
+
+def layer_rows(trace: RankTrace) -> list[LayerRow]:
+    even, sigma, rows = uniform_rank(trace), spectra(trace), []
+    adaptive = bool(trace.allocations) and len(set(trace.final_ranks)) > 1
+    for i, (layer, final) in enumerate(zip(trace.layers, trace.final_ranks, strict=True)):
+        state = "zero" if final == 0 else "cap" if adaptive and final >= cap(trace, layer) else ""
+        rows.append(
+            LayerRow(
+                name=layer.name, kind=layer.kind, block=layer.block, role=layer.role,
+                d_in=layer.d_in, d_out=layer.d_out, initial_rank=layer.initial_rank, final_rank=final,
+                uniform_rank=even, params=final * (layer.d_in + layer.d_out),
+                largest_singular_value=sigma[i][0] if sigma[i] else None,
+                effective_rank=effective_rank(sigma[i]), state=state,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def groups(trace: RankTrace) -> list[Group]:
+    """Layers by role, roles in order of appearance, blocks ascending, then the layers outside a stack.
+
+    Two stacks (encoder and decoder) may share roles and block indices; the part of the name before
+    the block index then tells them apart.
+    """
+    seen: dict[tuple[int, str], int] = {}
+    for layer in trace.layers:
+        if layer.block is not None:
+            seen[layer.block, layer.role] = seen.get((layer.block, layer.role), 0) + 1
+    shared = {role for (_, role), n in seen.items() if n > 1}
+    rows: dict[str, list[tuple[int | None, int]]] = {}
+    for i, layer in enumerate(trace.layers):
+        label = layer.role
+        if layer.block is not None and layer.role in shared:
+            label = f"{re.split(rf'[.]{layer.block}(?:[.]|$)', layer.name, maxsplit=1)[0]}: {layer.role}"
+        if layer.block is None:
+            label = layer.role or layer.name
+        again, unique = 1, label
+        while any(block == layer.block for block, _ in rows.get(unique, [])):
+            again += 1
+            unique = f"{label} ({again})"
+        rows.setdefault(unique, []).append((layer.block, i))
+    made = []
+    for label, members in rows.items():
+        members.sort(key=lambda pair: (pair[0] is None, pair[0] or 0))
+        made.append(Group(label, [b for b, _ in members], [i for _, i in members]))
+    return sorted(made, key=lambda group: group.blocks == [None])
+
+
+def rank_map(trace: RankTrace) -> RankMap:
+    rows, final = groups(trace), trace.final_ranks
+    blocks = sorted({layer.block for layer in trace.layers if layer.block is not None})
+    outside = any(layer.block is None for layer in trace.layers)
+    keys: list[int | None] = [*blocks, *([None] if outside else [])]
+    cells = []
+    for group in rows:
+        at = {block: final[i] for block, i in zip(group.blocks, group.layers, strict=True)}
+        cells.append([at.get(key) for key in keys])
+    return RankMap(
+        roles=[group.label for group in rows],
+        columns=[OUTSIDE if key is None else str(key) for key in keys],
+        cells=cells,
+        outside=outside,
+        row_means=[_mean(row) for row in cells],
+        column_means=[_mean(column) for column in zip(*cells, strict=True)],
+    )
+
+
+def history(trace: RankTrace) -> History:
+    start = [layer.initial_rank for layer in trace.layers]
+    events = trace.allocations
+    return History(
+        steps=[0, *(a.step for a in events)],
+        asked=[trace.budget.initial, *(a.asked for a in events)],
+        reached=[trace.budget.initial, *(a.reached for a in events)],
+        ranks=[start, *(a.ranks for a in events)],
+        dropped=[0, *(a.dropped for a in events)],
+        returned=[0, *(a.returned for a in events)],
+        lowest_kept=[None, *(a.lowest_kept for a in events)],
+        highest_dropped=[None, *(a.highest_dropped for a in events)],
+    )
+
+
+def score_table(trace: RankTrace) -> ScoreTable | None:
+    """None when the run recorded no scores, or none of any triplet."""
+    record = trace.scores
+    if record is None or not any(record.kept) and not any(record.dropped):
+        return None
+    kept = [s for layer in record.kept for s in layer]
+    dropped = [s for layer in record.dropped for s in layer]
+    low, high = min(kept, default=None), max(dropped, default=None)
+    return ScoreTable(
+        score=record.score, step=record.step, kept=record.kept, dropped=record.dropped,
+        lowest_kept=low, highest_dropped=high,
+        margin=low / high if low is not None and high is not None and high > 0 else None,
+        unplotted=sum(s <= 0 for s in kept + dropped),
+    )  # fmt: skip
+
+
+def evaluation_rows(trace: RankTrace, run: str = "this run") -> list[EvaluationRow]:
+    return [_evaluation_row(record, run) for record in trace.evaluations]
+
+
+def _evaluation_row(record: EvaluationRecord, run: str) -> EvaluationRow:
+    losses = record.example_losses or []
+    mean = sum(losses) / len(losses) if losses else None
+    error = None
+    if mean is not None and len(losses) > 1:
+        error = math.sqrt(sum((x - mean) ** 2 for x in losses) / (len(losses) - 1) / len(losses))
+    return EvaluationRow(run, record.split, record.examples, dict(record.metrics), mean, error)
+
+
+_NOT_A_CURVE = re.compile(r"(^|[_/])(epoch|runtime|samples_per_second|steps_per_second|total_flos|lr|learning_rate)$")
+
+
+def curves(trace: RankTrace) -> list[Panel]:
+    """The logged values as panels: all losses together, then every other quantity by its own name
+    (``eval_f1`` and ``f1`` together). Clocks, epochs and the rate's schedule are left out."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for point in trace.logs:
+        for name, value in point.values.items():
+            if not _NOT_A_CURVE.search(name) and math.isfinite(value):
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(point.step)
+                values.append(value)
+    panels: dict[str, list[tuple[str, list[int], list[float]]]] = {}
+    for name, (steps, values) in series.items():
+        title = "loss" if "loss" in name else re.sub(r"^(train|eval|tune|test)[_/]", "", name)
+        panels.setdefault(title, []).append((name, steps, values))
+    ordered = sorted(panels, key=lambda title: title != "loss")
+    return [Panel(title, panels[title]) for title in ordered]
+
+
+def rank_pattern(trace: RankTrace) -> dict[str, int]:
+    """PEFT's ``rank_pattern``: ``^`` + the escaped name, because PEFT matches keys as regular
+    expressions at the end of a name. Layers of rank 0, which PEFT rejects, are left out."""
+    pairs = zip(trace.layers, trace.final_ranks, strict=True)
+    return {"^" + re.escape(layer.name): r for layer, r in pairs if r > 0}
+
+
+def excluded(trace: RankTrace) -> list[str]:
+    """Names of the layers that ended at rank 0."""
+    return [layer.name for layer, r in zip(trace.layers, trace.final_ranks, strict=True) if r == 0]
+
+
+TABLE_COLUMNS = (
+    "name", "block", "role", "d_in", "d_out", "initial_rank", "final_rank", "params",
+    "largest_singular_value", "effective_rank",
+)  # fmt: skip
+
+
+def table_csv(rows: list[LayerRow]) -> str:
+    """The full table as CSV. A name that a spreadsheet would run as a formula gets a quote before it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(TABLE_COLUMNS)
+    for row in rows:
+        cells = ["" if (value := getattr(row, column)) is None else value for column in TABLE_COLUMNS]
+        writer.writerow(["'" + c if isinstance(c, str) and c[:1] in "=+-@" and c else c for c in cells])
+    return out.getvalue()
+
+
+def table_records(rows: list[LayerRow]) -> list[dict]:
+    """The full table as JSON-ready records, in the columns of :data:`TABLE_COLUMNS`."""
+    return [{column: getattr(row, column) for column in TABLE_COLUMNS} for row in rows]
+
+
+def _mean(values) -> float:
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else 0.0

@@ -1,0 +1,83 @@
+"""The space a sweep searches: plain data, how a trial draws from it, and where each value goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import RunConfig
+from .config_sections import FloatRange, IntRange
+
+if TYPE_CHECKING:
+    import optuna
+
+PATHS = {
+    "method": "method", "rank": "adapter.rank", "alpha": "adapter.alpha", "budget": "budget.fraction",
+    "learning_rate": "training.learning_rate",
+}
+"""Where each dimension stands in a run's configuration."""
+
+CONTROL, START, MATCHED, SAMPLED = "uniform control", "start", "matched control", "sampled"
+"""Roles of a trial: enqueued at the start point, enqueued at the end, or drawn by the sampler."""
+
+Space = dict[str, dict[str, Any]]
+
+
+def search_space(config: RunConfig) -> Space:
+    """Each dimension as plain data: {"choices": [...]} or {"kind", "low", "high", "log", "step"}.
+
+    The budget is a share of rank × layers, so that every point is feasible. A configuration with an
+    absolute budget (ranks, params or bytes) holds it in every trial, and has no such dimension.
+    """
+    search = config.sweep.search
+    given = {"method": config.searched_methods} | {name: getattr(search, name) for name in list(PATHS)[1:]}
+    if config.budget.fraction is None:
+        del given["budget"]
+    space = {}
+    for name, value in given.items():
+        if isinstance(value, FloatRange):
+            kind = "int" if isinstance(value, IntRange) else "float"
+            space[name] = {"kind": kind, "low": value.low, "high": value.high, "log": value.log, "step": value.step}
+        else:
+            space[name] = {"choices": list(value) if isinstance(value, list) else [value]}
+    return space
+
+
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    """Draw every dimension for ``trial``."""
+    params = {}
+    for name, dimension in space.items():
+        if "choices" in dimension:
+            params[name] = trial.suggest_categorical(name, dimension["choices"])
+            continue
+        draw = trial.suggest_int if dimension["kind"] == "int" else trial.suggest_float
+        step = {"step": dimension["step"]} if dimension["step"] else {}
+        params[name] = draw(name, dimension["low"], dimension["high"], log=dimension["log"], **step)
+    return params
+
+
+def configured(config: RunConfig, params: dict[str, Any]) -> RunConfig:
+    """The run that a point of the space stands for."""
+    return config.replaced({PATHS[name]: value for name, value in params.items()})
+
+
+def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
+    """(params, role) of the trials every sweep begins with: the start point as uniform LoRA, then as
+    each other method, moved to the nearest point of the space."""
+    space = search_space(config)
+    start = {
+        "rank": config.adapter.rank, "alpha": config.adapter.alpha, "learning_rate": config.training.learning_rate,
+        "budget": config.budget.fraction,
+    }
+    point = {name: _nearest(space[name], value) for name, value in start.items() if name in space}
+    methods = space["method"]["choices"]
+    points = [({"method": "uniform", **point}, CONTROL)] if "uniform" in methods else []
+    return points + [({"method": name, **point}, START) for name in methods if name != "uniform"]
+
+
+def _nearest(dimension: dict[str, Any], value: float) -> Any:
+    if "choices" in dimension:
+        return min(dimension["choices"], key=lambda choice: abs(choice - value))
+    value = min(max(value, dimension["low"]), dimension["high"])
+    if dimension["step"]:
+        value = dimension["low"] + round((value - dimension["low"]) / dimension["step"]) * dimension["step"]
+    return int(value) if dimension["kind"] == "int" else float(value)

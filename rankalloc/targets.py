@@ -1,0 +1,156 @@
+"""Finding what to adapt, what to train along as a task head, and what to leave alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from .base_layers import SUPPORTED, is_quantized, kind_of, why_not
+from .errors import TargetError, did_you_mean
+
+Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+ALL_LINEAR = "all-linear"
+HEAD_NAMES = ("classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head")
+LM_HEAD_NAMES = ("lm_head", "embed_out")
+
+
+def find_targets(
+    model: nn.Module, targets: Targets, exclude: Sequence[str] = (), heads: Sequence[str] = ()
+) -> dict[str, nn.Module]:
+    """The modules to adapt, by full name, in the model's order.
+
+    Args:
+        targets: "all-linear" (every supported layer but heads, output heads and tied embeddings), a
+            list of names or suffixes, a regular expression for the whole name, or a callable
+            (name, module) -> bool.
+        exclude: names or suffixes never to adapt.
+        heads: names of modules that are trained whole.
+
+    Raises:
+        TargetError: nothing matches, or something that matches cannot be adapted; the message
+            lists what could be.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    if targets == ALL_LINEAR:
+        found = _all_linear(model, modules, heads)
+    else:
+        matches = _matcher(targets)
+        found = {name: module for name, module in modules.items() if matches(name, module)}
+        inside_heads = [name for name in found if _under(name, heads)]
+        if inside_heads:
+            raise TargetError(
+                f"{inside_heads[0]} is a task head that is trained whole, so it cannot be adapted too; leave it out of "
+                "target_modules, or pass modules_to_save without it"
+            )
+    found = {name: module for name, module in found.items() if not _has_suffix(name, exclude)}
+    refused = {name: why_not(module) for name, module in found.items() if why_not(module)}
+    if refused:
+        name, reason = next(iter(refused.items()))
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise TargetError(f"cannot adapt {name}{more}: {reason}. {_could_be(modules)}")
+    if not found:
+        hint = ""
+        if isinstance(targets, str) and targets != ALL_LINEAR:
+            hint = " (a string is a regular expression for the whole name; for suffixes pass a list)"
+        elif isinstance(targets, Sequence) and not isinstance(targets, str):
+            suffixes = {name.rsplit(".", 1)[-1] for name, module in modules.items() if kind_of(module)}
+            hint = next((h for h in (did_you_mean(t, sorted(suffixes)) for t in targets) if h), "")
+        raise TargetError(f"target_modules={_shown(targets)} matches no layer{hint}. {_could_be(modules)}")
+    return found
+
+
+def find_heads(model: nn.Module) -> list[str]:
+    """Names of the task heads that train along: known names at the top of the model, such as
+    ``classifier`` and ``score``, unless they are the language-modelling head."""
+    output = _output_embeddings(model)
+    heads = []
+    for name, child in model.named_children():
+        has_parameters = next(child.parameters(), None) is not None
+        is_output = output is not None and any(module is output for module in child.modules())
+        if name in HEAD_NAMES and has_parameters and not is_output:
+            heads.append(name)
+    return heads
+
+
+def check_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The full names of the modules that ``modules_to_save`` names (names or suffixes).
+
+    Raises:
+        TargetError: a name matches no module with parameters.
+    """
+    modules = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
+    found: list[str] = []
+    for name in names:
+        matching = [n for n in modules if _has_suffix(n, [name]) and not _under(n, found)]
+        if not matching:
+            children = [n for n, _ in model.named_children()]
+            raise TargetError(
+                f"modules_to_save names {name!r}, which the model does not have{did_you_mean(name, modules)}; "
+                f"its top-level modules are {', '.join(children)}"
+            )
+        found += [n for n in matching if n not in found]
+    return found
+
+
+def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence[str]) -> dict[str, nn.Module]:
+    output = _output_embeddings(model)
+    tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    found = {}
+    for name, module in modules.items():
+        head = module is output or name.rsplit(".", 1)[-1] in LM_HEAD_NAMES or _under(name, heads)
+        if head or id(getattr(module, "weight", None)) in tied:
+            continue
+        if is_quantized(module):
+            found[name] = module  # refused by the caller with its reason: never passed over in silence
+        elif kind_of(module):
+            found[name] = module
+    return found
+
+
+def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
+    if callable(targets):
+        return lambda name, module: bool(targets(name, module))
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise TargetError(f"target_modules={targets!r} is no valid regular expression: {error}") from None
+        return lambda name, module: pattern.fullmatch(name) is not None
+    suffixes = list(targets)
+    if not suffixes or not all(isinstance(s, str) and s for s in suffixes):
+        raise TargetError(f"target_modules must be names, got {targets!r}")
+    return lambda name, module: _has_suffix(name, suffixes)
+
+
+def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:
+    return any(name == suffix or name.endswith("." + suffix) for suffix in suffixes)
+
+
+def _under(name: str, parents: Sequence[str]) -> bool:
+    return any(name == parent or name.startswith(parent + ".") for parent in parents)
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    try:
+        return getter() if getter else None
+    except (AttributeError, NotImplementedError):  # models without one say so in several ways
+        return None
+
+
+def _could_be(modules: dict[str, nn.Module]) -> str:
+    suffixes: dict[str, int] = {}
+    for name, module in modules.items():
+        if kind_of(module):
+            suffix = name.rsplit(".", 1)[-1]
+            suffixes[suffix] = suffixes.get(suffix, 0) + 1
+    if not suffixes:
+        return f"This model has no layer that rankalloc adapts ({SUPPORTED})"
+    return "What can be adapted: " + ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.items())
+
+
+def _shown(targets: Targets) -> str:
+    return getattr(targets, "__name__", "a callable") if callable(targets) else repr(targets)

@@ -1,0 +1,126 @@
+"""Kept ranks equal the budget, exactly, whatever is asked: over every allocation rule there is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankalloc import LayerShape, RankBudget
+from rankalloc.allocators import ALLOCATORS, Demand
+from rankalloc.errors import RankallocError
+
+RULES = sorted(ALLOCATORS)
+
+
+@st.composite
+def cases(draw):
+    """(scores, demand, unit): always satisfiable, often tied, with floors, caps and blocks."""
+    size = draw(st.sampled_from([1, 1, 1, 2, 3, 4]))
+    count = draw(st.integers(1, 8))
+    ranks = [size * draw(st.integers(1, 5)) for _ in range(count)]
+    shapes = [LayerShape(f"l{i}", draw(st.integers(1, 40)), draw(st.integers(1, 40)), r) for i, r in enumerate(ranks)]
+    unit = draw(st.sampled_from(["ranks", "params", "bytes"]))
+    floor = draw(st.integers(0, min(ranks)))
+    cap = draw(st.one_of(st.none(), st.integers(-(-floor // size) * size, max(ranks) + 2)))
+    floors = [-(-floor // size) * size] * count
+    caps = [min(r, cap if cap is not None else r) // size * size for r in ranks]
+    costs = [1 if unit == "ranks" else s.params_per_rank * (4 if unit == "bytes" else 1) for s in shapes]
+    low = sum(c * f for c, f in zip(costs, floors, strict=True))
+    high = sum(c * k for c, k in zip(costs, caps, strict=True))
+    if any(f > k for f, k in zip(floors, caps, strict=True)):
+        cap, caps = None, ranks
+        high = sum(c * k for c, k in zip(costs, caps, strict=True))
+    amount = draw(st.sampled_from([low, high, None]))
+    if amount is None:
+        amount = draw(st.integers(low, high))
+    if unit == "ranks":
+        amount = amount // size * size
+    value = draw(st.sampled_from([
+        st.floats(-1e6, 1e6), st.integers(0, 3).map(float), st.just(0.0), st.floats(0, 1e-30), st.just(1e300),
+    ]))
+    scores = [np.array(draw(st.lists(value, min_size=r, max_size=r))) for r in ranks]
+    plan = RankBudget(**{unit: amount}, min_rank=floor, max_rank=cap, multiple_of=size).resolve(shapes, 10)
+    return scores, Demand.at(plan, plan.freeze_step), unit
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(case=cases())
+def test_the_budget_is_met_exactly(rule, case):
+    scores, demand, unit = case
+    before = [values.copy() for values in scores]
+    kept = ALLOCATORS[rule](scores, demand)
+    ranks = [int(mask.sum()) for mask in kept]
+
+    assert [mask.shape for mask in kept] == [values.shape for values in scores]
+    assert all(mask.dtype == bool for mask in kept)
+    assert all(np.array_equal(a, b) for a, b in zip(before, scores, strict=True))
+    for rank, floor, cap in zip(ranks, demand.floors, demand.caps, strict=True):
+        assert floor <= rank <= cap and rank % demand.multiple_of == 0
+    spent = sum(c * r for c, r in zip(demand.costs, ranks, strict=True))
+    assert spent <= demand.amount
+    if unit == "ranks":
+        assert spent == demand.amount
+    on_sale = [
+        cost * demand.multiple_of
+        for cost, rank, cap in zip(demand.costs, ranks, demand.caps, strict=True) if rank < cap
+    ]
+    assert not on_sale or demand.amount - spent < min(on_sale)
+    for values, mask in zip(scores, kept, strict=True):
+        if mask.any() and not mask.all():
+            assert values[mask].min() >= values[~mask].max()
+    again = ALLOCATORS[rule](scores, demand)
+    assert all(np.array_equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-38])
+@pytest.mark.parametrize("total", range(0, 49, 3))
+def test_equal_scores_give_ranks_as_equal_as_they_can_be(rule, value, total):
+    demand = Demand(total, (1,) * 5, (0,) * 5, (12, 12, 12, 3, 12))
+    ranks = [int(m.sum()) for m in ALLOCATORS[rule]([np.full(12, value)] * 5, demand)]
+    assert sum(ranks) == total
+    free = ranks[:3] + ranks[4:]
+    assert max(free) - min(free) <= 1
+    assert ranks[3] == min(3, max(free)) or ranks[3] >= min(3, min(free))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_refused(rule, bad):
+    scores = [np.ones(4), np.array([1.0, bad, 2.0, 3.0])]
+    with pytest.raises(RankallocError, match="not finite"):
+        ALLOCATORS[rule](scores, Demand(4, (1, 1), (0, 0), (4, 4)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_and_everything_are_budgets(rule):
+    scores = [np.arange(4.0), np.arange(6.0)]
+    assert [m.sum() for m in ALLOCATORS[rule](scores, Demand(0, (1, 1), (0, 0), (4, 6)))] == [0, 0]
+    assert [m.sum() for m in ALLOCATORS[rule](scores, Demand(10, (1, 1), (0, 0), (4, 6)))] == [4, 6]
+
+
+def test_global_keeps_the_highest_scores_of_all_layers():
+    rng = np.random.default_rng(0)
+    scores = [rng.normal(size=8) for _ in range(5)]
+    kept = ALLOCATORS["global"](scores, Demand(13, (1,) * 5, (0,) * 5, (8,) * 5))
+    flat, mask = np.concatenate(scores), np.concatenate(kept)
+    assert set(np.flatnonzero(mask)) == set(np.argsort(-flat)[:13])
+
+
+def test_global_buys_by_score_per_cost():
+    scores = [np.array([3.0, 2.9]), np.array([2.0, 1.0])]
+    kept = ALLOCATORS["global"](scores, Demand(40, (40, 10), (0, 0), (2, 2)))
+    assert [m.tolist() for m in kept] == [[False, False], [True, True]]
+
+
+def test_uniform_ignores_how_large_scores_are_but_not_their_order_within_a_layer():
+    kept = ALLOCATORS["uniform"]([np.array([1.0, 9.0, 5.0]), np.array([0.1, 0.2, 0.3])], Demand(3, (1, 1), (0, 0), (3, 3)))
+    assert [m.tolist() for m in kept] == [[False, True, True], [False, False, True]]
+
+
+def test_a_floor_is_kept_before_anything_is_bought():
+    kept = ALLOCATORS["global"]([np.full(4, 100.0), np.zeros(4)], Demand(4, (1, 1), (1, 1), (4, 4)))
+    assert [m.sum() for m in kept] == [3, 1]
