@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .adapter import Adapter
 from .adapters import Adapters
-from .attachment import attach, detach
-from .errors import AdapterFileError, ConfigError, TargetError, unknown
-from .files import replacing, sha256_of, write_text
+from .attachment import attach
+from .errors import AdapterFileError, ConfigError, RankallocError, TargetError, unknown
+from .files import replacing, sha256_of
+from .tensor_files import encode, read_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 LAYOUTS = ("uniform", "compact")
 _PREFIX = "base_model.model."
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS",
@@ -55,9 +55,11 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         RankallocError: the folder cannot be written; what was there is unchanged.
     """
     adapters.check_adapted()
+    if not adapters.modules:
+        raise RankallocError("these adapters were taken out of their model (detach or merge): nothing is left to save")
     if layout not in LAYOUTS:
         raise ConfigError(unknown("layout", layout, LAYOUTS))
-    if pad_multiple < 1 or layout == "compact" and pad_multiple != 1:
+    if pad_multiple < 1 or (layout == "compact" and pad_multiple != 1):
         raise ConfigError(f"pad_multiple={pad_multiple} is for the uniform layout, and at least 1")
     factors = {name: _factors(adapter) for name, adapter in adapters.modules.items()}
     ranks = {name: a.shape[0] for name, (a, _) in factors.items()}
@@ -92,7 +94,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder = Path(path)
     with replacing(folder / WEIGHTS_NAME) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "rankalloc_config": sha256_of(text)})
+        temporary.write_bytes(encode(tensors, {"format": "pt", "rankalloc_config": sha256_of(text)}))
         # both files are on disk before either is renamed: a full disk leaves the old pair in place
         with replacing(folder / CONFIG_NAME) as temporary_config:
             temporary_config.write_text(text, encoding="utf-8")
@@ -117,27 +119,27 @@ def load(model: nn.Module, path: str | os.PathLike) -> Adapters:
     heads = _head_names(rest, modules, folder)
     for name, (lora_a, lora_b) in pairs.items():
         _check_fit(name, lora_a, lora_b, modules, folder)
-    scales = {name: _scale(config, name, lora_a.shape[0]) for name, (lora_a, _) in pairs.items()}
+    states = {
+        head: {key[len(head) + 1 :]: value for key, value in rest.items() if key.startswith(head + ".")} for head in heads
+    }
+    for head, state in states.items():
+        _check_head(head, state, modules[head], folder)
+    scales = {name: _scale(config, name, lora_a.shape[0], folder) for name, (lora_a, _) in pairs.items()}
     trimmed = {name: _trim(*pair) for name, pair in pairs.items()}
     rank = max(1, *(a.shape[0] for a, _ in trimmed.values()))
     adapters = attach(
         model, rank=rank, alpha=rank, target_modules=lambda name, module: name in pairs,
         ranks={name: a.shape[0] for name, (a, _) in trimmed.items()}, modules_to_save=heads,
     )
-    try:
-        with torch.no_grad():
-            for name, (lora_a, lora_b) in trimmed.items():
-                adapter = adapters.modules[name]
-                adapter.Q.copy_(lora_a)
-                adapter.P.copy_(lora_b)
-                adapter.lam.fill_(1.0)
-                adapter.scaling = scales[name]
-            for head in heads:
-                state = {key[len(head) + 1 :]: value for key, value in rest.items() if key.startswith(head + ".")}
-                model.get_submodule(head).load_state_dict(state)
-    except RuntimeError as error:
-        detach(adapters)
-        raise AdapterFileError(f"{folder} was made for another model: {str(error).splitlines()[-1].strip()}") from None
+    with torch.no_grad():
+        for name, (lora_a, lora_b) in trimmed.items():
+            adapter = adapters.modules[name]
+            adapter.Q.copy_(lora_a)
+            adapter.P.copy_(lora_b)
+            adapter.lam.fill_(1.0)
+            adapter.scaling = scales[name]
+        for head, state in states.items():
+            modules[head].load_state_dict(state)
     return adapters
 
 
@@ -163,13 +165,17 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     }
 
 
-def _target_modules(adapters: Adapters, written: list[str]) -> list[str]:
-    """Short suffixes where they name exactly the written modules, else full names."""
+def _target_modules(adapters: Adapters, written: list[str]) -> list[str] | str:
+    """Short suffixes where they name exactly the written modules, else full names, else a pattern."""
     inside = tuple(f"{name}." for name in adapters.modules)
     plain = [name for name, _ in adapters.model.named_modules() if name and not name.startswith(inside)]
     suffixes = {name.rsplit(".", 1)[-1] for name in written}
-    hit = {name for name in plain if any(name == s or name.endswith("." + s) for s in suffixes)}
-    return sorted(suffixes) if hit == set(written) else sorted(written)
+    for names in (sorted(suffixes), sorted(written)):
+        hit = {name for name in plain if any(name == n or name.endswith("." + n) for n in names)}
+        if hit == set(written):
+            return names
+    # a full name that is another's suffix too: PEFT reads a string as a regular expression for whole names
+    return "|".join(re.escape(name) for name in sorted(written))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -187,6 +193,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for key in ("use_dora", "trainable_token_indices", "layer_replication", "megatron_config"):
         if config.get(key):
             raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
+    init = str(config.get("init_lora_weights"))
+    if init.startswith(_CHANGES_BASE):
+        raise AdapterFileError(
+            f"{folder} was made with init_lora_weights={init!r}, which changes the frozen weights too; have PEFT convert it "
+            "to plain LoRA (path_initial_model_for_weight_conversion)"
+        )
     if config.get("bias", "none") != "none":
         raise AdapterFileError(f"{folder} trained biases (bias={config['bias']!r}), which rankalloc does not carry")
     return config
@@ -202,12 +214,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
                 "saved again as safetensors"
             )
         raise AdapterFileError(f"{folder} holds no {WEIGHTS_NAME}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{path} is damaged or truncated ({error}); save the adapter again") from None
+    tensors, metadata = read_tensors(path)
     expected = metadata.get("rankalloc_config")
     if expected and expected != sha256_of((folder / CONFIG_NAME).read_text(encoding="utf-8")):
         raise AdapterFileError(
@@ -245,7 +252,9 @@ def _head_names(rest: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Modul
     for key in rest:
         owner = key.rsplit(".", 1)[0]
         if owner not in modules:
-            raise AdapterFileError(f"{folder} was made for another model: it holds {key}, and this model has no {owner}")
+            raise AdapterFileError(
+                f"{folder} was made for another model: it holds {key}, and this model has no {owner}"
+            )
         top = next((h for h in heads if owner == h or owner.startswith(h + ".")), None)
         if top is None:
             heads.append(owner)
@@ -273,10 +282,30 @@ def _check_fit(
         )
 
 
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+def _check_head(head: str, state: Mapping[str, torch.Tensor], module: nn.Module, folder: Path) -> None:
+    own = module.state_dict()
+    for key in [*own, *state]:
+        shapes = [tuple(tensors[key].shape) if key in tensors else "missing" for tensors in (state, own)]
+        if shapes[0] != shapes[1]:
+            raise AdapterFileError(
+                f"{folder} was made for another model, perhaps with other labels: {head}.{key} is {shapes[0]} in the "
+                f"adapter and {shapes[1]} here"
+            )
+
+
+def _scale(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
     """PEFT's scale of one module: alpha / r, with patterns as regular expressions, first hit first."""
-    alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-    rank = _by_pattern(config.get("rank_pattern"), name, rank)
+    try:
+        alpha = float(_by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
+        named = _by_pattern(config.get("rank_pattern"), name, config.get("r", rank))
+    except (re.error, AttributeError, TypeError, ValueError) as error:
+        raise AdapterFileError(
+            f"{folder / CONFIG_NAME} is damaged: lora_alpha, alpha_pattern or rank_pattern cannot be read ({error})"
+        ) from None
+    if named != rank:
+        raise AdapterFileError(
+            f"{folder}: {CONFIG_NAME} and {WEIGHTS_NAME} do not fit: {name} has rank {named} in the one and {rank} in the other"
+        )
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
 

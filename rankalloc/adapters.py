@@ -90,7 +90,9 @@ class Adapters:
         """The layers as the trace keeps them."""
         placed = zip(self.modules.items(), places(list(self.modules)), strict=True)
         return [
-            LayerRecord(name=name, kind=a.kind, block=block, role=role, d_in=a.d_in, d_out=a.d_out, initial_rank=a.initial_rank)
+            LayerRecord(
+                name=name, kind=a.kind, block=block, role=role, d_in=a.d_in, d_out=a.d_out, initial_rank=a.initial_rank
+            )
             for (name, a), (block, role) in placed
         ]
 

@@ -113,7 +113,7 @@ def merge(adapters: Adapters) -> nn.Module:
 
     Raises:
         RankallocError: an adapted weight is tied to another module's, which folding would change
-            too, or ΔW is not finite. Nothing has been changed then.
+            too, or is computed from other parameters, or ΔW is not finite. Nothing has been changed then.
         NotAdaptedError: ranks were to be chosen for these adapters and never were.
     """
     adapters.check_adapted()
@@ -122,12 +122,17 @@ def merge(adapters: Adapters) -> nn.Module:
         owners.setdefault(id(parameter), set()).add(name)
     deltas = {}
     for name, adapter in adapters.modules.items():
+        if "weight" not in adapter.base_layer._parameters:
+            raise RankallocError(
+                f"the weight of {name} is computed from other parameters, so nothing can be folded into it; remove its "
+                "parametrization first, or keep the adapter unmerged"
+            )
         holders = {id(m) for m in adapters.model.modules() if getattr(m, "_parameters", {}).get("weight")
                    is adapter.base_layer.weight}
         if len(holders) > 1:
             raise RankallocError(
-                f"{name} shares its weight with another module ({', '.join(sorted(owners[id(adapter.weight)]))}), which "
-                "merging would change too; untie them first, or keep the adapter unmerged"
+                f"{name} shares its weight with another module ({', '.join(sorted(owners[id(adapter.weight)]))}), "
+                "which merging would change too; untie them first, or keep the adapter unmerged"
             )
         deltas[name] = adapter.delta_weight()
         if not torch.isfinite(deltas[name]).all():

@@ -113,10 +113,13 @@ class RankBudget:
         """The one quantity that was given, as {name: value}."""
         quantities = {name: getattr(self, name) for name in ("ranks", "params", "bytes", "fraction")}
         # numpy's whole numbers are welcome and become plain ones, which JSON can hold
-        plain = {n: v.__index__() if hasattr(v, "__index__") and not isinstance(v, bool) else v for n, v in quantities.items()}
+        plain = {
+            n: v.__index__() if hasattr(v, "__index__") and not isinstance(v, bool) else v
+            for n, v in quantities.items()
+        }
         return {name: value for name, value in plain.items() if value is not None}
 
-    def resolve(self, layers: Sequence[LayerShape], total_steps: int = 1, bytes_per_param: int = 4) -> "BudgetPlan":
+    def resolve(self, layers: Sequence[LayerShape], total_steps: int = 1, bytes_per_param: int = 4) -> BudgetPlan:
         """Hold the budget against ``layers`` and a run of ``total_steps`` optimizer steps.
 
         Raises:
@@ -149,8 +152,8 @@ class RankBudget:
         target = math.floor(value * initial + 1e-9) // step * step if name == "fraction" else int(value)
         if name == "fraction" and target == 0:
             raise BudgetError(
-                f"fraction={value} of {initial:,} ranks is less than one step of {step}; raise it, or to prune every rank "
-                "say ranks=0"
+                f"fraction={value} of {initial:,} ranks is less than one step of {step}; raise it, or to prune every "
+                "rank say ranks=0"
             )
         floor_total = sum(cost * floor for cost, floor in zip(costs, floors, strict=True))
         cap_total = sum(cost * cap for cost, cap in zip(costs, caps, strict=True))
@@ -165,7 +168,7 @@ class RankBudget:
             )
         if target > cap_total:
             raise BudgetError(
-                f"the budget of {target:,} {unit} cannot be spent: max_rank={self.max_rank} allows {cap_total:,} at most"
+                f"the budget of {target:,} {unit} cannot be spent: max_rank={self.max_rank} allows {cap_total:,}"
             )
         if target < floor_total:
             raise BudgetError(

@@ -6,15 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .adapters import Adapters
 from .budget import RankBudget
 from .controller import RankController
 from .errors import AdapterFileError, ConfigError, NotAdaptedError, RankallocError
-from .files import replacing
+from .tensor_files import read_tensors, write_tensors
 from .trace import RankTrace
 
 STATE_NAME = "rankalloc_state.safetensors"
@@ -84,7 +82,7 @@ class RankCallback(TrainerCallback):
     ) -> None:
         if args.fp16 and not args.max_grad_norm:
             raise ConfigError(
-                "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set max_grad_norm, or use bf16"
+                "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set it, or use bf16"
             )
         options = {"seed": args.seed, **self.options}
         self.controller = RankController(self.adapters, self.budget, state.max_steps, self.method, **options)
@@ -127,9 +125,7 @@ class RankCallback(TrainerCallback):
 def save_state(controller: RankController, path: str | os.PathLike) -> None:
     """Write a controller's state as one safetensors file, whole or not at all."""
     state = controller.state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"rankalloc": state["meta"]})
+    write_tensors(path, state["tensors"], {"rankalloc": state["meta"]})
 
 
 def load_state(controller: RankController, path: str | os.PathLike) -> None:
@@ -145,11 +141,10 @@ def load_state(controller: RankController, path: str | os.PathLike) -> None:
             "and resume only from checkpoints that were saved with a RankCallback"
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = (file.metadata() or {}).get("rankalloc")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"cannot resume: {path} is damaged ({error}); use an earlier checkpoint") from None
+        tensors, metadata = read_tensors(path)
+    except AdapterFileError as error:
+        raise AdapterFileError(f"cannot resume: {error}; use an earlier checkpoint") from None
+    meta = metadata.get("rankalloc")
     if meta is None:
         raise RankallocError(f"cannot resume: {path} was not written by rankalloc")
     controller.load_state_dict({"tensors": tensors, "meta": meta})

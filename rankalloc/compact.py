@@ -83,7 +83,7 @@ def _sliced_state(
     for parameter, dim in _factors(adapter):
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
-            if not isinstance(value, torch.Tensor) or value.numel() == 1 and value.dim() == 0:
+            if not isinstance(value, torch.Tensor) or (value.numel() == 1 and value.dim() == 0):
                 continue
             lost = _FACTORED.get(key) if parameter.dim() == 2 and value.shape != parameter.shape else None
             if value.shape == parameter.shape:

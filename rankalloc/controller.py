@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from dataclasses import asdict, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ class RankController:
             )
         self.orthogonal = float(options.pop("orthogonal", self.method.orthogonal))
         self.budget = budget
-        self.plan = budget.resolve(adapters.shapes(), total_steps, adapters.bytes_per_param())
+        # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
+        shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
+        self.plan = budget.resolve(shapes, total_steps, adapters.bytes_per_param())
         self.score = SCORES[self.method.score](list(adapters), **options) if self.method.score else None
         self.allocate = ALLOCATORS[self.method.allocator]
         self.shrink = shrink
@@ -106,14 +109,15 @@ class RankController:
     @property
     def frozen(self) -> bool:
         """Whether ranks are final."""
-        return self.step >= self.plan.freeze_step
+        return self.trace.finished or self.step >= self.plan.freeze_step
 
     def check_adapted(self) -> None:
         """Raise NotAdaptedError when :meth:`update` was never called."""
         if self.step == 0:
             raise NotAdaptedError(
                 f"ranks were to be chosen by {self.method.name!r} and never were: call controller.observe() after "
-                "backward and controller.update(optimizer) after every optimizer step, or give the Trainer a RankCallback"
+                "backward and controller.update(optimizer) after every optimizer step, or give the Trainer a "
+                "RankCallback"
             )
 
     @torch.no_grad()
@@ -140,7 +144,7 @@ class RankController:
             self.trace.nonfinite_steps.append(self.step + 1)
             return
         if self.orthogonal:
-            add_orthogonal_gradient(list(self.adapters), self.orthogonal)
+            add_orthogonal_gradient(list(self.adapters), self.orthogonal, live_only=self.frozen and not self.shrink)
         if self.score is not None and not self.frozen:
             self.score.observe()
 
@@ -171,7 +175,9 @@ class RankController:
             for adapter in self.adapters:
                 adapter.drop(adapter.kept)  # momentum still moves what no gradient reaches
 
-    def finish(self, path: str | os.PathLike | None = None, optimizer: torch.optim.Optimizer | None = None) -> RankTrace:
+    def finish(
+        self, path: str | os.PathLike | None = None, optimizer: torch.optim.Optimizer | None = None
+    ) -> RankTrace:
         """End the run: final singular values and sizes into the trace, which is returned.
 
         A run that stopped before its freeze is brought to its budget now, and the trace says so.
@@ -186,14 +192,21 @@ class RankController:
         self.check_adapted()
         if not self.frozen:
             self.trace.alerts.append(
-                f"training ended after step {self.step}, before the freeze at step {self.plan.freeze_step}; the ranks were "
-                "brought to the budget at once, without training afterwards"
+                f"training ended after step {self.step}, before the freeze at step {self.plan.freeze_step}; the ranks "
+                "were brought to the budget at once, without training afterwards"
             )
             self._allocate(self.plan.freeze_step, optimizer, at_step=self.step)
         self._count_time()
         trace = self.trace
         trace.steps_done = self.step
-        trace.singular_values = [values.tolist() for values in self.adapters.singular_values().values()]
+        broken = [n for n, a in self.adapters.modules.items() if not torch.isfinite(a.delta_weight()).all()]
+        if broken:
+            trace.alerts.append(
+                f"the weights of {broken[0]} ({len(broken)} adapters in all) are not finite: training diverged; lower the "
+                "learning rate, or clip the gradients"
+            )
+        else:
+            trace.singular_values = [values.tolist() for values in self.adapters.singular_values().values()]
         trace.adapter_params_final = self.adapters.num_params()
         trace.step_seconds_before_freeze = _median(self._durations[False])
         trace.step_seconds_after_freeze = _median(self._durations[True])
@@ -206,7 +219,7 @@ class RankController:
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Add a point to the trace's curves; what is no finite number is left out."""
         numbers = {
-            k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)
+            k: float(v) for k, v in values.items() if isinstance(v, Real) and not isinstance(v, bool)
         }
         numbers = {k: v for k, v in numbers.items() if np.isfinite(v)}
         if numbers:
@@ -220,7 +233,8 @@ class RankController:
         self._count_time()
         meta = {
             "version": STATE_VERSION, "step": self.step, "method": self.method.name, "plan": _plain(asdict(self.plan)),
-            "initial_ranks": [layer.initial_rank for layer in self.trace.layers], "weights": self._weights_key(), "trace": self.trace.model_dump(mode="json"),
+            "initial_ranks": [layer.initial_rank for layer in self.trace.layers], "weights": self._weights_key(),
+            "trace": self.trace.model_dump(mode="json"),
         }
         tensors = self.score.tensors() if self.score is not None and not self.frozen else {}
         return {"tensors": dict(tensors), "meta": json.dumps(meta)}
@@ -231,7 +245,10 @@ class RankController:
         Raises:
             RankallocError: the state is of another budget, method, run length or model.
         """
-        meta = json.loads(state["meta"])
+        try:
+            meta = json.loads(state["meta"])
+        except ValueError as error:
+            raise RankallocError(f"cannot resume: the rank state is damaged ({error})") from None
         if meta.get("version") != STATE_VERSION:
             raise RankallocError(f"rank state of version {meta.get('version')!r}; this rankalloc reads {STATE_VERSION}")
         if meta["method"] != self.method.name:
@@ -243,11 +260,16 @@ class RankController:
                 f"cannot resume: the rank state is of {len(meta['initial_ranks'])} layers and this model has "
                 f"{len(self.adapters)} adapted ones"
             )
-        # weights loaded before may have been shrunk already: the budget is one of the ranks at the start
         shapes = [replace(s, rank=r) for s, r in zip(self.adapters.shapes(), meta["initial_ranks"], strict=True)]
         plan = self.budget.resolve(shapes, self.plan.total_steps, self.adapters.bytes_per_param())
         now = _plain(asdict(plan))
-        changed = [f"{key} was {meta['plan'].get(key)} and now is {now[key]}" for key in now if meta["plan"].get(key) != now[key]]
+        trace = RankTrace.model_validate(meta["trace"])
+        then = {**meta["plan"], **trace.method_options, "scaling": trace.scaling}
+        now |= {**self.trace.method_options, "scaling": self.trace.scaling}
+        changed = [
+            f"{key} was {then.get(key, 'its default')} and now is {now.get(key, 'its default')}"
+            for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)
+        ]
         if changed:
             raise RankallocError(f"cannot resume with other settings than the run began with: {'; '.join(changed)}")
         if meta["weights"] != self._weights_key():
@@ -255,14 +277,13 @@ class RankController:
                 "cannot resume: the model's adapter weights are not those the rank state was saved with; resume from "
                 "the folder that holds both"
             )
-        self.plan = plan
-        self.step = meta["step"]
-        if self.score is not None and not self.frozen:
-            try:
-                self.score.load_tensors(state["tensors"])
-            except (KeyError, RuntimeError) as error:
-                raise RankallocError(f"cannot resume: the rank state does not fit these adapters ({error})") from None
-        self.trace = RankTrace.model_validate(meta["trace"])
+        if self.score is not None and meta["step"] < plan.freeze_step:
+            needed = {name: tensor.shape for name, tensor in self.score.tensors().items()}
+            unfit = [name for name, shape in needed.items() if getattr(state["tensors"].get(name), "shape", None) != shape]
+            if unfit:
+                raise RankallocError(f"cannot resume: the rank state lacks {unfit[0]} in the shape these adapters need")
+            self.score.load_tensors(state["tensors"])
+        self.plan, self.step, self.trace = plan, meta["step"], trace
         self._started = time.perf_counter()
 
     def _allocate(self, step: int, optimizer: torch.optim.Optimizer | None, at_step: int | None = None) -> None:

@@ -28,7 +28,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
         raise ValueError("paired_difference needs two equally long lists of at least two losses")
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
-        return {"difference": mean, "low": mean, "high": mean, "p_value": 1.0 if mean == 0 else 2.0 ** (1 - len(differences))}
+        p_value = 1.0 if mean == 0 else 2.0 ** (1 - len(differences))
+        return {"difference": mean, "low": mean, "high": mean, "p_value": p_value}
     rng = np.random.default_rng(seed)
     interval = stats.bootstrap(
         (differences,), np.mean, n_resamples=5000, method="percentile", rng=rng

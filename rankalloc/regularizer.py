@@ -18,14 +18,20 @@ from .adapter import Adapter
 
 
 @torch.no_grad()
-def add_orthogonal_gradient(adapters: Sequence[Adapter], weight: float) -> None:
-    """Add ``weight`` · ∂R/∂P and ∂R/∂Q to the gradients that exist; factors without one are left alone."""
-    factors = [(a.P, False) for a in adapters if a.rank] + [(a.Q, True) for a in adapters if a.rank]
-    for factor, is_rows in factors:
+def add_orthogonal_gradient(adapters: Sequence[Adapter], weight: float, live_only: bool = False) -> None:
+    """Add ``weight`` · ∂R/∂P and ∂R/∂Q to the gradients that exist; factors without one are left alone.
+
+    ``live_only`` counts kept triplets alone, as if the dropped ones were out of memory already.
+    """
+    held = [a for a in adapters if (a.live_rank if live_only else a.rank)]
+    factors = [(a.P, False, a.kept) for a in held] + [(a.Q, True, a.kept) for a in held]
+    for factor, is_rows, kept in factors:
         if factor.grad is None:
             continue
         gram = factor @ factor.T if is_rows else factor.T @ factor
         gram.diagonal().sub_(1.0)
+        if live_only:
+            gram.mul_(kept).mul_(kept[:, None])
         gram.mul_(2 * weight / (len(factors) * torch.linalg.matrix_norm(gram).clamp_min(1e-12)))
         factor.grad.add_(gram @ factor if is_rows else factor @ gram)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -24,7 +25,7 @@ from .planning import budget_of, layer_shapes, plan_ranks
 from .tasks import prepare
 from .tasks.base import PreparedTask, evaluate
 from .trace import EvaluationRecord, RankTrace
-from .tracking import tracker
+from .tracking import trackers
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -62,12 +63,13 @@ def train(
     adapters, budget = attach_for(config, model)
     write_text(folder / CONFIG_FILE, config.to_yaml())
     ranking = RankCallback(adapters, budget, config.method, **config.method_options)
+    tracking = trackers(config, folder, ranking)
     trainer = Trainer(
         model,
         _arguments(config, folder),
         train_dataset=prepared.splits["train"],
         data_collator=prepared.collator,
-        callbacks=[ranking, _Watch(config, prepared, ranking, progress), *tracker(config, folder, ranking)],
+        callbacks=[ranking, _Watch(config, prepared, ranking, progress), *tracking],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -86,6 +88,8 @@ def train(
         trace.evaluations.append(record)
     save(adapters, folder / ADAPTER_FOLDER)
     trace.save(folder / TRACE_FILE)
+    for callback in tracking:
+        callback.finish(trace)
     return trace
 
 
@@ -182,7 +186,7 @@ def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         logging_steps=training.log_every, logging_first_step=True, eval_strategy="no",
         save_strategy="steps" if training.save_every else "no", save_steps=training.save_every or 500,
         save_total_limit=2, seed=config.seed, data_seed=config.seed, report_to=[], disable_tqdm=True,
-        dataloader_pin_memory=False, remove_unused_columns=False,
+        use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=False, remove_unused_columns=False,
     )
 
 

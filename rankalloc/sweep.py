@@ -79,7 +79,8 @@ def run_sweep(
         params = suggest(trial, space)
         run = configured(config, params).replaced({"name": f"{config.name}-{trial.number}"})
         if match := trial.user_attrs.get("match_params"):
-            run = run.replaced({"budget.params": match, "budget.fraction": None, "budget.ranks": None, "budget.bytes": None})
+            others = {"budget.fraction": None, "budget.ranks": None, "budget.bytes": None}
+            run = run.replaced({"budget.params": match, **others})
         before = time.perf_counter()
         try:
             trace = train(
@@ -95,6 +96,7 @@ def run_sweep(
         trial.set_user_attr("seconds", time.perf_counter() - before)
         trial.set_user_attr("ranks", sum(trace.final_ranks))
         trial.set_user_attr("adapter_params", trace.adapter_params_final)
+        trial.set_user_attr("params_per_rank", min(layer.d_in + layer.d_out for layer in trace.layers))
         trial.set_user_attr("metrics", trace.evaluation("tune").metrics)
         return trace.evaluation("tune").metrics[prepared.metric]
 
@@ -179,8 +181,8 @@ def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: Prepared
     if changes:
         more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
         raise SweepSpaceError(
-            f"study {study.study_name!r} was begun with other settings: {'; '.join(changes[:4])}{more}. Resume with the "
-            "same ones, or give the sweep another name or output folder"
+            f"study {study.study_name!r} was begun with other settings: {'; '.join(changes[:4])}{more}. Resume with "
+            "the same ones, or give the sweep another name or output folder"
         )
 
 
@@ -227,14 +229,16 @@ def _alive(pid: int) -> bool:
 
 
 def _enqueue_matched(study: optuna.Study, space: Space) -> None:
-    """Queue uniform LoRA with the best adaptive trial's parameters, unless one within 1 % below has run."""
+    """Queue uniform LoRA with the best adaptive trial's parameters, unless one as large, to within one rank,
+    has run."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     adaptive = best_of([t for t in complete if is_adaptive(t)], study)
     uniform = [t for t in complete if not is_adaptive(t)]
     if adaptive is None or "uniform" not in space["method"]["choices"]:
         return
     size = adaptive.user_attrs["adapter_params"]
-    if any(0.99 * size <= t.user_attrs["adapter_params"] <= size for t in uniform):
+    cheapest = adaptive.user_attrs["params_per_rank"]
+    if any(size - cheapest < t.user_attrs["adapter_params"] <= size for t in uniform):
         return
     rate = (best_of(uniform, study) or adaptive).params["learning_rate"]
     params = {**adaptive.params, "method": "uniform", "learning_rate": rate}

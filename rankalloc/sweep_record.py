@@ -93,7 +93,9 @@ def importances(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, f
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 
-def compare_on_report(record: SweepRecord, config: RunConfig, prepared: PreparedTask, folder: Path) -> PairRecord | None:
+def compare_on_report(
+    record: SweepRecord, config: RunConfig, prepared: PreparedTask, folder: Path
+) -> PairRecord | None:
     """The best adaptive trial and the best uniform one of at most its size, on the report split."""
     sign = -1 if record.direction == "maximize" else 1
     complete = sorted((t for t in record.trials if t.state == "complete"), key=lambda t: (sign * t.value, t.number))

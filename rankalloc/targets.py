@@ -34,6 +34,7 @@ def find_targets(
             lists what could be.
     """
     modules = {name: module for name, module in model.named_modules() if name}
+    _check_names("exclude_modules", exclude, modules)
     if targets == ALL_LINEAR:
         found = _all_linear(model, modules, heads)
     else:
@@ -46,11 +47,14 @@ def find_targets(
                 "target_modules, or pass modules_to_save without it"
             )
     found = {name: module for name, module in found.items() if not _has_suffix(name, exclude)}
-    refused = {name: why_not(module) for name, module in found.items() if why_not(module)}
+    bypassed = _bypassed(model)
+    callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed}
+    reasons = {name: why_not(module) or bypassed.get(id(module)) for name, module in found.items()}
+    refused = {name: reason for name, reason in reasons.items() if reason}
     if refused:
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        raise TargetError(f"cannot adapt {name}{more}: {reason}. {_could_be(modules)}")
+        raise TargetError(f"cannot adapt {name}{more}: {reason}. {_could_be(callable_layers)}")
     if not found:
         hint = ""
         if isinstance(targets, str) and targets != ALL_LINEAR:
@@ -58,7 +62,9 @@ def find_targets(
         elif isinstance(targets, Sequence) and not isinstance(targets, str):
             suffixes = {name.rsplit(".", 1)[-1] for name, module in modules.items() if kind_of(module)}
             hint = next((h for h in (did_you_mean(t, sorted(suffixes)) for t in targets) if h), "")
-        raise TargetError(f"target_modules={_shown(targets)} matches no layer{hint}. {_could_be(modules)}")
+        raise TargetError(f"target_modules={_shown(targets)} matches no layer{hint}. {_could_be(callable_layers)}")
+    if not callable(targets) and not isinstance(targets, str):
+        _check_names("target_modules", targets, modules)
     return found
 
 
@@ -82,9 +88,11 @@ def check_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
         TargetError: a name matches no module with parameters.
     """
     modules = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
+    if isinstance(names, str):
+        raise TargetError(f"modules_to_save takes a list of names, got {names!r}")
     found: list[str] = []
     for name in names:
-        matching = [n for n in modules if _has_suffix(n, [name]) and not _under(n, found)]
+        matching = [name] if name in modules else [n for n in modules if _has_suffix(n, [name]) and not _under(n, found)]
         if not matching:
             children = [n for n, _ in model.named_children()]
             raise TargetError(
@@ -97,11 +105,12 @@ def check_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence[str]) -> dict[str, nn.Module]:
     output = _output_embeddings(model)
+    bypassed = _bypassed(model)
     tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     found = {}
     for name, module in modules.items():
         head = module is output or name.rsplit(".", 1)[-1] in LM_HEAD_NAMES or _under(name, heads)
-        if head or id(getattr(module, "weight", None)) in tied:
+        if head or id(module) in bypassed or id(getattr(module, "weight", None)) in tied:
             continue
         if is_quantized(module):
             found[name] = module  # refused by the caller with its reason: never passed over in silence
@@ -123,6 +132,22 @@ def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
     if not suffixes or not all(isinstance(s, str) and s for s in suffixes):
         raise TargetError(f"target_modules must be names, got {targets!r}")
     return lambda name, module: _has_suffix(name, suffixes)
+
+
+def _bypassed(model: nn.Module) -> dict[int, str]:
+    """{id of module: why not} of linear layers whose parent computes with their weight and never calls them."""
+    layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    reason = "nn.TransformerEncoderLayer reads this weight directly outside of training and would never call an adapter"
+    return {id(linear): reason for layer in layers for linear in (layer.linear1, layer.linear2)}
+
+
+def _check_names(argument: str, names: Sequence[str], modules: dict[str, nn.Module]) -> None:
+    if isinstance(names, str):
+        raise TargetError(f"{argument} takes a list of names, got {names!r}")
+    for name in names:
+        if not any(_has_suffix(full, [name]) for full in modules):
+            endings = sorted({full.rsplit(".", 1)[-1] for full in modules})
+            raise TargetError(f"{argument} names {name!r}, which the model does not have{did_you_mean(name, endings)}")
 
 
 def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:

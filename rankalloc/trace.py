@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +110,7 @@ class RankTrace(_Record):
     plain LoRA that ships (d_in + d_out a rank), ``*_bytes`` are bytes, ``*_seconds`` seconds."""
 
     version: Literal[1] = TRACE_VERSION
-    created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     name: str = "run"
     method: str
     method_options: dict[str, Any] = Field(default_factory=dict)
@@ -158,7 +158,7 @@ class RankTrace(_Record):
         return write_json(path, finite(self.model_dump(mode="json")))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "RankTrace":
+    def load(cls, path: str | os.PathLike) -> RankTrace:
         """Read a trace.
 
         Raises:
@@ -207,7 +207,7 @@ class SweepRecord(_Record):
     """A sweep as it stood when it was written: its space, trials, front and best trial."""
 
     version: Literal[1] = 1
-    created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     name: str
     task: str
     metric: str
@@ -235,7 +235,7 @@ class SweepRecord(_Record):
         return write_json(path, finite(self.model_dump(mode="json")))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "SweepRecord":
+    def load(cls, path: str | os.PathLike) -> SweepRecord:
         """Read a sweep record; raises :class:`RankallocError` as :meth:`RankTrace.load` does."""
         return load_record(cls, path, "sweep record", 1)
 
@@ -265,7 +265,9 @@ def load_record(cls: type[BaseModel], path: str | os.PathLike, what: str, versio
     except (OSError, UnicodeDecodeError) as error:
         raise RankallocError(f"could not read {path}: {error}") from error
     except json.JSONDecodeError as error:
-        raise RankallocError(f"{path} is no JSON (line {error.lineno}); it may be damaged or no {what} at all") from None
+        raise RankallocError(
+            f"{path} is no JSON (line {error.lineno}); it may be damaged or no {what} at all"
+        ) from None
     if not isinstance(data, dict):
         raise RankallocError(f"{path} is no {what}: it holds a {type(data).__name__}, not an object")
     if data.get("version") != version:

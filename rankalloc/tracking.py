@@ -10,16 +10,17 @@ from transformers import TrainerCallback
 from .callback import RankCallback
 from .config import RunConfig
 from .errors import RankallocError
+from .trace import RankTrace
 
 
-def tracker(config: RunConfig, folder: Path, ranking: RankCallback) -> list[TrainerCallback]:
+def trackers(config: RunConfig, folder: Path, ranking: RankCallback) -> list[WandbCallback]:
     """The callbacks that ``config.tracking`` asks for: none, or one for wandb."""
     return [WandbCallback(config, folder, ranking)] if config.tracking == "wandb" else []
 
 
 class WandbCallback(TrainerCallback):
     """Logs what the trace holds: curves, the live rank of each layer and the budget asked and reached at
-    every allocation, and at the end the report as HTML and its summary.
+    every allocation; :meth:`finish` adds the evaluations and the report as HTML.
 
     The run is wandb's own: its mode (online, offline), project and account come from wandb's settings
     and environment variables; files go into ``folder``.
@@ -35,8 +36,8 @@ class WandbCallback(TrainerCallback):
 
         try:
             self.run = wandb.init(
-                project="rankalloc", name=self.config.name, dir=str(self.folder), config=self.config.model_dump(mode="json"),
-                reinit="finish_previous",
+                project="rankalloc", name=self.config.name, dir=str(self.folder), reinit="finish_previous",
+                config=self.config.model_dump(mode="json"),
             )
         except (wandb.Error, OSError) as error:
             raise RankallocError(
@@ -52,19 +53,19 @@ class WandbCallback(TrainerCallback):
         trace = self.ranking.controller.trace
         for allocation in trace.allocations[self._seen :]:
             ranks = {f"rank/{layer.name}": r for layer, r in zip(trace.layers, allocation.ranks, strict=True)}
-            self.run.log(
-                {"budget/asked": allocation.asked, "budget/reached": allocation.reached, **ranks}, step=state.global_step
-            )
+            budget = {"budget/asked": allocation.asked, "budget/reached": allocation.reached}
+            self.run.log({**budget, **ranks}, step=state.global_step)
         self._seen = len(trace.allocations)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def finish(self, trace: RankTrace) -> None:
+        """Log evaluations, final ranks and the report, and close the run."""
         import wandb
 
         from .report import write_report
 
-        trace = self.ranking.controller.trace
         page = write_report(trace, self.folder / "report.html")
-        self.run.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+        final = {f"{e.split}/{name}": value for e in trace.evaluations for name, value in e.metrics.items()}
+        self.run.log({**final, "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
         self.run.summary["ranks"] = dict(zip((layer.name for layer in trace.layers), trace.final_ranks, strict=True))
         self.run.summary["adapter_params"] = trace.adapter_params_final
         self.run.finish()

@@ -32,11 +32,18 @@ ROLES = {
 
 def minilm_layers(blocks: int = 6, initial: int = 12) -> list[LayerRecord]:
     return [
-        LayerRecord(name=f"bert.encoder.layer.{b}.{role}", kind="linear", block=b, role=role, d_in=d_in, d_out=d_out,
-                    initial_rank=initial)
+        LayerRecord(
+            name=f"bert.encoder.layer.{b}.{role}",
+            kind="linear",
+            block=b,
+            role=role,
+            d_in=d_in,
+            d_out=d_out,
+            initial_rank=initial,
+        )
         for b in range(blocks)
         for role, (d_in, d_out, _) in ROLES.items()
-    ]  # fmt: skip
+    ]
 
 
 def simulate(layers: list[LayerRecord], target: int, steps: int = 240, every: int = 10, seed: int = 0):
@@ -44,10 +51,13 @@ def simulate(layers: list[LayerRecord], target: int, steps: int = 240, every: in
     rng = np.random.default_rng(seed)
     depth = max((layer.block or 0 for layer in layers), default=0) or 1
     strength = [
-        ROLES.get(layer.role, (0, 0, 1.0))[2] * (0.5 + (layer.block or 0) / depth) * rng.lognormal(0, 0.25) for layer in layers
+        ROLES.get(layer.role, (0, 0, 1.0))[2] * (0.5 + (layer.block or 0) / depth) * rng.lognormal(0, 0.25)
+        for layer in layers
     ]
-    true = [s * np.exp(-0.28 * np.arange(layer.initial_rank)) * rng.lognormal(0, 0.3, layer.initial_rank)
-            for s, layer in zip(strength, layers, strict=True)]  # fmt: skip
+    true = [
+        s * np.exp(-0.28 * np.arange(layer.initial_rank)) * rng.lognormal(0, 0.3, layer.initial_rank)
+        for s, layer in zip(strength, layers, strict=True)
+    ]
     where = [(i, k) for i, layer in enumerate(layers) for k in range(layer.initial_rank)]
     start, warmup, freeze = len(where), 20, steps - 30
     alive, events, scores = set(where), [], None
@@ -60,19 +70,34 @@ def simulate(layers: list[LayerRecord], target: int, steps: int = 240, every: in
         ranks = [sum((i, k) in kept for k in range(layer.initial_rank)) for i, layer in enumerate(layers)]
         gone = [values[key] for key in where if key not in kept]
         events.append(
-            AllocationRecord(step=step, asked=budget, reached=sum(ranks), ranks=ranks, lowest_kept=min(values[k] for k in kept),
-                             highest_dropped=max(gone, default=None), dropped=len(alive - kept), returned=len(kept - alive))
-        )  # fmt: skip
+            AllocationRecord(
+                step=step,
+                asked=budget,
+                reached=sum(ranks),
+                ranks=ranks,
+                lowest_kept=min(values[k] for k in kept),
+                highest_dropped=max(gone, default=None),
+                dropped=len(alive - kept),
+                returned=len(kept - alive),
+            )
+        )
         scores = ScoreRecord(
-            score="sensitivity", step=step,
-            kept=[sorted((values[i, k] for k in range(la.initial_rank) if (i, k) in kept), reverse=True)
-                  for i, la in enumerate(layers)],
-            dropped=[sorted((values[i, k] for k in range(la.initial_rank) if (i, k) not in kept), reverse=True)
-                     for i, la in enumerate(layers)],
-        )  # fmt: skip
+            score="sensitivity",
+            step=step,
+            kept=[
+                sorted((values[i, k] for k in range(la.initial_rank) if (i, k) in kept), reverse=True)
+                for i, la in enumerate(layers)
+            ],
+            dropped=[
+                sorted((values[i, k] for k in range(la.initial_rank) if (i, k) not in kept), reverse=True)
+                for i, la in enumerate(layers)
+            ],
+        )
         alive = kept
-    sigma = [sorted((float(0.3 * true[i][k]) for k in range(la.initial_rank) if (i, k) in alive), reverse=True)
-             for i, la in enumerate(layers)]  # fmt: skip
+    sigma = [
+        sorted((float(0.3 * true[i][k]) for k in range(la.initial_rank) if (i, k) in alive), reverse=True)
+        for i, la in enumerate(layers)
+    ]
     return events, scores, sigma
 
 
@@ -91,29 +116,64 @@ def run(blocks: int = 6, target: int = 216, seed: int = 0, **changes) -> RankTra
     losses = rng.gamma(2.0, 0.22, 400)
     ranks = events[-1].ranks
     base = {
-        "created": "2025-03-01T12:00:00+00:00", "name": "punctuation", "method": "adalora",
-        "method_options": {"beta1": 0.85, "beta2": 0.85}, "config": {"task": "punctuation", "lr": 0.004, "rank": 12},
-        "model": "all-MiniLM-L6-v2", "command": "rankalloc train punctuation --rank 12 --budget 216 --seed 0",
-        "data_fingerprint": "sha256:5b1c", "seed": seed, "alpha": 16.0, "rank": 12, "scaling": 16 / 12, "layers": layers,
+        "created": "2025-03-01T12:00:00+00:00",
+        "name": "punctuation",
+        "method": "adalora",
+        "method_options": {"beta1": 0.85, "beta2": 0.85},
+        "config": {"task": "punctuation", "lr": 0.004, "rank": 12},
+        "model": "all-MiniLM-L6-v2",
+        "command": "rankalloc train punctuation --rank 12 --budget 216 --seed 0",
+        "data_fingerprint": "sha256:5b1c",
+        "seed": seed,
+        "alpha": 16.0,
+        "rank": 12,
+        "scaling": 16 / 12,
+        "layers": layers,
         "heads": {"classifier": 9240},
         "budget": BudgetRecord(
-            given={"ranks": target}, unit="ranks", target=target, initial=sum(la.initial_rank for la in layers), min_rank=0,
-            max_rank=None, multiple_of=1, shape="cubic", total_steps=steps, warmup_steps=20, freeze_step=210, allocate_every=10,
+            given={"ranks": target},
+            unit="ranks",
+            target=target,
+            initial=sum(la.initial_rank for la in layers),
+            min_rank=0,
+            max_rank=None,
+            multiple_of=1,
+            shape="cubic",
+            total_steps=steps,
+            warmup_steps=20,
+            freeze_step=210,
+            allocate_every=10,
         ),
-        "allocations": events, "scores": scores, "singular_values": sigma, "logs": logs,
+        "allocations": events,
+        "scores": scores,
+        "singular_values": sigma,
+        "logs": logs,
         "evaluations": [
             EvaluationRecord(split="tune", examples=400, metrics={"loss": 0.452, "f1": 0.512}),
-            EvaluationRecord(split="report", examples=400, metrics={"loss": float(losses.mean()), "f1": 0.508},
-                             example_losses=[float(x) for x in losses]),
+            EvaluationRecord(
+                split="report",
+                examples=400,
+                metrics={"loss": float(losses.mean()), "f1": 0.508},
+                example_losses=[float(x) for x in losses],
+            ),
         ],
-        "steps_done": steps, "adapter_params_initial": sum(la.initial_rank * (la.d_in + la.d_out) for la in layers),
+        "steps_done": steps,
+        "adapter_params_initial": sum(la.initial_rank * (la.d_in + la.d_out) for la in layers),
         "adapter_params_final": sum(r * (la.d_in + la.d_out) for r, la in zip(ranks, layers, strict=True)),
-        "allocator_state_bytes": 663_552, "wall_seconds": 148.2, "step_seconds_before_freeze": 0.612,
+        "allocator_state_bytes": 663_552,
+        "wall_seconds": 148.2,
+        "step_seconds_before_freeze": 0.612,
         "step_seconds_after_freeze": 0.574,
-        "environment": EnvironmentRecord(python="3.11.7", platform="Linux-x86_64", device="cpu", threads=2,
-                                         versions={"rankalloc": "0.1.0", "torch": "2.13.0"}, git_hash="0123abc"),
+        "environment": EnvironmentRecord(
+            python="3.11.7",
+            platform="Linux-x86_64",
+            device="cpu",
+            threads=2,
+            versions={"rankalloc": "0.1.0", "torch": "2.13.0"},
+            git_hash="0123abc",
+        ),
         "finished": True,
-    }  # fmt: skip
+    }
     return RankTrace(**(base | changes))
 
 
@@ -123,73 +183,19 @@ def uniform_run(seed: int = 0, rank: int = 6) -> RankTrace:
     budget = run(seed=seed).budget.model_copy(update={"initial": 36 * rank, "target": 36 * rank})
     size = sum(rank * (la.d_in + la.d_out) for la in layers)
     return run(seed=seed + 40).model_copy(
-        update={"name": "uniform", "method": "uniform", "layers": layers, "rank": rank, "budget": budget, "allocations": [],
-                "scores": None, "singular_values": None, "adapter_params_initial": size, "adapter_params_final": size}
-    )  # fmt: skip
-
-
-def one_layer() -> RankTrace:
-    layer = LayerRecord(name="head", kind="linear", block=None, role="head", d_in=8, d_out=4, initial_rank=4)
-    return run(target=2, layers=[layer], name="one")
-
-
-def bare() -> RankTrace:
-    """Nothing but what a trace must have: no allocations, scores, logs, environment."""
-    full = run()
-    return RankTrace(created="2025-03-01T12:00:00+00:00", method="adalora", alpha=16, rank=12, scaling=1.0, layers=full.layers,
-                     budget=full.budget)  # fmt: skip
-
-
-def all_zero() -> RankTrace:
-    """Every layer pruned away, every score zero."""
-    trace = run()
-    last = trace.allocations[-1].model_copy(update={"ranks": [0] * 36, "reached": 0, "lowest_kept": None, "highest_dropped": 0.0})
-    budget = trace.budget.model_copy(update={"target": 0})
-    scores = ScoreRecord(score="magnitude", step=210, kept=[[] for _ in range(36)], dropped=[[0.0] * 12 for _ in range(36)])
-    return trace.model_copy(update={"allocations": [*trace.allocations[:-1], last], "budget": budget, "scores": scores,
-                                    "singular_values": [[] for _ in range(36)], "adapter_params_final": 0})  # fmt: skip
-
-
-HOSTILE = [
-    "<script>alert(1)</script>", 'a"onmouseover="alert(2)', "</script><img src=x onerror=alert(3)>", "$x^2$ & ]]>",
-    "=HYPERLINK(1)", "_hidden 'quote' {{ 7 * 7 }} #0a0101", "層\u202e\x07", "</style></svg>",
-]  # fmt: skip
-
-
-def hostile() -> RankTrace:
-    """Names as data: markup, quotes, formulas, control characters, template syntax, in every text field."""
-    layers = [
-        LayerRecord(name=name, kind="linear", block=None if i % 2 else i, role=name, d_in=8, d_out=8, initial_rank=4)
-        for i, name in enumerate(HOSTILE)
-    ]
-    trace = run(target=16, layers=layers, name=HOSTILE[0], command=HOSTILE[2], model=HOSTILE[1], method=HOSTILE[5],
-                alerts=[HOSTILE[2]], config={HOSTILE[0]: HOSTILE[2]}, heads={HOSTILE[2]: 3})  # fmt: skip
-    logs = [LogRecord(step=s, values={name: 1.0 / s for name in HOSTILE}) for s in range(1, 12)]
-    return trace.model_copy(update={"logs": logs})
-
-
-def mixed() -> RankTrace:
-    """Layers outside a stack beside a stack, and two stacks that share roles and indices."""
-    layers = [LayerRecord(name="embeddings.word", kind="embedding", block=None, role="embeddings.word", d_in=3000, d_out=64,
-                          initial_rank=8)]  # fmt: skip
-    for stack in ("encoder", "decoder"):
-        layers += [
-            LayerRecord(name=f"{stack}.block.{b}.{role}", kind="linear", block=b, role=role, d_in=64, d_out=64, initial_rank=8)
-            for b in range(4)
-            for role in ("q", "v")
-        ]
-    layers.append(LayerRecord(name="pooler.dense", kind="linear", block=None, role="pooler.dense", d_in=64, d_out=64, initial_rank=8))
-    return run(target=60, layers=layers, name="two stacks")
-
-
-def llama(blocks: int = 32) -> RankTrace:
-    """224 layers: 32 blocks of seven."""
-    shapes = {"self_attn.q_proj": (576, 576), "self_attn.k_proj": (576, 192), "self_attn.v_proj": (576, 192),
-              "self_attn.o_proj": (576, 576), "mlp.gate_proj": (576, 1536), "mlp.up_proj": (576, 1536),
-              "mlp.down_proj": (1536, 576)}  # fmt: skip
-    layers = [LayerRecord(name=f"model.layers.{b}.{role}", kind="linear", block=b, role=role, d_in=i, d_out=o, initial_rank=16)
-              for b in range(blocks) for role, (i, o) in shapes.items()]  # fmt: skip
-    return run(target=1792, layers=layers, name="llama-like", rank=16, scaling=1.0)
+        update={
+            "name": "uniform",
+            "method": "uniform",
+            "layers": layers,
+            "rank": rank,
+            "budget": budget,
+            "allocations": [],
+            "scores": None,
+            "singular_values": None,
+            "adapter_params_initial": size,
+            "adapter_params_final": size,
+        }
+    )
 
 
 def sweep(low: float = -0.012, high: float = 0.004, seed: int = 3) -> SweepRecord:
@@ -199,14 +205,32 @@ def sweep(low: float = -0.012, high: float = 0.004, seed: int = 3) -> SweepRecor
     for n in range(24):
         uniform = n in (0, 5, 11, 17)
         rank, lr = int(rng.choice([2, 4, 8, 12])), float(10 ** rng.uniform(-3.3, -2))
-        params = {"method": "uniform" if uniform else str(rng.choice(["adalora", "canonical"])), "rank": rank, "lr": lr,
-                  "alpha": float(rng.choice([8, 16, 32]))}  # fmt: skip
+        params = {
+            "method": "uniform" if uniform else str(rng.choice(["adalora", "canonical"])),
+            "rank": rank,
+            "lr": lr,
+            "alpha": float(rng.choice([8, 16, 32])),
+        }
         size = 36 * rank * (800 if uniform else int(rng.integers(801, 880)))
         value = 0.44 + 0.05 / rank + 0.02 * (math.log10(lr) + 2.5) ** 2 + 0.004 * float(rng.normal())
         role = "uniform control" if n == 0 else "start" if n == 1 else "matched control" if n == 17 else "sampled"
-        trials.append(TrialRecord(number=n, state="complete", role=role, params=params, value=value, metrics={"loss": value},
-                                  ranks=36 * rank, adapter_params=size, seconds=60 + 4.0 * rank, trace=f"trials/{n:04d}/trace.json"))
-    trials[7] = TrialRecord(number=7, state="failed", params=trials[7].params, message="loss became non-finite at step 41")
+        trials.append(
+            TrialRecord(
+                number=n,
+                state="complete",
+                role=role,
+                params=params,
+                value=value,
+                metrics={"loss": value},
+                ranks=36 * rank,
+                adapter_params=size,
+                seconds=60 + 4.0 * rank,
+                trace=f"trials/{n:04d}/trace.json",
+            )
+        )
+    trials[7] = TrialRecord(
+        number=7, state="failed", params=trials[7].params, message="loss became non-finite at step 41"
+    )
     done = [t for t in trials if t.state == "complete"]
     best = min((t for t in done if t.params["method"] != "uniform"), key=lambda t: t.value)
     front, least = [], math.inf
@@ -216,15 +240,35 @@ def sweep(low: float = -0.012, high: float = 0.004, seed: int = 3) -> SweepRecor
             front.append(t.number)
     fitting = [t for t in done if t.params["method"] == "uniform" and t.adapter_params <= best.adapter_params]
     control = min(fitting, key=lambda t: t.value)
-    pair = PairRecord(adaptive=best.number, uniform=control.number, metric="f1", adaptive_metrics={"loss": 0.449, "f1": 0.511},
-                      uniform_metrics={"loss": 0.453, "f1": 0.508}, difference=(low + high) / 2, low=low, high=high, p_value=0.34,
-                      examples=400)  # fmt: skip
+    pair = PairRecord(
+        adaptive=best.number,
+        uniform=control.number,
+        metric="f1",
+        adaptive_metrics={"loss": 0.449, "f1": 0.511},
+        uniform_metrics={"loss": 0.453, "f1": 0.508},
+        difference=(low + high) / 2,
+        low=low,
+        high=high,
+        p_value=0.34,
+        examples=400,
+    )
     return SweepRecord(
-        created="2025-03-01T14:00:00+00:00", name="punctuation sweep", task="punctuation", metric="loss", direction="minimize",
-        space={"rank": [2, 4, 8, 12], "lr": {"low": 5e-4, "high": 1e-2, "log": True}}, storage="study.log",
-        command="rankalloc sweep punctuation --trials 24", config={"trials": 24}, trials=trials, best=best.number, front=front,
-        importances={"lr": 0.61, "rank": 0.27, "alpha": 0.08, "method": 0.04}, pair=pair, seconds=1900.0,
-    )  # fmt: skip
+        created="2025-03-01T14:00:00+00:00",
+        name="punctuation sweep",
+        task="punctuation",
+        metric="loss",
+        direction="minimize",
+        space={"rank": [2, 4, 8, 12], "lr": {"low": 5e-4, "high": 1e-2, "log": True}},
+        storage="study.log",
+        command="rankalloc sweep punctuation --trials 24",
+        config={"trials": 24},
+        trials=trials,
+        best=best.number,
+        front=front,
+        importances={"lr": 0.61, "rank": 0.27, "alpha": 0.08, "method": 0.04},
+        pair=pair,
+        seconds=1900.0,
+    )
 
 
 def sweep_folder(folder, **changes) -> SweepRecord:

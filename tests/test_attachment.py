@@ -66,7 +66,7 @@ def test_all_linear_leaves_a_linear_layer_tied_to_an_embedding_alone():
         (["query", "value"], 4),
         (["attention.self.query"], 2),
         (["bert.encoder.layer.0.attention.self.key"], 1),
-        (r"bert\.encoder\.layer\.1\.attention\.self\..*", 3),
+        (r"bert\.encoder\.layer\.1\.attention\.self\.(query|key|value)", 3),
         (lambda name, module: name.endswith("intermediate.dense") and module.out_features == 64, 2),
     ],
     ids=["suffixes", "longer suffix", "full name", "regex", "callable"],
@@ -160,7 +160,7 @@ def test_an_encoder_layer_that_bypasses_its_linear_layers_is_refused():
     """torch's fast path reads linear1.weight: an adapter there would act in training and not in use."""
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
     model = nn.ModuleDict({"encoder": encoder, "out": nn.Linear(8, 3)})
-    refused(TargetError, lambda: ra.attach(model, rank=2, target_modules=["linear1"]), "encoder.layers.0.linear1", "directly")
+    refused(TargetError, lambda: ra.attach(model, rank=2, target_modules=["linear1"]), "encoder.layers.0.linear1", "directly", "What can be adapted: out (1)")
     assert list(ra.attach(model, rank=2).modules) == ["out"]
 
 
@@ -268,11 +268,8 @@ def test_merging_into_a_weight_that_is_computed_is_refused():
     randomize(adapters)
     x = torch.randn(3, 8)
     before = model(x).detach()
-    if len(adapters) == 2:
-        refused(RankallocError, lambda: ra.merge(adapters), "1", "computed")
-    else:
-        ra.merge(adapters)
-    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+    refused(RankallocError, lambda: ra.merge(adapters), "weight of 1 is computed")
+    assert torch.equal(model(x), before)
 
 
 def test_merging_an_update_that_is_not_finite_is_refused(mlp):

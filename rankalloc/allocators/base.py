@@ -31,7 +31,7 @@ class Demand:
     multiple_of: int = 1
 
     @classmethod
-    def at(cls, plan: BudgetPlan, step: int) -> "Demand":
+    def at(cls, plan: BudgetPlan, step: int) -> Demand:
         """The demand of ``plan`` after optimizer step ``step``."""
         return cls(min(plan.asked(step), plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of)
 

@@ -145,7 +145,9 @@ def sweep(
     )
 )
 def report(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of a run or a sweep, or one of its JSON files.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder of a run or a sweep, or one of its JSON files.")
+    ],
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="The page to write. [default: report.html in SOURCE]"),

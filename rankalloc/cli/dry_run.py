@@ -48,7 +48,8 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
     show("dry run: nothing is written", style="bold")
     show_table(_overview(config, found, folder, note))
     show()
-    show_table(layer_rows(found.layers), ("layer", "layers", "d_in", "d_out", "rank", "parameters"), right=(1, 2, 3, 4, 5))
+    header = ("layer", "layers", "d_in", "d_out", "rank", "parameters")
+    show_table(layer_rows(found.layers), header, right=range(1, 6))
     show()
     plan = found.plan
     show_table(

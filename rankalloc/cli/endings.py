@@ -25,41 +25,32 @@ class CleanEndings(TyperGroup):
         try:
             return super().invoke(ctx)
         # typer's own endings, usage errors and a closed pipe among them
-        except (TyperException, typer.Exit, typer.Abort, EOFError, BrokenPipeError):
+        except (TyperException, typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             say("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except RankallocError as error:
-            _traceback_if(ctx)
-            _tell(error)
-            raise typer.Exit(error.exit_code) from None
         except Exception as error:
-            _traceback_if(ctx)
-            what = " ".join(filter(None, (type(error).__name__ + ":", " ".join(str(error).split())))).rstrip(":")
-            command = ctx.invoked_subcommand or ""
-            hint = "" if ctx.params.get("debug") else f"; run again with --debug (rankalloc --debug {command} ...)"
-            _error(f"unexpected error: {what}{hint}")
-            raise typer.Exit(1) from None
+            debug = ctx.params.get("debug")
+            if debug:
+                for line in traceback.format_exc().splitlines():
+                    say(line)
+            first, *more = _sentences(error, "" if debug else ctx.invoked_subcommand)
+            say(f"error: {first}", style="red")
+            for line in more:
+                say(f"  {line}")
+            raise typer.Exit(error.exit_code if isinstance(error, RankallocError) else 1) from None
 
 
-def _tell(error: RankallocError) -> None:
-    # A configuration's mistakes come one a line.
+def _sentences(error: Exception, command: str | None) -> list[str]:
+    """One sentence, or one for each mistake in a configuration. ``command`` is named in the hint to --debug."""
     lines = str(error).splitlines()
     if isinstance(error, ConfigError) and len(lines) > 1:
-        _error(f"the configuration has {len(lines)} mistakes:")
-        for line in lines:
-            say(f"  {line}")
-    else:
-        _error(" ".join(lines))
-
-
-def _error(sentence: str) -> None:
-    say(f"error: {sentence}", style="red")
-
-
-def _traceback_if(ctx: Any) -> None:
-    if ctx.params.get("debug"):
-        for line in traceback.format_exc().splitlines():
-            say(line)
-
+        return [f"the configuration has {len(lines)} mistakes:", *lines]
+    if isinstance(error, RankallocError):
+        return [" ".join(lines)]
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return [f"could not use {error.filename}: {error.strerror}"]
+    hint = f"; run again with --debug (rankalloc --debug {command} ...)" if command else ""
+    what = f"{type(error).__name__}: {' '.join(lines)}" if lines else type(error).__name__
+    return [f"unexpected error: {what}{hint}"]

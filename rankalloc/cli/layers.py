@@ -75,7 +75,7 @@ def build_skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
                 return own_class(config)
             return _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     # A damaged config.json fails in whatever way the model's own code trips over it.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+    except Exception as error:
         raise ConfigError(_why(model, reference, error, trust_remote_code)) from error
 
 

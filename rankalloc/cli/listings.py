@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Annotated, Any
 
 import typer
@@ -76,14 +76,10 @@ def targets(
         found = adaptable(model, trust_remote_code)
     if as_json:
         return show_json({"model": model, **asdict(found)})
-    show(f"{model} ({found.architecture}): {count(sum(g.layers for g in found.groups), 'layer')} can be adapted", style="bold")
-    show_table(
-        [
-            (g.suffix, number(g.layers), number(g.d_in), number(g.d_out), number(g.params_per_rank), number(g.params_all))
-            for g in found.groups
-        ],
-        ("suffix", "layers", "d_in", "d_out", "parameters a rank", "in all layers"), right=(1, 2, 3, 4, 5),
-    )
+    layers = count(sum(group.layers for group in found.groups), "layer")
+    show(f"{model} ({found.architecture}): {layers} can be adapted", style="bold")
+    header = ("suffix", "layers", "d_in", "d_out", "parameters a rank", "in all layers")
+    show_table([tuple(map(number, astuple(group))) for group in found.groups], header, right=range(1, 6))
     heads = ", ".join(f"{name} ({params:,} parameters)" for name, params in found.heads.items())
     show(f"heads, trained whole: {heads or 'none in this checkpoint; a task adds its own'}")
     show("adapter.target_modules takes endings of these names; an ending that several share takes them all")

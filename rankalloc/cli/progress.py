@@ -35,8 +35,8 @@ class Steps:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
-                console=out,
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.description}", markup=False), console=out,
             )
             self._bar.start()
             self._task = self._bar.add_task("", total=None)

@@ -91,8 +91,9 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
     with _resumable(how), results_only():
         say(f"training {_task_name(config)} with {config.method} into {folder}")
         from ..runner import train
+        from ..tasks.models import quiet
 
-        with steps:
+        with quiet(), steps:
             trace = train(config, Path(folder), command=request.line(whole=False), resume=resume, progress=steps)
         report, failure = _report(folder)
     show_run(trace, config, folder, report, request.as_json)
@@ -115,14 +116,16 @@ def run_sweep(request: Request) -> None:
 
     with _resumable(lambda: f"to go on: {request.line()}"), results_only():
         going_on = request.storage is None and Path(folder, _STUDY).exists()
-        say(f"{'going on with the sweep in' if going_on else 'sweeping'} {_task_name(config)} into {folder}")
+        say(f"going on with the sweep in {folder}" if going_on else f"sweeping {_task_name(config)} into {folder}")
         from ..sweep import run_sweep as run
         from ..tasks import metric_of
+        from ..tasks.models import quiet
 
-        record = run(
-            config, Path(folder), trials=request.trials, storage=request.storage, command=request.line(whole=False),
-            on_trial=trial_printer(metric_of(config).metric),
-        )
+        with quiet():
+            record = run(
+                config, Path(folder), trials=request.trials, storage=request.storage,
+                command=request.line(whole=False), on_trial=trial_printer(metric_of(config).metric),
+            )
         report, failure = _report(folder)
     show_sweep(record, folder, report, request.as_json)
     _raise(failure, folder)

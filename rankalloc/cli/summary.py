@@ -35,9 +35,9 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
             "evaluations": {e.split: {"examples": e.examples, **e.metrics} for e in trace.evaluations},
             "alerts": trace.alerts, "seconds": trace.wall_seconds, "command": trace.command, **paths,
         })
-    unit = trace.budget.unit
+    asked, unit, initial = trace.budget.target, trace.budget.unit, trace.budget.initial
     rows = [
-        ("budget", f"{trace.budget.target:,} {unit} asked, {reached:,} reached (of {trace.budget.initial:,} at the start)"),
+        ("budget", f"{asked:,} {unit} asked, {reached:,} reached (of {initial:,} at the start)"),
         ("layers", f"{count(len(trace.layers), 'layer')}, ranks {min(trace.final_ranks)} to {max(trace.final_ranks)}"),
         *((e.split, _metrics(e.metrics, metric) + f"  ({count(e.examples, 'example')})") for e in trace.evaluations),
         *(("note", alert) for alert in trace.alerts),
@@ -59,7 +59,7 @@ def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bo
     best = record.trial(record.best)
     rows = [
         ("trials", f"{states.count('complete')} complete" + (f", {failed} not" if failed else "")),
-        ("best", trial_line(best, record.metric)),
+        ("best trial", trial_line(best, record.metric)),
         ("", f"{best.ranks} ranks, {number(best.adapter_params)} adapter parameters"),
         *([("compared", _compared(record.pair))] if record.pair is not None else []),
         *_paths(paths),
@@ -79,11 +79,13 @@ def report_on(source: str, output: str | None, title: str | None) -> None:
 
 
 def _compared(pair: PairRecord) -> str:
-    better = "lower" if pair.difference < 0 else "higher"
+    loss = "the same"
+    if pair.difference:
+        loss = f"{abs(pair.difference):.4g} {'lower' if pair.difference < 0 else 'higher'}"
     return (
         f"trial {pair.adaptive} against uniform trial {pair.uniform} on the report split: {pair.metric} "
         f"{number(pair.adaptive_metrics.get(pair.metric))} against {number(pair.uniform_metrics.get(pair.metric))}, "
-        f"loss {abs(pair.difference):.4g} {better} (95 % interval of the difference {pair.low:.4g} to {pair.high:.4g})"
+        f"loss {loss} (95 % interval of the difference {pair.low:.4g} to {pair.high:.4g})"
     )
 
 

@@ -4,3 +4,9 @@
 sentences, ``figures`` draws rows as SVG, ``exhibits`` joins drawing, caption and numbers, ``html``
 writes the page. Nothing here needs torch.
 """
+
+from __future__ import annotations
+
+from .html import write_report
+
+__all__ = ["write_report"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rankalloc.trace import RankTrace, SweepRecord
+from rankalloc.trace import RankTrace
 
-from . import figures, figures_sweep, figures_why, sweeps, tables
+from . import figures, figures_why, tables
 from .wording import ABSENT, count, fixed, number, plural, rank
 
 MOST_COLUMNS = 24  # of a table of numbers, thinned evenly beyond
@@ -29,29 +29,59 @@ class Exhibit:
     names: int = 1
 
 
-def _exhibit(key: str, title: str, draw: Callable[[str, str], str], caption: str, header, rows, note="", names=1) -> Exhibit:
+def exhibit(
+    key: str, title: str, draw: Callable[[str, str], str], caption: str, header, rows, note="", names=1
+) -> Exhibit:
     return Exhibit(key, title, draw(f"f-{key}", f"{title}. {caption}"), caption, header, rows, note, names)
 
 
 def rank_map(trace: RankTrace) -> list[Exhibit]:
     table = tables.rank_map(trace)
-    rows = [[role, *(ABSENT if c is None else str(c) for c in cells), rank(mean)]
-            for role, cells, mean in zip(table.roles, table.cells, table.row_means, strict=True)]  # fmt: skip
+    rows = [
+        [role, *(ABSENT if c is None else str(c) for c in cells), rank(mean)]
+        for role, cells, mean in zip(table.roles, table.cells, table.row_means, strict=True)
+    ]
     rows.append(["mean", *(rank(m) for m in table.column_means), rank(sum(trace.final_ranks) / len(trace.layers))])
-    caption = ("The rank each layer ended with, by its role and its block. Darker is higher (lighter in dark mode); a dashed cell is "
-               "rank 0.")
-    return [_exhibit("map", "Rank map", lambda p, t: figures.rank_map_figure(table, p, t), caption,
-                     ["role", *(c if c == tables.OUTSIDE else f"block {c}" for c in table.columns), "mean"], rows)]
+    caption = (
+        "The rank each layer ended with, by its role and its block. Darker is higher (lighter in dark mode); a "
+        "dashed cell is "
+        "rank 0."
+    )
+    return [
+        exhibit(
+            "map",
+            "Rank map",
+            lambda p, t: figures.rank_map_figure(table, p, t),
+            caption,
+            ["role", *(c if c == tables.OUTSIDE else f"block {c}" for c in table.columns), "mean"],
+            rows,
+        )
+    ]
 
 
 def final_ranks(trace: RankTrace, rows: list[tables.LayerRow]) -> list[Exhibit]:
     even = tables.uniform_rank(trace)
     grouped = tables.groups(trace)
-    caption = (f"Bars are final ranks, the pale bars behind them initial ranks. The dashed line is the rank every layer would have "
-               f"had if the same budget had been spread equally ({rank(even)}).")
-    listed = [[rows[i].name, str(rows[i].final_rank), rank(even), str(rows[i].initial_rank)] for g in grouped for i in g.layers]
-    return [_exhibit("ranks", "Final rank of each layer", lambda p, t: figures.final_ranks_figure(rows, grouped, p, t), caption,
-                     ["layer", "final rank", "uniform", "initial rank"], listed)]
+    caption = (
+        f"Bars are final ranks, the pale bars behind them initial ranks. The dashed line is the rank every layer "
+        "would have "
+        f"had if the same budget had been spread equally ({rank(even)})."
+    )
+    listed = [
+        [rows[i].name, str(rows[i].final_rank), rank(even), str(rows[i].initial_rank)]
+        for g in grouped
+        for i in g.layers
+    ]
+    return [
+        exhibit(
+            "ranks",
+            "Final rank of each layer",
+            lambda p, t: figures.final_ranks_figure(rows, grouped, p, t),
+            caption,
+            ["layer", "final rank", "uniform", "initial rank"],
+            listed,
+        )
+    ]
 
 
 def course(trace: RankTrace) -> list[Exhibit]:
@@ -61,19 +91,31 @@ def course(trace: RankTrace) -> list[Exhibit]:
     marks = {"end of warm-up": trace.budget.warmup_steps, "freeze": trace.budget.freeze_step}
     marks = {name: step for name, step in marks.items() if 0 < step <= max(trace.budget.total_steps, table.steps[-1])}
     unit = {"ranks": "ranks in all", "params": "parameters", "bytes": "bytes"}[trace.budget.unit]
-    picked = _thin(len(table.steps), MOST_COLUMNS)
+    picked = thin(len(table.steps), MOST_COLUMNS)
     names = [f"step {count(table.steps[k])}" for k in picked]
-    rows = [["budget asked", *(count(table.asked[k]) for k in picked)],
-            ["budget reached", *(count(table.reached[k]) for k in picked)],
-            ["dropped", *(count(table.dropped[k]) for k in picked)],
-            ["returned", *(count(table.returned[k]) for k in picked)]]  # fmt: skip
+    rows = [
+        ["budget asked", *(count(table.asked[k]) for k in picked)],
+        ["budget reached", *(count(table.reached[k]) for k in picked)],
+        ["dropped", *(count(table.dropped[k]) for k in picked)],
+        ["returned", *(count(table.returned[k]) for k in picked)],
+    ]
     rows += [[trace.layers[i].name, *(str(table.ranks[k][i]) for k in picked)] for g in grouped for i in g.layers]
     exact = table.asked == table.reached
-    caption = (("Every allocation reached exactly what was asked. " if exact else "")
-               + f"{plural(len(trace.allocations), 'allocation')}; dropped triplets count downwards, those that came back upwards.")
-    note = "" if len(picked) == len(table.steps) else f"{len(picked)} of {plural(len(table.steps), 'point')} shown; all are in the JSON."
-    draw = lambda p, t: figures.history_figure(table, grouped, marks, trace.budget.total_steps, unit, p, t)  # noqa: E731
-    return [_exhibit("course", "Budget, churn and ranks over the steps", draw, caption, ["", *names], rows, note)]
+    caption = (
+        ("Every allocation reached exactly what was asked. " if exact else "")
+        + f"{plural(len(trace.allocations), 'allocation')}; dropped triplets count downwards, those that came back "
+        "upwards."
+    )
+    note = (
+        ""
+        if len(picked) == len(table.steps)
+        else f"{len(picked)} of {plural(len(table.steps), 'point')} shown; all are in the JSON."
+    )
+
+    def draw(prefix: str, label: str) -> str:
+        return figures.history_figure(table, grouped, marks, trace.budget.total_steps, unit, prefix, label)
+
+    return [exhibit("course", "Budget, churn and ranks over the steps", draw, caption, ["", *names], rows, note)]
 
 
 def why(trace: RankTrace) -> list[Exhibit]:
@@ -83,22 +125,52 @@ def why(trace: RankTrace) -> list[Exhibit]:
         for g in grouped:
             for i in g.layers:
                 kept, dropped = table.kept[i], table.dropped[i]
-                rows.append([trace.layers[i].name, count(len(kept)), number(min(kept, default=None), 3),
-                             count(len(dropped)), number(max(dropped, default=None), 3)])
-        caption = f"Scores at the last allocation (step {count(table.step)}), one dash a triplet; the dotted line is the lowest kept. {_margin(table)}"
+                rows.append(
+                    [
+                        trace.layers[i].name,
+                        count(len(kept)),
+                        number(min(kept, default=None), 3),
+                        count(len(dropped)),
+                        number(max(dropped, default=None), 3),
+                    ]
+                )
+        caption = (
+            f"Scores at the last allocation (step {count(table.step)}), one dash a triplet; the dotted line is the "
+            f"lowest kept. {_margin(table)}"
+        )
         if table.unplotted:
             caption += f" {plural(table.unplotted, 'score')} of zero or below cannot be drawn on a log axis."
-        made.append(_exhibit("scores", "Kept and dropped scores", lambda p, t: figures_why.scores_figure(table, grouped, p, t),
-                             caption, ["layer", "kept", "lowest kept", "dropped", "highest dropped"], rows))
+        made.append(
+            exhibit(
+                "scores",
+                "Kept and dropped scores",
+                lambda p, t: figures_why.scores_figure(table, grouped, p, t),
+                caption,
+                ["layer", "kept", "lowest kept", "dropped", "highest dropped"],
+                rows,
+            )
+        )
     past = tables.history(trace)
     if any(v is not None and v > 0 for v in past.lowest_kept + past.highest_dropped):
-        picked = [k for k in _thin(len(past.steps), MOST_ROWS) if past.lowest_kept[k] is not None
-                  or past.highest_dropped[k] is not None]  # fmt: skip
-        rows = [[count(past.steps[k]), number(past.lowest_kept[k], 3), number(past.highest_dropped[k], 3)] for k in picked]
-        made.append(_exhibit("margin", "The margin over the steps", lambda p, t: figures_why.margin_figure(past, p, t),
-                             "The lowest score kept and the highest dropped at each allocation. The closer the two lines, the more "
-                             "the choice between the last triplets hangs on noise.",
-                             ["step", "lowest kept", "highest dropped"], rows))  # fmt: skip
+        picked = [
+            k
+            for k in thin(len(past.steps), MOST_ROWS)
+            if past.lowest_kept[k] is not None or past.highest_dropped[k] is not None
+        ]
+        rows = [
+            [count(past.steps[k]), number(past.lowest_kept[k], 3), number(past.highest_dropped[k], 3)] for k in picked
+        ]
+        made.append(
+            exhibit(
+                "margin",
+                "The margin over the steps",
+                lambda p, t: figures_why.margin_figure(past, p, t),
+                "The lowest score kept and the highest dropped at each allocation. The closer the two lines, the more "
+                "the choice between the last triplets hangs on noise.",
+                ["step", "lowest kept", "highest dropped"],
+                rows,
+            )
+        )
     return made
 
 
@@ -108,8 +180,11 @@ def _margin(table: tables.ScoreTable) -> str:
     if table.margin is None:
         return "All dropped scores are zero or below."
     if table.margin < 1:
-        return (f"The lowest kept score is {number(table.margin, 3)}× the highest dropped: something other than the score alone "
-                "decided there (a floor, a cap, or the cost of a rank).")
+        return (
+            f"The lowest kept score is {number(table.margin, 3)}× the highest dropped: something other than the "
+            "score alone "
+            "decided there (a floor, a cap, or the cost of a rank)."
+        )
     return f"The lowest kept score is {number(table.margin, 5)}× the highest dropped."
 
 
@@ -118,14 +193,28 @@ def spectra(trace: RankTrace, rows: list[tables.LayerRow]) -> list[Exhibit]:
     if not any(s > 0 for values in sigma for s in values):
         return []
     listed = [[rows[i].name, ", ".join(number(s, 3) for s in sigma[i]) or ABSENT] for g in grouped for i in g.layers]
-    first = _exhibit("spectra", "Singular values of the updates", lambda p, t: figures_why.spectra_figure(sigma, grouped, p, t),
-                     "True singular values of each layer's update ΔW, scaling included; the deeper the block, the darker the line "
-                     "(lighter in dark mode).", ["layer", "singular values"], listed)  # fmt: skip
-    used = [[rows[i].name, str(rows[i].final_rank), fixed(rows[i].effective_rank, 2)] for g in grouped for i in g.layers]
-    second = _exhibit("effective", "Effective rank against the rank allotted",
-                      lambda p, t: figures_why.effective_figure(rows, grouped, p, t),
-                      "Effective rank is exp(entropy) of the normalised singular values. A layer far below the diagonal was given more "
-                      "directions than it uses evenly.", ["layer", "allotted", "effective"], used)  # fmt: skip
+    first = exhibit(
+        "spectra",
+        "Singular values of the updates",
+        lambda p, t: figures_why.spectra_figure(sigma, grouped, p, t),
+        "True singular values of each layer's update ΔW, scaling included; the deeper the block, the darker the line "
+        "(lighter in dark mode).",
+        ["layer", "singular values"],
+        listed,
+    )
+    used = [
+        [rows[i].name, str(rows[i].final_rank), fixed(rows[i].effective_rank, 2)] for g in grouped for i in g.layers
+    ]
+    second = exhibit(
+        "effective",
+        "Effective rank against the rank allotted",
+        lambda p, t: figures_why.effective_figure(rows, grouped, p, t),
+        "Effective rank is exp(entropy) of the normalised singular values. A layer far below the diagonal was given "
+        "more "
+        "directions than it uses evenly.",
+        ["layer", "allotted", "effective"],
+        used,
+    )
     return [first, second]
 
 
@@ -137,40 +226,27 @@ def quality(trace: RankTrace, control: RankTrace | None) -> list[Exhibit]:
     rows = []
     for panel in panels:
         for name, steps, values in panel.series:
-            rows += [[name, count(steps[k]), number(values[k])] for k in _thin(len(steps), MOST_ROWS // 2)]
-    note = "At most 30 points a curve; all are in the JSON." if any(len(s[1]) > 30 for p in panels for s in p.series) else ""
+            rows += [[name, count(steps[k]), number(values[k])] for k in thin(len(steps), MOST_ROWS // 2)]
+    note = (
+        "At most 30 points a curve; all are in the JSON."
+        if any(len(s[1]) > 30 for p in panels for s in p.series)
+        else ""
+    )
     caption = "What the training loop logged." + (" Dashed: the uniform trial set beside it." if others else "")
-    return [_exhibit("curves", "Curves", lambda p, t: figures_why.curves_figure(panels, others, "uniform", p, t), caption,
-                     ["quantity", "step", "value"], rows, note)]
+    return [
+        exhibit(
+            "curves",
+            "Curves",
+            lambda p, t: figures_why.curves_figure(panels, others, "uniform", p, t),
+            caption,
+            ["quantity", "step", "value"],
+            rows,
+            note,
+        )
+    ]
 
 
-def sweep(record: SweepRecord, rows: list[sweeps.TrialRow]) -> list[Exhibit]:
-    made = []
-    points = sweeps.front_points(rows)
-    if points:
-        listed = [[str(r.number), "uniform" if r.uniform else "adaptive", count(r.adapter_params), number(r.value),
-                   "yes" if r.front else "", "yes" if r.best else ""] for r in points]
-        better = "lower" if record.direction == "minimize" else "higher"
-        made.append(_exhibit("front", "Size against quality", lambda p, t: figures_sweep.front_figure(points, record.metric, p, t),
-                             f"Each completed trial by its adapter parameters and its {record.metric} ({better} is better). Circles are "
-                             "adaptive, squares uniform; the line joins the trials that no other beats on both.",
-                             ["trial", "ranks", "adapter parameters", record.metric, "on the front", "best"], listed, "", 2))
-    weights = sweeps.importances(record)
-    if weights:
-        made.append(_exhibit("importances", "What mattered", lambda p, t: figures_sweep.importances_figure(weights, p, t),
-                             f"Importance of each parameter for {record.metric}, as the sweep computed it. With few trials these are "
-                             "rough.", ["parameter", "importance"], [[n, fixed(v, 3)] for n, v in weights]))
-    cuts = sweeps.slices(record)
-    if cuts:
-        listed = [[c.name, number(p.x) if c.numeric else str(p.x), number(p.value), str(p.number)] for c in cuts for p in c.points]
-        made.append(_exhibit("slices", "One parameter at a time",
-                             lambda p, t: figures_sweep.slices_figure(cuts, record.metric, p, t),
-                             f"The {record.metric} of each completed trial against each parameter in turn; the others vary too.",
-                             ["parameter", "its value", record.metric, "trial"], listed))  # fmt: skip
-    return made
-
-
-def _thin(n: int, most: int) -> list[int]:
+def thin(n: int, most: int) -> list[int]:
     """At most ``most`` of the indices 0 … n - 1, evenly spaced, first and last included."""
     if n <= most:
         return list(range(n))

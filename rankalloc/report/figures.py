@@ -4,6 +4,7 @@ ids and the label read out in its place."""
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch, Rectangle
@@ -52,7 +53,7 @@ def _cell(axes: Axes, x: float, y: float, value: int, top: int, size: float) -> 
         look = {"facecolor": "none", "edgecolor": svg.MUTED, "linestyle": (0, (2, 2)), "linewidth": 0.8}
     axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, **look))
     colour = svg.INK if value == 0 else svg.text_on(step)
-    axes.text(x, y, str(value), ha="center", va="center", size=size, color=colour)
+    axes.text(x, y, str(value), ha="center", va="center", size=size, color=colour, in_layout=False)
 
 
 def final_ranks_figure(rows: list[LayerRow], groups: list[Group], prefix: str, label: str) -> str:
@@ -93,13 +94,24 @@ def _rank_bars(axes: Axes, group: Group, rows: list[LayerRow], tall: int, longes
     axes.axhline(pairs[0][1].uniform_rank, color=svg.UNIFORM, linewidth=1.2, linestyle=(0, (4, 2)))
     if longest <= 40:
         for block, row in pairs:
-            axes.text(block, tall * 1.04, str(row.final_rank), ha="center", va="bottom", size=8.5 if longest <= 16 else 6.5)
+            axes.text(
+                block,
+                tall * 1.04,
+                str(row.final_rank),
+                ha="center",
+                va="bottom",
+                size=8.5 if longest <= 16 else 6.5,
+                in_layout=False,
+            )
     axes.set(ylim=(0, tall * 1.2), title=printable(group.label))
     axes.set_xlim(min(blocks) - 0.6, max(blocks) + 0.6)
     axes.spines["left"].set_visible(False)
     axes.tick_params(length=0)
     svg.whole(axes.yaxis, 4)
-    svg.whole(axes.xaxis, 12 if longest <= 12 else 8)
+    if longest <= 12:
+        axes.set_xticks(blocks)
+    else:
+        svg.whole(axes.xaxis, 8)
 
 
 def _named_bars(axes: Axes, rows: list[LayerRow], tall: int) -> None:
@@ -116,8 +128,9 @@ def _named_bars(axes: Axes, rows: list[LayerRow], tall: int) -> None:
     svg.whole(axes.xaxis)
 
 
-def history_figure(table: History, groups: list[Group], marks: dict[str, int], end: int, unit: str, prefix: str,
-                   label: str) -> str:  # fmt: skip
+def history_figure(
+    table: History, groups: list[Group], marks: dict[str, int], end: int, unit: str, prefix: str, label: str
+) -> str:
     """Budget asked and reached, triplets changing sides, and every layer's rank, over the same steps."""
     rows = [i for group in groups for i in group.layers]
     high = min(max(0.15 * len(rows), 0.03 * len(rows) + 2.2), 11.0)
@@ -133,8 +146,17 @@ def history_figure(table: History, groups: list[Group], marks: dict[str, int], e
                 axes.axvline(step, color=svg.MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=5)
         for name, step in marks.items():
             right = step > 0.8 * end
-            top.annotate(name, (step, 1), (-4 if right else 4, -2), xycoords=("data", "axes fraction"), va="top",
-                         textcoords="offset points", size=8, color=svg.MUTED, ha="right" if right else "left")
+            top.annotate(
+                name,
+                (step, 1),
+                (-4 if right else 4, -2),
+                xycoords=("data", "axes fraction"),
+                va="top",
+                textcoords="offset points",
+                size=8,
+                color=svg.MUTED,
+                ha="right" if right else "left",
+            )
         strip.set_xlabel("optimizer step")
         svg.whole(strip.xaxis, 9)
         strip.set_xlim(0, end)
@@ -158,7 +180,7 @@ def _budget_lines(axes: Axes, table: History, end: int, unit: str) -> None:
 
 def _churn_bars(axes: Axes, table: History, end: int) -> None:
     steps = table.steps[1:]
-    gap = min((b - a for a, b in zip(steps, steps[1:], strict=False)), default=end / 20) or end / 20
+    gap = min((b - a for a, b in pairwise(steps)), default=end / 20) or end / 20
     axes.bar(steps, [-d for d in table.dropped[1:]], width=0.6 * gap, color=svg.UNIFORM, label="dropped")
     axes.bar(steps, table.returned[1:], width=0.6 * gap, color=svg.ADAPTIVE, label="returned")
     axes.axhline(0, color=svg.MUTED, linewidth=0.7)
@@ -183,8 +205,10 @@ def _strip(axes: Axes, table: History, groups: list[Group], end: int) -> None:
                 boxes.setdefault(svg.level(column[start], top), []).append((edges[start], edges[k], y))
                 start = k
     for step, members in sorted(boxes.items()):
-        shapes = [Path([(a, y - 0.5 + gap), (b, y - 0.5 + gap), (b, y + 0.5 - gap), (a, y + 0.5 - gap), (a, y)], closed=True)
-                  for a, b, y in members]
+        shapes = [
+            Path([(a, y - 0.5 + gap), (b, y - 0.5 + gap), (b, y + 0.5 - gap), (a, y + 0.5 - gap), (a, y)], closed=True)
+            for a, b, y in members
+        ]
         patch = PathPatch(Path.make_compound_path(*shapes), facecolor=svg.fill(step), edgecolor="none")
         patch.set_gid(f"crisp{step}")
         axes.add_patch(patch)
@@ -205,7 +229,9 @@ def _strip(axes: Axes, table: History, groups: list[Group], end: int) -> None:
 def _colour_bar(axes: Axes, top: int) -> None:
     bar = axes.inset_axes([1.015, 0.0, 0.014, 1.0 if top else 0.3])
     for step in range(svg.LEVELS):
-        patch = bar.add_patch(Rectangle((0, step / svg.LEVELS), 1, 1 / svg.LEVELS, facecolor=svg.fill(step), edgecolor="none"))
+        patch = bar.add_patch(
+            Rectangle((0, step / svg.LEVELS), 1, 1 / svg.LEVELS, facecolor=svg.fill(step), edgecolor="none")
+        )
         patch.set_gid(f"crispbar{step}")
     ticks = sorted({0, top // 2, top})
     places = [(0.5 + t / top * (svg.LEVELS - 1)) / svg.LEVELS if top else 0.03 for t in ticks]

@@ -22,20 +22,46 @@ def front_figure(rows: list[TrialRow], metric: str, prefix: str, label: str) -> 
         axes = figure.add_subplot()
         front = [r for r in rows if r.front]
         if front:
-            axes.plot([r.adapter_params for r in front], [r.value for r in front], color=svg.MUTED, linewidth=1, zorder=1,
-                      label="front")
+            axes.plot(
+                [r.adapter_params for r in front],
+                [r.value for r in front],
+                color=svg.MUTED,
+                linewidth=1,
+                zorder=1,
+                label="front",
+            )
         for uniform in (False, True):
             members = [r for r in rows if r.uniform == uniform]
             if members:
-                axes.plot([r.adapter_params for r in members], [r.value for r in members], linestyle="none", markersize=7,
-                          alpha=0.85, markeredgecolor=svg.SURFACE, markeredgewidth=0.8, label=NAMES[uniform], **LOOKS[uniform])
+                axes.plot(
+                    [r.adapter_params for r in members],
+                    [r.value for r in members],
+                    linestyle="none",
+                    markersize=7,
+                    alpha=0.85,
+                    markeredgecolor=svg.SURFACE,
+                    markeredgewidth=0.8,
+                    label=NAMES[uniform],
+                    **LOOKS[uniform],
+                )
         best = next((r for r in rows if r.best), None)
         if best is not None:
-            axes.plot([best.adapter_params], [best.value], "o", markersize=13, markerfacecolor="none", markeredgewidth=1.3,
-                      markeredgecolor=svg.INK, linestyle="none", label="best")
+            axes.plot(
+                [best.adapter_params],
+                [best.value],
+                "o",
+                markersize=13,
+                markerfacecolor="none",
+                markeredgewidth=1.3,
+                markeredgecolor=svg.INK,
+                linestyle="none",
+                label="best",
+            )
         for row in rows:
             if row.front or row.best or len(rows) <= 12:
-                axes.annotate(str(row.number), (row.adapter_params, row.value), (8, 5), textcoords="offset points", size=8)
+                axes.annotate(
+                    str(row.number), (row.adapter_params, row.value), (8, 5), textcoords="offset points", size=8
+                )
         sizes = [r.adapter_params for r in rows]
         if min(sizes) > 0 and max(sizes) > 8 * min(sizes):
             svg.logarithmic(axes, "x", min(sizes) / 1.25, max(sizes) * 1.25)
@@ -56,9 +82,13 @@ def importances_figure(pairs: list[tuple[str, float]], prefix: str, label: str) 
         places = range(len(pairs))
         axes.barh(places, [v for _, v in pairs], color=svg.ADAPTIVE, height=0.66)
         for y, (_, value) in zip(places, pairs, strict=True):
-            axes.annotate(fixed(value, 2), (max(value, 0), y), (4, 0), textcoords="offset points", va="center", size=8.5)
+            axes.annotate(
+                fixed(value, 2), (max(value, 0), y), (4, 0), textcoords="offset points", va="center", size=8.5
+            )
         axes.set_yticks(places, [printable(name) for name, _ in pairs], color=svg.INK)
-        axes.set(ylim=(len(pairs) - 0.4, -0.6), xlim=(0, max(max(v for _, v in pairs), 0.01) * 1.15), xlabel="importance")
+        axes.set(
+            ylim=(len(pairs) - 0.4, -0.6), xlim=(0, max(max(v for _, v in pairs), 0.01) * 1.15), xlabel="importance"
+        )
         axes.spines["left"].set_visible(False)
         axes.tick_params(length=0)
         return svg.finish(figure, prefix, label)
@@ -95,8 +125,16 @@ def _slice(axes: Axes, piece: Slice) -> None:
     for uniform in (False, True):
         members = [p for p in piece.points if p.uniform == uniform]
         xs = [p.x if piece.numeric else places[printable(p.x)] for p in members]
-        axes.plot(xs, [p.value for p in members], linestyle="none", markersize=4.5, alpha=0.85,
-                  markeredgecolor=svg.SURFACE, markeredgewidth=0.5, **LOOKS[uniform])
+        axes.plot(
+            xs,
+            [p.value for p in members],
+            linestyle="none",
+            markersize=4.5,
+            alpha=0.85,
+            markeredgecolor=svg.SURFACE,
+            markeredgewidth=0.5,
+            **LOOKS[uniform],
+        )
     if piece.log:
         values = [p.x for p in piece.points]
         svg.logarithmic(axes, "x", min(values) / 1.4, max(values) * 1.4)

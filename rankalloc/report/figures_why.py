@@ -79,8 +79,14 @@ def _group_ticks(axes: Axes, groups: list[Group]) -> None:
         axes.set_xticks([])
         axes.set_xlabel("layer")
         return
-    axes.set_xticks(places, names, color=svg.INK, rotation=28 if slanted else 0, ha="right" if slanted else "center",
-                    rotation_mode="anchor")
+    axes.set_xticks(
+        places,
+        names,
+        color=svg.INK,
+        rotation=28 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor",
+    )
     axes.tick_params(axis="x", length=0)
 
 
@@ -98,13 +104,21 @@ def margin_figure(table: History, prefix: str, label: str) -> str:
             (dropped, svg.UNIFORM, "s", "highest dropped"),
         ):
             if line:
-                axes.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=name)
+                axes.plot(
+                    *zip(*line, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=name
+                )
         svg.logarithmic(axes, "y", min(values) / 1.5, max(values) * 1.5)
         axes.set(xlabel="optimizer step", ylabel="score")
         svg.key(axes)
         ratio.axhline(1, color=svg.MUTED, linewidth=0.8)
-        ratio.plot([s for s, k, d in points if k and d and d > 0], [k / d for s, k, d in points if k and d and d > 0],
-                   color=svg.INK, marker="o", markersize=3.5, linewidth=1.2)
+        ratio.plot(
+            [s for s, k, d in points if k and d and d > 0],
+            [k / d for s, k, d in points if k and d and d > 0],
+            color=svg.INK,
+            marker="o",
+            markersize=3.5,
+            linewidth=1.2,
+        )
         ratio.set(xlabel="optimizer step", title="Margin: lowest kept / highest dropped")
         for each in (axes, ratio):
             svg.whole(each.xaxis, 8)
@@ -135,8 +149,14 @@ def spectra_figure(sigma: list[list[float]], groups: list[Group], prefix: str, l
                 depth = block if block is not None else place
                 of = deepest if block is not None else max(1, len(shown[k].layers) - 1)
                 step = 4 + round(11 * (depth / of if of else 1))
-                axes.plot(range(1, len(values) + 1), [max(s, low) for s in values], color=svg.fill(step), linewidth=1.3,
-                          marker="o", markersize=2.6)
+                axes.plot(
+                    range(1, len(values) + 1),
+                    [max(s, low) for s in values],
+                    color=svg.fill(step),
+                    linewidth=1.3,
+                    marker="o",
+                    markersize=2.6,
+                )
             axes.set_title(printable(shown[k].label))
             svg.logarithmic(axes, "y", low / 1.5, top * 1.5)
             axes.set_xlim(0.5, longest + 0.5)
@@ -212,7 +232,8 @@ def curves_figure(panels: list[Panel], others: list[Panel], other: str, prefix: 
 def _curve(axes: Axes, steps: list[int], values: list[float], colour: str, style, name: str) -> None:
     few = len(steps) <= 30
     text = printable(name) if len(name) <= 40 else printable(name)[:39] + "…"
-    (line,) = axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.2, marker="o" if few else None,
-                        markersize=3)
+    (line,) = axes.plot(
+        steps, values, color=colour, linestyle=style, linewidth=1.2, marker="o" if few else None, markersize=3
+    )
     # A label that starts with an underscore would be left out of the legend.
     line.set_label("\u200b" + text if text.startswith("_") else text)

@@ -43,12 +43,16 @@ def write_report(
     """
     output = Path(output)
     if output.suffix != ".html":
-        raise RankallocError(f"a report is written to a file ending in .html, not to {output}; say {output.name or 'report'}.html")
+        raise RankallocError(
+            f"a report is written to a file ending in .html, not to {output}; say {output.name or 'report'}.html"
+        )
     if output.is_dir():
         raise RankallocError(f"{output} is a folder; give the name of a file ending in .html")
     beside = output.with_suffix(".json")
     if would_lose(beside):
-        raise RankallocError(f"the data of {output.name} would be written over {beside}, which is no report's data; choose another name")
+        raise RankallocError(
+            f"the data of {output.name} would be written over {beside}, which is no report's data; choose another name"
+        )
     records = read_source(source)
     page = render(records, title=title, data_name=beside.name)
     write_json(beside, records.dump())
@@ -63,7 +67,11 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
     from . import wording
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     for name in ("count", "number", "fixed", "rank", "percent", "size", "duration", "moment", "plural", "printable"):
         environment.filters[name] = getattr(wording, name)
@@ -79,7 +87,7 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
 
 def context(records: Source, title: str | None, data_name: str) -> dict[str, Any]:
     """Everything the template shows, in its order."""
-    from . import exhibits, svg, sweeps, tables
+    from . import exhibits, exhibits_sweep, exports, svg, sweeps, tables
     from .verdict import alerts, budget_state, headline_metric, judged, reached, verdict
 
     trace, sweep = records.trace, records.sweep
@@ -99,7 +107,7 @@ def context(records: Source, title: str | None, data_name: str) -> dict[str, Any
         "control": records.control,
         "sweep": sweep,
         "trials": trials,
-        "figures": {"sweep": exhibits.sweep(sweep, trials)} if sweep is not None else {},
+        "figures": {"sweep": exhibits_sweep.sweep(sweep, trials)} if sweep is not None else {},
         "layers": rows,
     }
     if trace is not None:
@@ -111,11 +119,13 @@ def context(records: Source, title: str | None, data_name: str) -> dict[str, Any
             "judged": record,
             "headline": headline_metric(record, sweep.metric if sweep else None) if record is not None else None,
             "evaluations": _evaluations(records),
-            "csv": _data_uri("text/csv", tables.table_csv(rows)),
-            "json": _data_uri("application/json", json.dumps(tables.table_records(rows), indent=1, ensure_ascii=False)),
-            "pattern": tables.rank_pattern(trace),
-            "excluded": tables.excluded(trace),
-            "snippet": _snippet(trace),
+            "csv": _data_uri("text/csv", exports.table_csv(rows)),
+            "json": _data_uri(
+                "application/json", json.dumps(exports.table_records(rows), indent=1, ensure_ascii=False)
+            ),
+            "pattern": exports.rank_pattern(trace),
+            "excluded": exports.excluded(trace),
+            "snippet": exports.attach_call(trace),
         }
         shown["figures"] |= {
             "map": exhibits.rank_map(trace),
@@ -135,15 +145,11 @@ def _evaluations(records: Source) -> dict[str, Any]:
     rows = evaluation_rows(records.trace, "best trial" if records.sweep is not None else "this run")
     if records.control is not None:
         rows += evaluation_rows(records.control, "uniform trial")
-    return {"rows": rows, "metrics": list(dict.fromkeys(name for row in rows for name in row.metrics)),
-            "errors": any(row.standard_error is not None for row in rows)}  # fmt: skip
-
-
-def _snippet(trace: RankTrace) -> str:
-    pairs = zip(trace.layers, trace.final_ranks, strict=True)
-    ranks = "\n".join(f"        {layer.name!r}: {rank}," for layer, rank in pairs)
-    return (f"import rankalloc as ra\n\nra.attach(\n    model,\n    rank={trace.rank},\n    alpha={trace.alpha:g},\n"
-            f"    ranks={{\n{ranks}\n    }},\n)")  # fmt: skip
+    return {
+        "rows": rows,
+        "metrics": list(dict.fromkeys(name for row in rows for name in row.metrics)),
+        "errors": any(row.standard_error is not None for row in rows),
+    }
 
 
 def _data_uri(kind: str, text: str) -> str:

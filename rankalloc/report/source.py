@@ -53,9 +53,13 @@ def _read(source: RankTrace | SweepRecord | str | os.PathLike) -> Source:
     if path.is_dir():
         path = next((path / name for name in (SWEEP_NAME, TRACE_NAME) if (path / name).is_file()), path)
         if path.is_dir():
-            raise RankallocError(f"no {SWEEP_NAME} and no {TRACE_NAME} in {path}; give the folder a run or a sweep wrote to")
+            raise RankallocError(
+                f"no {SWEEP_NAME} and no {TRACE_NAME} in {path}; give the folder a run or a sweep wrote to"
+            )
     if not path.exists():
-        raise RankallocError(f"nothing to report on at {path}; give the folder of a run or a sweep, or one of its JSON files")
+        raise RankallocError(
+            f"nothing to report on at {path}; give the folder of a run or a sweep, or one of its JSON files"
+        )
     data = _json(path)
     if is_report_data(data):
         return _combined(data, path)

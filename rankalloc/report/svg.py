@@ -42,9 +42,13 @@ _NAMED = {
 }
 LINES = tuple(f"#0a02{i:02x}" for i in range(6))
 _LINE_COLOURS = (
-    ("#20688f", "#6db9dd"), ("#b8541a", "#f0a267"), ("#2f7d57", "#6cc79a"),
-    ("#8a4f8f", "#cf9ad3"), ("#8a6d00", "#d9bd55"), ("#5a646b", "#a3adb4"),
-)  # fmt: skip
+    ("#20688f", "#6db9dd"),
+    ("#b8541a", "#f0a267"),
+    ("#2f7d57", "#6cc79a"),
+    ("#8a4f8f", "#cf9ad3"),
+    ("#8a6d00", "#d9bd55"),
+    ("#5a646b", "#a3adb4"),
+)
 
 
 def level(rank: float, top: float) -> int:
@@ -101,16 +105,39 @@ def drawing() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
-                "svg.fonttype": "none", "svg.hashsalt": "rankalloc", "text.parse_math": False, "font.size": 9,
-                "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "xtick.color": MUTED,
-                "ytick.color": MUTED, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
-                "xtick.major.size": 3, "ytick.major.size": 3, "axes.spines.top": False, "axes.spines.right": False,
-                "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.titlepad": 6,
-                "figure.facecolor": "none", "axes.facecolor": "none", "grid.color": GRID, "grid.linewidth": 0.7,
-                "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8.5, "legend.labelcolor": INK,
-                "axes.formatter.useoffset": False, "lines.solid_capstyle": "butt", "hatch.linewidth": 0.6,
+                "svg.fonttype": "none",
+                "svg.hashsalt": "rankalloc",
+                "text.parse_math": False,
+                "font.size": 9,
+                "text.color": INK,
+                "axes.edgecolor": MUTED,
+                "axes.labelcolor": MUTED,
+                "xtick.color": MUTED,
+                "ytick.color": MUTED,
+                "axes.linewidth": 0.7,
+                "xtick.major.width": 0.7,
+                "ytick.major.width": 0.7,
+                "xtick.major.size": 3,
+                "ytick.major.size": 3,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.titlesize": 9,
+                "axes.titlelocation": "left",
+                "axes.titlecolor": INK,
+                "axes.titlepad": 6,
+                "figure.facecolor": "none",
+                "axes.facecolor": "none",
+                "grid.color": GRID,
+                "grid.linewidth": 0.7,
+                "axes.axisbelow": True,
+                "legend.frameon": False,
+                "legend.fontsize": 8.5,
+                "legend.labelcolor": INK,
+                "axes.formatter.useoffset": False,
+                "lines.solid_capstyle": "butt",
+                "hatch.linewidth": 0.6,
             }
-        )  # fmt: skip
+        )
         yield
 
 
@@ -154,7 +181,7 @@ def _variable(sentinel: str) -> str:
     kind, index = sentinel[3:5], int(sentinel[5:], 16)
     if kind == "01":
         return f"var(--{_NAMED[sentinel][0]})"
-    return f"var(--{ {'02': 'line', '03': 'level', '04': 'on'}[kind]}{index})".replace(" ", "")
+    return f"var(--{ {'02': 'line', '03': 'level', '04': 'on'}[kind] }{index})".replace(" ", "")
 
 
 def _luminance(colour: str) -> float:
@@ -165,12 +192,14 @@ def _luminance(colour: str) -> float:
 
 def key(axes: Axes, columns: int = 2) -> None:
     """The legend above the axes at the right, where no line or bar can run into it."""
-    axes.legend(loc="lower right", ncols=columns, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, borderpad=0.1, columnspacing=1.4)
+    axes.legend(
+        loc="lower right", ncols=columns, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, borderpad=0.1, columnspacing=1.4
+    )
 
 
 def whole(axis, bins: int = 6) -> None:
     """Integer ticks with grouped thousands."""
-    axis.set_major_locator(MaxNLocator(nbins=bins, integer=True))
+    axis.set_major_locator(MaxNLocator(nbins=bins, integer=True, min_n_ticks=1))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace("-", MINUS)))
 
 
@@ -187,7 +216,7 @@ def logarithmic(axes: Axes, which: str, low: float, high: float) -> None:
 
 
 def _plain(value: float) -> str:
-    if 1e-3 <= value < 1e5:
+    if 1e-4 <= value < 1e5:
         return f"{value:,.6g}" if value >= 1000 else f"{value:g}"
     mantissa, exponent = f"{value:.0e}".split("e")
     power = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))

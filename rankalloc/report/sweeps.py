@@ -63,13 +63,21 @@ def trial_rows(sweep: SweepRecord) -> list[TrialRow]:
         shown = {k: v for k, v in trial.params.items() if k != "method"}
         rows.append(
             TrialRow(
-                number=trial.number, role=trial.role, method=method, uniform=is_uniform(trial),
-                params=", ".join(f"{k} = {_short(v)}" for k, v in shown.items()),
-                value=trial.value, ranks=trial.ranks, adapter_params=trial.adapter_params,
-                seconds=trial.seconds, state=trial.state, best=trial.number == sweep.best,
-                front=trial.number in sweep.front, message=trial.message or "",
+                number=trial.number,
+                role=trial.role,
+                method=method,
+                uniform=is_uniform(trial),
+                params=", ".join(f"{k}\u00a0=\u00a0{_short(v)}" for k, v in shown.items()),
+                value=trial.value,
+                ranks=trial.ranks,
+                adapter_params=trial.adapter_params,
+                seconds=trial.seconds,
+                state=trial.state,
+                best=trial.number == sweep.best,
+                front=trial.number in sweep.front,
+                message=trial.message or "",
             )
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -6,8 +6,6 @@ layers are in the order of ``trace.layers`` unless a :class:`Group` says otherwi
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from dataclasses import dataclass
@@ -149,13 +147,21 @@ def layer_rows(trace: RankTrace) -> list[LayerRow]:
         state = "zero" if final == 0 else "cap" if adaptive and final >= cap(trace, layer) else ""
         rows.append(
             LayerRow(
-                name=layer.name, kind=layer.kind, block=layer.block, role=layer.role,
-                d_in=layer.d_in, d_out=layer.d_out, initial_rank=layer.initial_rank, final_rank=final,
-                uniform_rank=even, params=final * (layer.d_in + layer.d_out),
+                name=layer.name,
+                kind=layer.kind,
+                block=layer.block,
+                role=layer.role,
+                d_in=layer.d_in,
+                d_out=layer.d_out,
+                initial_rank=layer.initial_rank,
+                final_rank=final,
+                uniform_rank=even,
+                params=final * (layer.d_in + layer.d_out),
                 largest_singular_value=sigma[i][0] if sigma[i] else None,
-                effective_rank=effective_rank(sigma[i]), state=state,
+                effective_rank=effective_rank(sigma[i]),
+                state=state,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -226,17 +232,21 @@ def history(trace: RankTrace) -> History:
 def score_table(trace: RankTrace) -> ScoreTable | None:
     """None when the run recorded no scores, or none of any triplet."""
     record = trace.scores
-    if record is None or not any(record.kept) and not any(record.dropped):
+    if record is None or (not any(record.kept) and not any(record.dropped)):
         return None
     kept = [s for layer in record.kept for s in layer]
     dropped = [s for layer in record.dropped for s in layer]
     low, high = min(kept, default=None), max(dropped, default=None)
     return ScoreTable(
-        score=record.score, step=record.step, kept=record.kept, dropped=record.dropped,
-        lowest_kept=low, highest_dropped=high,
+        score=record.score,
+        step=record.step,
+        kept=record.kept,
+        dropped=record.dropped,
+        lowest_kept=low,
+        highest_dropped=high,
         margin=low / high if low is not None and high is not None and high > 0 else None,
         unplotted=sum(s <= 0 for s in kept + dropped),
-    )  # fmt: skip
+    )
 
 
 def evaluation_rows(trace: RankTrace, run: str = "this run") -> list[EvaluationRow]:
@@ -271,40 +281,6 @@ def curves(trace: RankTrace) -> list[Panel]:
         panels.setdefault(title, []).append((name, steps, values))
     ordered = sorted(panels, key=lambda title: title != "loss")
     return [Panel(title, panels[title]) for title in ordered]
-
-
-def rank_pattern(trace: RankTrace) -> dict[str, int]:
-    """PEFT's ``rank_pattern``: ``^`` + the escaped name, because PEFT matches keys as regular
-    expressions at the end of a name. Layers of rank 0, which PEFT rejects, are left out."""
-    pairs = zip(trace.layers, trace.final_ranks, strict=True)
-    return {"^" + re.escape(layer.name): r for layer, r in pairs if r > 0}
-
-
-def excluded(trace: RankTrace) -> list[str]:
-    """Names of the layers that ended at rank 0."""
-    return [layer.name for layer, r in zip(trace.layers, trace.final_ranks, strict=True) if r == 0]
-
-
-TABLE_COLUMNS = (
-    "name", "block", "role", "d_in", "d_out", "initial_rank", "final_rank", "params",
-    "largest_singular_value", "effective_rank",
-)  # fmt: skip
-
-
-def table_csv(rows: list[LayerRow]) -> str:
-    """The full table as CSV. A name that a spreadsheet would run as a formula gets a quote before it."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(TABLE_COLUMNS)
-    for row in rows:
-        cells = ["" if (value := getattr(row, column)) is None else value for column in TABLE_COLUMNS]
-        writer.writerow(["'" + c if isinstance(c, str) and c[:1] in "=+-@" and c else c for c in cells])
-    return out.getvalue()
-
-
-def table_records(rows: list[LayerRow]) -> list[dict]:
-    """The full table as JSON-ready records, in the columns of :data:`TABLE_COLUMNS`."""
-    return [{column: getattr(row, column) for column in TABLE_COLUMNS} for row in rows]
 
 
 def _mean(values) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from rankalloc.trace import EvaluationRecord, PairRecord, RankTrace, SweepRecord
@@ -86,56 +87,90 @@ def _run_verdict(trace: RankTrace) -> Verdict:
     record = judged(trace)
     best = headline_metric(record) if record is not None else None
     if record is not None and best is not None:
-        parts.append(f"{best[0]} is {number(best[1])} on the {record.split} split ({plural(record.examples, 'example')})")
+        parts.append(
+            f"{best[0]} is {number(best[1])} on the {record.split} split ({plural(record.examples, 'example')})"
+        )
     else:
         parts.append("its quality was not measured")
     if "uniform" in trace.method:
-        tail = "every layer has the same rank, so this run is a control and says nothing about adaptive ranks on its own."
+        tail = (
+            "every layer has the same rank, so this run is a control and says nothing about adaptive ranks on its own."
+        )
     else:
         tail = "without a uniform control at equal budget, this run cannot say whether adaptive ranks helped."
-    notes = [f"One training run{'' if trace.seed is None else f' (seed {trace.seed})'}: nothing here measures how much "
-             "another seed would change it."]
+    notes = [
+        f"One training run{'' if trace.seed is None else f' (seed {trace.seed})'}: nothing here measures how much "
+        "another seed would change it."
+    ]
+    row = next(
+        (r for r in reversed(tables.evaluation_rows(trace)) if record is not None and r.split == record.split), None
+    )
+    if row is not None and row.standard_error is not None:
+        notes.append(
+            f"Mean example loss on the {row.split} split: {fixed(row.mean_loss)} ± {fixed(row.standard_error)} "
+            "(standard error "
+            f"over {plural(row.examples, 'example')})."
+        )
     return Verdict(", and ".join(parts) + "; " + tail, "open", notes)
 
 
 def _sweep_verdict(sweep: SweepRecord) -> Verdict:
     done = sum(t.state == "complete" for t in sweep.trials)
     if sweep.best is None:
-        return Verdict(f"None of the {plural(len(sweep.trials), 'trial')} gave a result, so there is nothing to compare.",
-                       "open")
+        return Verdict(
+            f"None of the {plural(len(sweep.trials), 'trial')} gave a result, so there is nothing to compare.", "open"
+        )
     best = next((t for t in sweep.trials if t.number == sweep.best), None)
     kind = "uniform" if best is not None and is_uniform(best) else "adaptive"
     value = number(best.value) if best is not None else "unknown"
     return Verdict(
-        f"The best of {plural(done, 'completed trial')} is number {sweep.best} ({kind}, {sweep.metric} {value}), but no adaptive "
-        "and uniform trial were evaluated side by side on the report split, so this sweep cannot say whether adaptive ranks "
-        "helped.", "open", ["The value is the best of many on the tuning split and is therefore flattering."])
+        f"The best of {plural(done, 'completed trial')} is number {sweep.best} ({kind}, {sweep.metric} {value}), "
+        "but no adaptive "
+        "and uniform trial were evaluated side by side on the report split, so this sweep cannot say whether "
+        "adaptive ranks "
+        "helped.",
+        "open",
+        ["The value is the best of many on the tuning split and is therefore flattering."],
+    )
 
 
 def _pair_verdict(sweep: SweepRecord, pair: PairRecord) -> Verdict:
-    measured = (f"difference {fixed(pair.difference, signed=True)} in mean loss per example, 95\u00a0% interval "
-                f"{fixed(pair.low, signed=True)} to {fixed(pair.high, signed=True)}, p\u00a0=\u00a0{number(pair.p_value, 2)}, "
-                f"{plural(pair.examples, 'example')}")
+    measured = (
+        f"difference {fixed(pair.difference, signed=True)} in mean loss per example, 95\u00a0% interval "
+        f"{fixed(pair.low, signed=True)} to {fixed(pair.high, signed=True)}, p\u00a0=\u00a0{number(pair.p_value, 2)}, "
+        f"{plural(pair.examples, 'example')}"
+    )
     if pair.low <= 0 <= pair.high:
         tone, sentence = "open", f"This data cannot tell adaptive ranks from uniform ones ({measured})."
     elif pair.high < 0:
-        tone, sentence = "better", ("Adaptive ranks did better than the best uniform ranks of no larger size on the report "
-                                    f"split ({measured}).")
+        tone, sentence = (
+            "better",
+            (
+                "Adaptive ranks did better than the best uniform ranks of no larger size on the report "
+                f"split ({measured})."
+            ),
+        )
     else:
         tone, sentence = "worse", f"Uniform ranks won: adaptive ranks did worse on the report split ({measured})."
-    notes = ["The difference is adaptive minus uniform, so a negative one speaks for adaptive ranks. It comes from a single "
-             "training seed each, and the interval covers the data only: another seed may move it by more."]
+    notes = [
+        "The difference is adaptive minus uniform, so a negative one speaks for adaptive ranks. It comes from a single "
+        "training seed each, and the interval covers the data only: another seed may move it by more."
+    ]
     one, other = pair.adaptive_metrics.get(pair.metric), pair.uniform_metrics.get(pair.metric)
     if one is not None and other is not None:
-        notes.append(f"On the report split {pair.metric} is {number(one)} with adaptive ranks (trial {pair.adaptive}) and "
-                     f"{number(other)} with uniform ranks (trial {pair.uniform}).")
+        notes.append(
+            f"On the report split {pair.metric} is {number(one)} with adaptive ranks (trial {pair.adaptive}) and "
+            f"{number(other)} with uniform ranks (trial {pair.uniform})."
+        )
     sizes = {t.number: t.adapter_params for t in sweep.trials}
     a, u = sizes.get(pair.adaptive), sizes.get(pair.uniform)
     if a and u:
         gap = "the same size" if a == u else f"{percent(abs(a - u) / a)} {'smaller' if u < a else 'larger'}"
         notes.append(f"Adapter parameters: {count(a)} adaptive, {count(u)} uniform ({gap}).")
-    notes.append("Both trials were tuned on their own, so this compares two recipes. It does not single out the placement of "
-                 "the ranks: for that, compare with the same method forced to equal ranks.")
+    notes.append(
+        "Both trials were tuned on their own, so this compares two recipes. It does not single out the placement of "
+        "the ranks: for that, compare with the same method forced to equal ranks."
+    )
     return Verdict(sentence, tone, notes)
 
 
@@ -143,7 +178,7 @@ def moved_at_freeze(trace: RankTrace) -> tuple[int, int]:
     """(ranks that went to another layer at the last allocation or the one before, whichever is more;
     the total). A layer's gain counts: while the budget only falls, gains are moves."""
     last = [a.ranks for a in trace.allocations[-3:]]
-    gains = [sum(max(0, b - a) for a, b in zip(old, new, strict=True)) for old, new in zip(last, last[1:], strict=False)]
+    gains = [sum(max(0, b - a) for a, b in zip(old, new, strict=True)) for old, new in pairwise(last)]
     return max(gains, default=0), sum(trace.final_ranks)
 
 
@@ -161,26 +196,45 @@ def alerts(trace: RankTrace | None, sweep: SweepRecord | None) -> list[Alert]:
 def _run_alerts(trace: RankTrace) -> list[Alert]:
     made = []
     if not trace.finished:
-        made.append(Alert("problem", f"The run is not finished: {count(trace.steps_done)} of "
-                                     f"{plural(trace.budget.total_steps, 'step')} are done."))
+        made.append(
+            Alert(
+                "problem",
+                f"The run is not finished: {count(trace.steps_done)} of "
+                f"{plural(trace.budget.total_steps, 'step')} are done.",
+            )
+        )
     if budget_state(trace) in ("over", "under"):
         made.append(Alert("problem", budget_phrase(trace) + "."))
     moved, total = moved_at_freeze(trace)
     if total and moved > MOVING_SHARE * total:
-        made.append(Alert("problem", f"Ranks were still moving at the freeze: {count(moved)} of {count(total)} changed layer at "
-                                     "one of the last two allocations. A later freeze may settle them."))
+        made.append(
+            Alert(
+                "problem",
+                f"Ranks were still moving at the freeze: {count(moved)} of {count(total)} changed layer at "
+                "one of the last two allocations. A later freeze may settle them.",
+            )
+        )
     if trace.nonfinite_steps:
         at = some([count(s) for s in trace.nonfinite_steps])
-        made.append(Alert("problem", f"{plural(len(trace.nonfinite_steps), 'step')} with a non-finite loss or gradient "
-                                     f"skipped (at {at})."))
+        made.append(
+            Alert(
+                "problem",
+                f"{plural(len(trace.nonfinite_steps), 'step')} with a non-finite loss or gradient skipped (at {at}).",
+            )
+        )
     rows = tables.layer_rows(trace)
     zero = [row.name for row in rows if row.state == "zero"]
     if zero:
         made.append(Alert("note", f"{plural(len(zero), 'layer')} of {len(rows)} ended at rank 0: {some(zero)}."))
     capped = [row.name for row in rows if row.state == "cap"]
     if capped:
-        made.append(Alert("note", f"{plural(len(capped), 'layer')} of {len(rows)} ended at the largest rank allowed, and may "
-                                  f"have wanted more: {some(capped)}."))
+        made.append(
+            Alert(
+                "note",
+                f"{plural(len(capped), 'layer')} of {len(rows)} ended at the largest rank allowed, and may "
+                f"have wanted more: {some(capped)}.",
+            )
+        )
     return made + [Alert("problem", text) for text in trace.alerts]
 
 

@@ -90,6 +90,11 @@ def some(names: list[str], most: int = 6) -> str:
 
 
 def printable(text: object) -> str:
-    """``text`` on one line without control characters, which SVG and HTML cannot hold."""
-    return "".join(" " if c in "\t\n\r" else "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c
-                   for c in str(text))
+    """``text`` on one line, with control characters, which SVG and HTML cannot hold, and characters
+    that turn the direction of writing, which can disguise a name, made visible."""
+    return "".join(" " if c in "\t\n\r" else "\ufffd" if _unfit(c) else c for c in str(text))
+
+
+def _unfit(character: str) -> bool:
+    turning = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return character in turning or unicodedata.category(character) in ("Cc", "Cs")

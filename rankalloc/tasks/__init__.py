@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -82,3 +82,25 @@ def prepare(config: RunConfig) -> PreparedTask:
     """
     module = TASKS[config.task].module if isinstance(config.task, str) else "files"
     return importlib.import_module(f".{module}", __name__).prepare(config)
+
+
+def load_task(name: str = "punctuation", **sets: Any) -> PreparedTask:
+    """A named task in one call: data, tokenizer and a recipe for a fresh model.
+
+    Args:
+        name: a key of ``TASKS``.
+        sets: further settings by section, such as ``data={"limit_train": 200}``.
+
+    Raises:
+        ConfigError, DataError: as :func:`prepare`.
+
+    Example:
+        >>> import rankalloc as ra
+        >>> task = ra.load_task("punctuation", data={"limit_train": 32, "limit_tune": 8, "limit_report": 8})
+        >>> task.metric, len(task.splits["train"])
+        ('f1', 32)
+    """
+    from ..config import load_config
+
+    flat = {f"{section}.{key}": value for section, values in sets.items() for key, value in values.items()}
+    return prepare(load_config(None).replaced({"task": name, **flat}))
