@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .base_layers import kind_of, shape_of
+from .errors import RankallocError
 
 INITS = ("svd", "lora")
 
@@ -134,9 +135,15 @@ class Adapter(nn.Module):
         """The true singular values of ΔW, falling, (r,) in float64 on the CPU.
 
         Thin QR of P and Qᵀ, then the SVD of the r × r core: O((d_in + d_out) r²), ΔW is never formed.
+        Raises RankallocError when a weight is not finite.
         """
         if not self.rank:
             return torch.zeros(0, dtype=torch.float64)
+        if not all(torch.isfinite(factor).all() for factor in (self.P, self.lam, self.Q)):
+            raise RankallocError(
+                "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
+                "gradients (max_grad_norm)"
+            )
         # the r ≤ d columns fit a thin QR; a rank above min(d_in, d_out) is refused at attach
         r_p = torch.linalg.qr(self.P.double().cpu(), mode="r").R
         r_q = torch.linalg.qr(self.Q.double().cpu().T, mode="r").R

@@ -59,7 +59,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         raise RankallocError("these adapters were taken out of their model (detach or merge): nothing is left to save")
     if layout not in LAYOUTS:
         raise ConfigError(unknown("layout", layout, LAYOUTS))
-    if pad_multiple < 1 or (layout == "compact" and pad_multiple != 1):
+    if not isinstance(pad_multiple, int) or pad_multiple < 1 or (layout == "compact" and pad_multiple != 1):
         raise ConfigError(f"pad_multiple={pad_multiple} is for the uniform layout, and at least 1")
     factors = {name: _factors(adapter) for name, adapter in adapters.modules.items()}
     ranks = {name: a.shape[0] for name, (a, _) in factors.items()}

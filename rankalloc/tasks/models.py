@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import RunConfig
@@ -138,7 +139,7 @@ def _looks_ahead(model: PreTrainedModel) -> bool:
 def _one_sentence(name: str, reference: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, StrictDataclassError) as error:
         why = " ".join(str(error).split())
         why = why if len(why) < 200 else why[:196] + " ..."
         folder = Path(reference)
