@@ -120,7 +120,8 @@ def load(model: nn.Module, path: str | os.PathLike) -> Adapters:
     for name, (lora_a, lora_b) in pairs.items():
         _check_fit(name, lora_a, lora_b, modules, folder)
     states = {
-        head: {key[len(head) + 1 :]: value for key, value in rest.items() if key.startswith(head + ".")} for head in heads
+        head: {key[len(head) + 1 :]: value for key, value in rest.items() if key.startswith(head + ".")}
+        for head in heads
     }
     for head, state in states.items():
         _check_head(head, state, modules[head], folder)
@@ -196,8 +197,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     init = str(config.get("init_lora_weights"))
     if init.startswith(_CHANGES_BASE):
         raise AdapterFileError(
-            f"{folder} was made with init_lora_weights={init!r}, which changes the frozen weights too; have PEFT convert it "
-            "to plain LoRA (path_initial_model_for_weight_conversion)"
+            f"{folder} was made with init_lora_weights={init!r}, which changes the frozen weights too; have PEFT "
+            "convert it to plain LoRA (path_initial_model_for_weight_conversion)"
         )
     if config.get("bias", "none") != "none":
         raise AdapterFileError(f"{folder} trained biases (bias={config['bias']!r}), which rankalloc does not carry")
@@ -304,7 +305,8 @@ def _scale(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> flo
         ) from None
     if named != rank:
         raise AdapterFileError(
-            f"{folder}: {CONFIG_NAME} and {WEIGHTS_NAME} do not fit: {name} has rank {named} in the one and {rank} in the other"
+            f"{folder}: {CONFIG_NAME} and {WEIGHTS_NAME} do not fit: {name} has rank {named} in the one and {rank} "
+            "in the other"
         )
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 

@@ -24,7 +24,7 @@ from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
 from .environment import describe
-from .errors import ConfigError, NotAdaptedError, RankallocError, unknown
+from .errors import BudgetError, ConfigError, NotAdaptedError, RankallocError, unknown
 from .methods import find_method
 from .regularizer import add_orthogonal_gradient
 from .scores import SCORES
@@ -95,6 +95,13 @@ class RankController:
         # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
         shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
         self.plan = budget.resolve(shapes, total_steps, adapters.bytes_per_param())
+        unspent = self.plan.target - self.plan.spent([a.rank for a in adapters])
+        open_costs = [c for c, a, cap in zip(self.plan.costs, adapters, self.plan.caps, strict=True) if a.rank < cap]
+        if open_costs and unspent >= min(open_costs) * self.plan.multiple_of:
+            raise BudgetError(
+                f"the budget of {self.plan.target:,} {self.plan.unit} is {unspent:,} above what these adapters still "
+                "hold after ranks were removed; lower it, or attach anew"
+            )
         self.score = SCORES[self.method.score](list(adapters), **options) if self.method.score else None
         self.allocate = ALLOCATORS[self.method.allocator]
         self.shrink = shrink
@@ -202,8 +209,8 @@ class RankController:
         broken = [n for n, a in self.adapters.modules.items() if not torch.isfinite(a.delta_weight()).all()]
         if broken:
             trace.alerts.append(
-                f"the weights of {broken[0]} ({len(broken)} adapters in all) are not finite: training diverged; lower the "
-                "learning rate, or clip the gradients"
+                f"the weights of {broken[0]} ({len(broken)} adapters in all) are not finite: training diverged; lower "
+                "the learning rate, or clip the gradients"
             )
         else:
             trace.singular_values = [values.tolist() for values in self.adapters.singular_values().values()]
@@ -279,7 +286,8 @@ class RankController:
             )
         if self.score is not None and meta["step"] < plan.freeze_step:
             needed = {name: tensor.shape for name, tensor in self.score.tensors().items()}
-            unfit = [name for name, shape in needed.items() if getattr(state["tensors"].get(name), "shape", None) != shape]
+            saved = state["tensors"]
+            unfit = [name for name, shape in needed.items() if name not in saved or saved[name].shape != shape]
             if unfit:
                 raise RankallocError(f"cannot resume: the rank state lacks {unfit[0]} in the shape these adapters need")
             self.score.load_tensors(state["tensors"])

@@ -92,7 +92,8 @@ def check_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
         raise TargetError(f"modules_to_save takes a list of names, got {names!r}")
     found: list[str] = []
     for name in names:
-        matching = [name] if name in modules else [n for n in modules if _has_suffix(n, [name]) and not _under(n, found)]
+        suffixed = [n for n in modules if _has_suffix(n, [name]) and not _under(n, found)]
+        matching = [name] if name in modules else suffixed
         if not matching:
             children = [n for n, _ in model.named_children()]
             raise TargetError(

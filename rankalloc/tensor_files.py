@@ -20,7 +20,8 @@ def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata))
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    ordered = {"__metadata__": dict(sorted(metadata.items())), **{k: v for k, v in header.items() if k[:2] != "__"}}
+    header.pop("__metadata__", None)
+    ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
     text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[8 + length :]

@@ -20,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+torch.set_num_threads(1)  # for models this small, more threads only wait for each other
+
 VOCAB, LENGTH, LABELS = 50, 8, 5
 
 
@@ -27,7 +29,8 @@ def make_bert(labels: int = LABELS, dropout: float = 0.0, hidden: int = 32) -> B
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCAB, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=16, num_labels=labels, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        max_position_embeddings=16, num_labels=labels, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     return BertForTokenClassification(config).eval()
 
@@ -35,7 +38,8 @@ def make_bert(labels: int = LABELS, dropout: float = 0.0, hidden: int = 32) -> B
 def make_gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )
     return GPT2LMHeadModel(config).eval()
 
@@ -116,7 +120,8 @@ def token_data(rows: int = 64, seed: int = 5) -> list[dict[str, torch.Tensor]]:
     """Token classification of fixed length: the label is a function of the token and the one before it."""
     ids = token_ids(seed, rows)
     labels = (ids + ids.roll(1, dims=1)) % LABELS
-    return [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y} for i, y in zip(ids, labels, strict=True)]
+    mask = torch.ones(LENGTH, dtype=torch.long)
+    return [{"input_ids": i, "attention_mask": mask, "labels": y} for i, y in zip(ids, labels, strict=True)]
 
 
 @pytest.fixture
@@ -142,3 +147,29 @@ def mlp():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def make_trainer(model, folder, callbacks=(), data=None, steps: int = 20, **settings):
+    """A quiet, seeded Trainer on the CPU; ``settings`` are TrainingArguments, trainer_class= apart."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    trainer_class = settings.pop("trainer_class", Trainer)
+    extra = {k: settings.pop(k) for k in ("optimizers", "eval_dataset", "compute_loss_func") if k in settings}
+    arguments = TrainingArguments(**{
+        "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": 1e-2,
+        "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 11,
+        "dataloader_pin_memory": False, "log_level": "error", **settings,
+    })
+    trainer = trainer_class(model, arguments, train_dataset=data or token_data(), callbacks=list(callbacks), **extra)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        assert torch.equal(tensor, two[key]), key

@@ -117,7 +117,8 @@ def test_global_buys_by_score_per_cost():
 
 
 def test_uniform_ignores_how_large_scores_are_but_not_their_order_within_a_layer():
-    kept = ALLOCATORS["uniform"]([np.array([1.0, 9.0, 5.0]), np.array([0.1, 0.2, 0.3])], Demand(3, (1, 1), (0, 0), (3, 3)))
+    scores = [np.array([1.0, 9.0, 5.0]), np.array([0.1, 0.2, 0.3])]
+    kept = ALLOCATORS["uniform"](scores, Demand(3, (1, 1), (0, 0), (3, 3)))
     assert [m.tolist() for m in kept] == [[False, True, True], [False, False, True]]
 
 

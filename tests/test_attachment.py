@@ -152,15 +152,17 @@ def test_heads_that_are_not_there_are_refused(bert, names):
 
 def test_attention_that_reads_its_weight_directly_is_refused():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "up": nn.Linear(8, 8)})
-    refused(TargetError, lambda: ra.attach(model, rank=2, target_modules=["out_proj"]), "reads this weight directly", "up (1)")
+    words = ("reads this weight directly", "up (1)")
+    refused(TargetError, lambda: ra.attach(model, rank=2, target_modules=["out_proj"]), *words)
     assert list(ra.attach(model, rank=2).modules) == ["up"]
 
 
 def test_an_encoder_layer_that_bypasses_its_linear_layers_is_refused():
     """torch's fast path reads linear1.weight: an adapter there would act in training and not in use."""
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
     model = nn.ModuleDict({"encoder": encoder, "out": nn.Linear(8, 3)})
-    refused(TargetError, lambda: ra.attach(model, rank=2, target_modules=["linear1"]), "encoder.layers.0.linear1", "directly", "What can be adapted: out (1)")
+    words = ("encoder.layers.0.linear1", "directly", "What can be adapted: out (1)")
+    refused(TargetError, lambda: ra.attach(model, rank=2, target_modules=["linear1"]), *words)
     assert list(ra.attach(model, rank=2).modules) == ["out"]
 
 

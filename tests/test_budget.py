@@ -80,9 +80,9 @@ def test_tiny_runs_allocate_and_end_at_the_target(steps, shape):
     steps=st.integers(1, 400), warmup=st.floats(0, 0.5), freeze=st.floats(0, 0.49), every=st.integers(1, 30),
     shape=st.sampled_from(["cubic", "linear", "constant"]), unit=st.sampled_from(["ranks", "params", "bytes"]),
     share=st.floats(0, 1), size=st.sampled_from([1, 2, 3]), floor=st.integers(0, 3),
-    cap=st.sampled_from([None, 3, 6, 12]), data=st.data(),
+    cap=st.sampled_from([None, 3, 6, 12]),
 )
-def test_course_is_monotone_whole_and_ends_exactly(steps, warmup, freeze, every, shape, unit, share, size, floor, cap, data):
+def test_course_is_monotone_whole_and_ends_exactly(steps, warmup, freeze, every, shape, unit, share, size, floor, cap):
     highest = 12 if cap is None else cap // size * size
     low = -(-floor // size) * size
     if low > highest:
@@ -172,7 +172,7 @@ def test_zero_ranks_and_all_ranks_are_budgets():
         ({"ranks": 37}, "above the 36"),
         ({"params": 961}, "above the 960"),
         ({"ranks": 2, "min_rank": 1}, "below the floor"),
-        ({"ranks": 20, "max_rank": 5}, "allows 15 at most"),
+        ({"ranks": 20, "max_rank": 5}, "allows 15"),
         ({"ranks": 20, "min_rank": 13}, "above the initial rank 12 of up"),
         ({"ranks": 20, "multiple_of": 5}, "does not divide the initial rank 12"),
         ({"ranks": 21, "multiple_of": 4}, "say 20 or 24"),

@@ -22,7 +22,7 @@ OPTIMIZERS = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
     "torch's adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
     "transformers' adafactor": lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=False, beta1=0.9),
-    "transformers' adafactor, own rate": lambda p: Adafactor(p, scale_parameter=True, relative_step=True, warmup_init=True),
+    "transformers' adafactor, own rate": lambda p: Adafactor(p, relative_step=True, warmup_init=True),
 }
 
 KEEP = {"0": [1, 3], "2": [], "4": [0, 1, 2, 3]}

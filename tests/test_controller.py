@@ -12,7 +12,7 @@ import torch
 import rankalloc as ra
 from rankalloc.errors import BudgetError, ConfigError, NotAdaptedError, RankallocError
 
-from .conftest import logits_of, make_mlp, train_mlp
+from .conftest import assert_same, logits_of, make_mlp, tensors_of, train_mlp
 
 STEPS = 20
 BUDGET = ra.RankBudget(ranks=5, every=2)
@@ -26,22 +26,13 @@ def begin(budget=BUDGET, rank=4, steps=STEPS, optimizer=torch.optim.AdamW, attac
     return model, adapters, controller, optimizer(adapters.parameters(), lr=1e-2)
 
 
-def tensors_of(adapters):
-    return {f"{n}.{k}": v.clone() for n, a in adapters.modules.items() for k, v in a.state_dict().items()}
-
-
-def assert_same(one, two):
-    assert one.keys() == two.keys()
-    for key in one:
-        assert torch.equal(one[key], two[key]), key
-
-
 @pytest.mark.parametrize(
     "budget",
     [
         ra.RankBudget(ranks=5, every=2), ra.RankBudget(ranks=0, every=3, freeze=0), ra.RankBudget(ranks=12),
         ra.RankBudget(params=230, every=2), ra.RankBudget(bytes=1100, every=3, min_rank=1),
-        ra.RankBudget(fraction=0.5, every=2, max_rank=2), ra.RankBudget(ranks=6, every=1, multiple_of=2, shape="linear"),
+        ra.RankBudget(fraction=0.5, every=2, max_rank=2),
+        ra.RankBudget(ranks=6, every=1, multiple_of=2, shape="linear"),
         ra.RankBudget(ranks=4, shape="constant", warmup=0, freeze=0),
     ],
     ids=lambda b: f"{b.given}",
@@ -115,7 +106,7 @@ def test_the_same_seed_gives_the_same_run():
         model, adapters, controller, optimizer = begin()
         train_mlp(model, controller, optimizer, STEPS)
         trace = controller.finish()
-        runs.append((tensors_of(adapters), [a.model_dump() for a in trace.allocations], trace.scores))
+        runs.append((tensors_of(model), [a.model_dump() for a in trace.allocations], trace.scores))
     assert_same(runs[0][0], runs[1][0])
     assert runs[0][1:] == runs[1][1:]
 
@@ -168,7 +159,7 @@ def test_a_step_without_finite_gradients_is_left_out_of_the_scores(bad):
         controller.orthogonal = 0.0
         train_mlp(model, controller, optimizer, STEPS, before_observe=meddle)
         trace = controller.finish()
-        ended.append((tensors_of(adapters), trace.scores, trace.nonfinite_steps))
+        ended.append((tensors_of(model), trace.scores, trace.nonfinite_steps))
     assert_same(ended[0][0], ended[1][0])
     assert ended[0][1] == ended[1][1]
     assert (ended[0][2], ended[1][2]) == ([4], [])
@@ -262,6 +253,8 @@ def test_a_second_run_on_adapters_that_shrank_keeps_their_ranks():
     train_mlp(model, again, torch.optim.AdamW(adapters.parameters(), lr=1e-3), 6)
     again.finish()
     assert adapters.ranks() == ranks
+    with pytest.raises(BudgetError, match="above what these adapters still hold"):
+        ra.RankController(adapters, ra.RankBudget(params=400), total_steps=6)
 
 
 # --- what cannot work ------------------------------------------------------------------------------------------
@@ -301,9 +294,11 @@ def test_uniform_control_spends_the_same_budget():
 # --- the state -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", [1, 2, 7, 13, 14, 17])
+@pytest.mark.parametrize("cut", [1, 7, 14, 17])
 @pytest.mark.parametrize("shrink", [True, False])
-@pytest.mark.parametrize("budget", [BUDGET, ra.RankBudget(params=230, every=3), ra.RankBudget(fraction=0.4, min_rank=1)])
+@pytest.mark.parametrize(
+    "budget", [BUDGET, ra.RankBudget(params=230, every=3), ra.RankBudget(fraction=0.4, min_rank=1)]
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(cut, shrink, budget, tmp_path):
     model, adapters, controller, optimizer = begin(budget, shrink=shrink)
     train_mlp(model, controller, optimizer, STEPS)
@@ -326,7 +321,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(cut, shrink, budget, tmp_path):
     optimizer_b.load_state_dict(saved["optimizer"])
     train_mlp(model_b, controller_b, optimizer_b, STEPS)
     resumed = controller_b.finish()
-    assert_same(tensors_of(adapters), tensors_of(adapters_b))
+    assert_same(tensors_of(model), tensors_of(model_b))
     assert resumed.allocations == whole.allocations and resumed.scores == whole.scores
     assert resumed.budget == whole.budget and resumed.layers == whole.layers
     assert resumed.adapter_params_initial == whole.adapter_params_initial

@@ -12,7 +12,6 @@ from rankalloc.runner import train
 
 from .small_runs import small_config
 
-
 BLOCK, HEADER = 32768, 7
 
 

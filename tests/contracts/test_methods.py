@@ -1,0 +1,99 @@
+"""What every method, score and allocation rule must keep, whichever it is: read from the registries."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import rankalloc as ra
+from rankalloc.allocators import ALLOCATORS
+from rankalloc.scores import SCORES
+from rankalloc.scores.base import Score
+
+from ..conftest import assert_same, logits_of, make_mlp, prune, randomize, tensors_of, train_mlp
+
+STEPS = 16
+BUDGETS = {"ranks": 5, "params": 230, "bytes": 900, "fraction": 0.5}
+
+
+def adapted(method, budget):
+    """(model, adapters) attached as the method wants: at full rank, or at the ranks it plans."""
+    model = make_mlp()
+    torch.manual_seed(1)
+    chosen = ra.METHODS[method]
+    ranks = ra.plan_ranks(model, None, budget, method, rank=4) if chosen.when == "before" else None
+    return model, ra.attach(model, rank=4, ranks=ranks, init=chosen.init)
+
+
+@pytest.mark.parametrize("method", ra.METHODS)
+def test_a_method_says_what_it_is(method):
+    chosen = ra.METHODS[method]
+    assert chosen.name == method and chosen.allocator in ALLOCATORS
+    assert chosen.score is None or chosen.score in SCORES
+    assert all((chosen.summary, chosen.source, chosen.cost, chosen.weakness)) and all(chosen.options.values())
+
+
+@pytest.mark.parametrize("unit", BUDGETS)
+@pytest.mark.parametrize("method", ra.METHODS)
+def test_a_run_ends_within_its_budget_twice_the_same(method, unit):
+    given = ra.RankBudget(**{unit: BUDGETS[unit]}, every=2)
+    runs = []
+    for _ in range(2):
+        model, adapters = adapted(method, given)
+        budget = given
+        if ra.METHODS[method].when == "before":
+            from rankalloc.planning import budget_of
+
+            budget = budget_of(adapters.shapes(), given)
+        controller = ra.RankController(adapters, budget, STEPS, method)
+        train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), STEPS)
+        trace = controller.finish()
+        runs.append((tensors_of(model), trace.final_ranks))
+    assert_same(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1] == list(adapters.ranks().values())
+    plan = given.resolve([ra.LayerShape(n, a.d_in, a.d_out, 4) for n, a in adapters.modules.items()], STEPS)
+    spent = plan.spent(runs[0][1])
+    assert spent <= plan.target and plan.target - spent < max(plan.costs)
+    if plan.unit == "ranks":
+        assert spent == plan.target
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_score_gives_one_finite_number_a_triplet_and_comes_back_from_its_tensors(score):
+    cls = SCORES[score]
+    assert issubclass(cls, Score) and not inspect.isabstract(cls)
+    model = make_mlp()
+    adapters = list(ra.attach(model, rank=4, ranks={"2": 0}))
+    one, two = cls(adapters), cls(adapters)
+    for step in range(3):
+        model(torch.randn(6, 16, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        one.observe()
+        for p in model.parameters():
+            p.data.add_(0.01)
+    values = one.values()
+    assert [v.shape for v in values] == [(4,), (0,), (4,)]
+    assert all(torch.isfinite(v).all() for v in values) and any(v.any() for v in values)
+    assert not any(v.any() for v in two.values())
+    two.load_tensors({name: tensor.clone() for name, tensor in one.tensors().items()})
+    assert all(torch.equal(a, b) for a, b in zip(values, two.values(), strict=True))
+    assert one.state_bytes() == sum(t.nbytes for t in one.tensors().values())
+
+
+@pytest.mark.parametrize("layout", ["uniform", "compact"])
+@pytest.mark.parametrize("init", ["svd", "lora"])
+def test_every_parametrisation_travels_exactly(init, layout, tmp_path):
+    model = make_mlp()
+    adapters = ra.attach(model, rank=4, alpha=3, init=init)
+    randomize(adapters)
+    if init == "lora":
+        for adapter in adapters:
+            adapter.lam.data.fill_(1.0)
+    prune(adapters, (1, 4, 0))
+    ra.save(adapters, tmp_path, layout)
+    again = make_mlp()
+    loaded = ra.load(again, tmp_path)
+    assert torch.equal(logits_of(again), logits_of(model))
+    ra.merge(loaded)
+    torch.testing.assert_close(logits_of(again), logits_of(model), rtol=1e-5, atol=1e-5)
