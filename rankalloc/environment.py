@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -24,10 +25,11 @@ def describe(device: str | None = None) -> EnvironmentRecord:
         device = f"{device} ({torch.cuda.get_device_name()})"
     return EnvironmentRecord(
         python=platform.python_version(), platform=f"{platform.system()} {platform.machine()}", device=device,
-        threads=torch.get_num_threads(), versions=versions(), git_hash=git_hash(),
+        threads=torch.get_num_threads(), versions=dict(versions()), git_hash=git_hash(),
     )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """{package: installed version} of what decides a result."""
     found = {}

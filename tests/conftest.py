@@ -112,7 +112,7 @@ def train_mlp(model, controller, optimizer, steps, seed: int = 3, before_observe
             before_observe(step + 1)
         controller.observe()
         optimizer.step()
-        controller.update(optimizer)
+        controller.update(optimizer or None)
         optimizer.zero_grad()
 
 

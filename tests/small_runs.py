@@ -11,7 +11,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from rankalloc.config import RunConfig, load_config
 from rankalloc.tasks import load_task
 
-WORDS = ["the", "film", "was", "good", "bad", "long", "short", "loved", "hated", "plot", "actor", "scene", "music", "ending", "never", "again"]
+WORDS = [
+    "the", "film", "was", "good", "bad", "long", "short", "loved", "hated", "plot", "actor", "scene", "music", "ending",
+    "never", "again",
+]
 
 
 def tiny_model(folder: Path) -> Path:

@@ -75,7 +75,7 @@ def test_the_budget_is_met_exactly(rule, case):
     assert all(np.array_equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "random"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-38])
 @pytest.mark.parametrize("total", range(0, 49, 3))
 def test_equal_scores_give_ranks_as_equal_as_they_can_be(rule, value, total):
@@ -125,3 +125,29 @@ def test_uniform_ignores_how_large_scores_are_but_not_their_order_within_a_layer
 def test_a_floor_is_kept_before_anything_is_bought():
     kept = ALLOCATORS["global"]([np.full(4, 100.0), np.zeros(4)], Demand(4, (1, 1), (1, 1), (4, 4)))
     assert [m.sum() for m in kept] == [3, 1]
+
+
+def test_random_draws_the_same_ranks_at_every_budget_of_a_run_only_fewer():
+    scores = [np.zeros(12)] * 6
+    last = [12] * 6
+    for amount in range(72, -1, -6):
+        demand = Demand(amount, (1,) * 6, (0,) * 6, (12,) * 6, seed=4)
+        ranks = [int(m.sum()) for m in ALLOCATORS["random"](scores, demand)]
+        assert all(now <= before for now, before in zip(ranks, last, strict=True))
+        last = ranks
+    other = Demand(36, (1,) * 6, (0,) * 6, (12,) * 6, seed=5)
+    first = Demand(36, (1,) * 6, (0,) * 6, (12,) * 6, seed=4)
+    drawn = [[m.sum() for m in ALLOCATORS["random"](scores, demand)] for demand in (first, other)]
+    assert drawn[0] != drawn[1]
+
+
+def test_shuffled_has_the_multiset_of_global_within_layers_of_a_kind():
+    rng = np.random.default_rng(0)
+    scores = [rng.random(8) * (1 + index) for index in range(8)]
+    demand = Demand(400, (10,) * 4 + (20,) * 4, (0,) * 8, (8,) * 8, seed=1)
+    chosen = [int(m.sum()) for m in ALLOCATORS["global"](scores, demand)]
+    shuffled = [int(m.sum()) for m in ALLOCATORS["shuffled"](scores, demand)]
+    assert shuffled != chosen
+    assert sorted(shuffled[:4]) == sorted(chosen[:4]) and sorted(shuffled[4:]) == sorted(chosen[4:])
+    best = ALLOCATORS["shuffled"](scores, demand)[7]
+    assert scores[7][best].min(initial=9e9) >= scores[7][~best].max(initial=-1)

@@ -111,7 +111,8 @@ def test_a_killed_sweep_loses_no_trial(home, config):
     complete = [t for t in record.trials if t.state == "complete"]
     assert len(complete) == 3 and complete[0].number == 0
     lost = record.trial(1)
-    assert lost.state == "failed" and complete[1].role == START and complete[1].params == {**complete[1].params, **lost.params}
+    assert lost.state == "failed" and complete[1].role == START
+    assert complete[1].params == {**complete[1].params, **lost.params}
 
 
 def test_another_space_or_other_settings_are_refused_and_named(whole, config, home):

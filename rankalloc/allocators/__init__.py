@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import global_topk, uniform
+from . import global_topk, random, shuffled, uniform
 from .base import Demand, Kept, Scores
 
 ALLOCATORS: dict[str, Callable[[Scores, Demand], Kept]] = {
     "global": global_topk.allocate,
     "uniform": uniform.allocate,
+    "random": random.allocate,
+    "shuffled": shuffled.allocate,
 }
 
 __all__ = ["ALLOCATORS", "Demand", "Kept", "Scores"]

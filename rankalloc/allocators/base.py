@@ -22,18 +22,19 @@ Scores = Sequence[np.ndarray]
 @dataclass(frozen=True)
 class Demand:
     """What one allocation has to meet: ``amount`` to spend; per layer the cost of a rank, the
-    lowest and the highest rank; ranks come in blocks of ``multiple_of``."""
+    lowest and the highest rank; ranks come in blocks of ``multiple_of``; ``seed`` is for rules that draw."""
 
     amount: int
     costs: tuple[int, ...]
     floors: tuple[int, ...]
     caps: tuple[int, ...]
     multiple_of: int = 1
+    seed: int = 0
 
     @classmethod
-    def at(cls, plan: BudgetPlan, step: int) -> Demand:
+    def at(cls, plan: BudgetPlan, step: int, seed: int = 0) -> Demand:
         """The demand of ``plan`` after optimizer step ``step``."""
-        return cls(min(plan.asked(step), plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of)
+        return cls(min(plan.asked(step), plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of, seed)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from .base import Score
+from .base import LambdaScore, Score
+from .first_order import FirstOrder
+from .fisher import Fisher
+from .gradient_norm import GradientNorm
+from .magnitude import Magnitude
 from .sensitivity import Sensitivity
+from .signal_to_noise import SignalToNoise
 
 SCORES: dict[str, type[Score]] = {
     Sensitivity.name: Sensitivity,
+    SignalToNoise.name: SignalToNoise,
+    FirstOrder.name: FirstOrder,
+    Fisher.name: Fisher,
+    GradientNorm.name: GradientNorm,
+    Magnitude.name: Magnitude,
 }
 
-__all__ = ["SCORES", "Score"]
+__all__ = ["SCORES", "LambdaScore", "Score"]

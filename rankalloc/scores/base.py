@@ -14,7 +14,8 @@ from ..adapter import Adapter
 class Score(ABC):
     """An importance score over the triplets of all adapters.
 
-    A new score is one file with a subclass and one line in ``rankalloc.scores.SCORES``.
+    A new score is one file with a subclass and one line in ``rankalloc.scores.SCORES``. Its state is
+    whatever :meth:`tensors` returns; each tensor has one dimension that counts triplets.
     """
 
     name: ClassVar[str]
@@ -22,17 +23,17 @@ class Score(ABC):
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)
 
-    @abstractmethod
-    def observe(self) -> None:
+    def observe(self) -> None:  # noqa: B027 - a score without state has nothing to take in
         """Take in the gradients now in ``.grad``: after backward, before the optimizer's step."""
 
     @abstractmethod
     def values(self) -> list[torch.Tensor]:
         """The score of each triplet, per adapter a tensor (r,); higher stays."""
 
-    @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The state, under stable names; the tensors themselves, so that writing to them loads."""
+        """The state, under names ``what.index.factor`` (factor P, lam or Q); the tensors themselves, so
+        that writing to them loads. A tensor of factor P is (d_out, r), of Q (r, d_in), of lam (r,)."""
+        return {}
 
     def state_bytes(self) -> int:
         """Size of the state in bytes."""
@@ -43,3 +44,48 @@ class Score(ABC):
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 tensor.copy_(saved[name])
+
+    @torch.no_grad()
+    def rebase(self, mixings: Sequence[torch.Tensor]) -> None:
+        """Follow a change of basis: ``mixings[i]`` (r, r) is the share of each old triplet of adapter i
+        (row) in each new one (column). A statistic becomes the average of those it came from."""
+        for name, tensor in self.tensors().items():
+            _, index, factor = name.split(".")
+            mixing = mixings[int(index)].to(tensor.dtype)
+            tensor.copy_(mixing.T @ tensor if factor == "Q" else tensor @ mixing)
+
+
+class LambdaScore(Score):
+    """A score that needs only the gradient of Λ: r numbers of state a layer, one moving average.
+
+    Args:
+        beta: decay of the average, in (0, 1).
+    """
+
+    def __init__(self, adapters: Sequence[Adapter], beta: float = 0.85) -> None:
+        from ..errors import ConfigError
+
+        super().__init__(adapters)
+        if not 0 < beta < 1:
+            raise ConfigError(f"beta must lie between 0 and 1, got {beta!r}")
+        self.beta = beta
+        self.lam = [adapter.lam for adapter in self.adapters]
+        self.average = [torch.zeros_like(lam, dtype=torch.float32) for lam in self.lam]
+
+    @abstractmethod
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What is averaged over the steps, from lam and ∂L/∂lam, each per adapter (r,)."""
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        # a layer that took no part in this step has no gradient: its sensitivity was zero
+        grads = [torch.zeros_like(lam) if lam.grad is None else lam.grad for lam in self.lam]
+        now = self.of_gradient([lam.detach().float() for lam in self.lam], [grad.float() for grad in grads])
+        torch._foreach_mul_(self.average, self.beta)
+        torch._foreach_add_(self.average, now, alpha=1 - self.beta)
+
+    def values(self) -> list[torch.Tensor]:
+        return [average.clone() for average in self.average]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {f"average.{index}.lam": average for index, average in enumerate(self.average)}

@@ -48,8 +48,8 @@ class Variant:
             self.model = get_peft_model(self.model, config)
         elif kind == "peft adalora":
             config = AdaLoraConfig(
-                init_r=rank, target_r=rank // 2, tinit=1, tfinal=1, deltaT=1, total_step=steps * 10, lora_alpha=2 * rank,
-                target_modules=TARGETS, task_type="TOKEN_CLS",
+                init_r=rank, target_r=rank // 2, tinit=1, tfinal=1, deltaT=1, total_step=steps * 10,
+                lora_alpha=2 * rank, target_modules=TARGETS, task_type="TOKEN_CLS",
             )
             self.model = get_peft_model(self.model, config)
         else:

@@ -1,0 +1,25 @@
+"""First-order group importance: the change of the loss when a triplet is taken away.
+
+L depends on P_:i, lam_i and Q_i: only through their product, so P_:i·∂L/∂P_:i = lam_i ∂L/∂lam_i =
+Q_i:·∂L/∂Q_i: exactly, and the first-order change of removing triplet i is |lam_i ∂L/∂lam_i| (Molchanov
+et al., CVPR 2019, arXiv 1906.10771, applied to a triplet as one group). Averaged over the steps.
+
+State: r numbers a layer. Known weakness: at a minimum the gradient vanishes, and with it the score.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .base import LambdaScore
+
+
+class FirstOrder(LambdaScore):
+    """Moving average of |lam · ∂L/∂lam|; see the module docstring."""
+
+    name = "first-order"
+
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
+        product = torch._foreach_mul(lam, grad)
+        torch._foreach_abs_(product)
+        return product
