@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ..adapter import Adapter
+from ..errors import ConfigError
 
 
 class Score(ABC):
@@ -63,8 +64,6 @@ class LambdaScore(Score):
     """
 
     def __init__(self, adapters: Sequence[Adapter], beta: float = 0.85) -> None:
-        from ..errors import ConfigError
-
         super().__init__(adapters)
         if not 0 < beta < 1:
             raise ConfigError(f"beta must lie between 0 and 1, got {beta!r}")
