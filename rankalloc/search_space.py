@@ -61,8 +61,10 @@ def configured(config: RunConfig, params: dict[str, Any]) -> RunConfig:
 
 
 def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
-    """(params, role) of the trials every sweep begins with: the start point as uniform LoRA, then as
-    each other method, moved to the nearest point of the space."""
+    """(params, role) of the trials every sweep begins with: the start point as uniform LoRA at a rate of
+    its own, then as each other method, moved to the nearest point of the space.
+
+    No two parametrisations are comparable at one shared rate (arXiv 2602.04998)."""
     space = search_space(config)
     start = {
         "rank": config.adapter.rank, "alpha": config.adapter.alpha, "learning_rate": config.training.learning_rate,
@@ -70,7 +72,9 @@ def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
     }
     point = {name: _nearest(space[name], value) for name, value in start.items() if name in space}
     methods = space["method"]["choices"]
-    points = [({"method": "uniform", **point}, CONTROL)] if "uniform" in methods else []
+    rate = config.sweep.control_learning_rate or config.training.learning_rate / 4
+    control = {"method": "uniform", **point, "learning_rate": _nearest(space["learning_rate"], rate)}
+    points = [(control, CONTROL)] if "uniform" in methods else []
     return points + [({"method": name, **point}, START) for name in methods if name != "uniform"]
 
 

@@ -1,7 +1,7 @@
 """An Optuna study over method, rank, alpha, budget and learning rate, with its controls.
 
-The first trial is uniform LoRA at the start point's budget, the second the configured method at the
-same point, and the last a *matched* control: uniform LoRA with the parameters of the best adaptive trial
+The first trial is uniform LoRA at the start point's budget and a learning rate of its own, the next the
+configured method at that point, and the last a *matched* control: uniform LoRA with the parameters of the best adaptive trial
 so far (equal ranks are not equal parameters: layers differ in size), at the best learning rate uniform
 LoRA has shown. Choices are made on the tune split; the report
 split is looked at once, at the end, by one adaptive and one uniform trial.
@@ -16,6 +16,7 @@ import shlex
 import shutil
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,10 @@ def _sampler(config: RunConfig, number: int) -> optuna.samplers.BaseSampler:
     seed = (config.seed * 1_000_003 + number) % 2**32
     if config.sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # multivariate: which rate is good depends on the method
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True)
 
 
 def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: PreparedTask) -> None:

@@ -48,7 +48,8 @@ def test_the_first_trial_is_uniform_and_the_second_adaptive_at_the_same_point(wh
     control, start = record.trial(0), record.trial(1)
     assert (control.role, start.role) == (CONTROL, START)
     assert control.params["method"] == "uniform" and start.params["method"] == "adalora"
-    assert {**control.params, "method": ""} == {**start.params, "method": ""}
+    assert {**control.params, "method": "", "learning_rate": 0} == {**start.params, "method": "", "learning_rate": 0}
+    assert control.params["learning_rate"] == pytest.approx(start.params["learning_rate"] / 4)
     assert control.ranks == start.ranks
     assert [(t.number, done, total) for t, done, total in seen] == [(i, i + 1, 4) for i in range(4)]
 
@@ -153,6 +154,9 @@ def test_first_points_move_into_the_space():
     config = load_config(None, ["adapter.rank=12", "sweep.search.rank=[4, 8]", "sweep.search.alpha={low: 1, high: 4}"])
     (params, role), _ = first_points(config)
     assert role == CONTROL and params["rank"] == 8 and params["alpha"] == 4.0
+    config = config.replaced({"sweep.control_learning_rate": 3e-3})
+    (params, _), (start, _) = first_points(config)
+    assert params["learning_rate"] == 3e-3 and start["learning_rate"] == config.training.learning_rate
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
