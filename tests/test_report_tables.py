@@ -272,3 +272,26 @@ def test_wording():
     assert wording.some(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"
     assert wording.printable("a\nb\x07\u202e") == "a b\ufffd\ufffd"
     assert wording.moment("2025-03-01T12:00:00+00:00") == "2025-03-01 12:00 UTC" and wording.moment("noon") == "noon"
+
+
+@pytest.mark.parametrize(
+    "adaptive, uniform, words",
+    [
+        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], None),
+        ([2e-3, 4e-3, 8e-3], [2e-3, 2e-3, 4e-3], "uniform ranks were tried at 2 learning rates"),
+        ([2e-3, 4e-3, 8e-3], [4e-3, 2e-3, 1e-3], "uniform ranks did best at the highest learning rate"),
+    ],
+)
+def test_an_untuned_side_makes_the_comparison_a_probe(adaptive, uniform, words):
+    """The middle trial of each side is in the pair, except where the first is named as the best."""
+    record = samples.sweep(low=-0.02, high=-0.01)
+    one, other = record.trials[0], record.trials[1]
+    trials, best = [], 0 if uniform[0] == max(uniform) else 1
+    for index, (method, rate) in enumerate([("adalora", r) for r in adaptive] + [("uniform", r) for r in uniform]):
+        base = other if method == "uniform" else one
+        trials.append(base.model_copy(update={
+            "number": index, "state": "complete", "params": {"method": method, "learning_rate": rate},
+        }))
+    pair = record.pair.model_copy(update={"adaptive": 1, "uniform": 3 + best})
+    sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
+    assert (words in sentence) if words else ("probe" not in sentence)

@@ -12,6 +12,7 @@ from . import tables
 from .sweeps import is_uniform
 from .wording import count, fixed, number, percent, plural, some
 
+LEAST_RATES = 3  # learning rates on either side of a comparison that calls itself tuned
 MOVING_SHARE = 0.05  # more of the ranks than this changing layer at the last allocations is called moving
 
 
@@ -168,10 +169,35 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord) -> Verdict:
         gap = "the same size" if a == u else f"{percent(abs(a - u) / a)} {'smaller' if u < a else 'larger'}"
         notes.append(f"Adapter parameters: {count(a)} adaptive, {count(u)} uniform ({gap}).")
     notes.append(
-        "Both trials were tuned on their own, so this compares two recipes. It does not single out the placement of "
-        "the ranks: for that, compare with the same method forced to equal ranks."
+        "This compares two recipes, each with settings of its own. It does not single out the placement of the ranks: "
+        "for that, compare with the same method forced to equal ranks (placement=uniform)."
     )
-    return Verdict(sentence, tone, notes)
+    probe = _why_only_a_probe(sweep, pair)
+    return Verdict(f"{sentence} Read it as a probe: {probe}." if probe else sentence, tone, notes)
+
+
+def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
+    """What keeps this pair from being a tuned comparison: too few learning rates, or a best one at the edge."""
+    tried: dict[str, set[float]] = {"adaptive": set(), "uniform": set()}
+    best: dict[str, float] = {}
+    for trial in sweep.trials:
+        rate = trial.params.get("learning_rate")
+        if trial.state == "complete" and isinstance(rate, int | float):
+            tried["uniform" if is_uniform(trial) else "adaptive"].add(rate)
+            for side, number_of in (("adaptive", pair.adaptive), ("uniform", pair.uniform)):
+                if trial.number == number_of:
+                    best[side] = rate
+    reasons = []
+    for side, rates in tried.items():
+        if 0 < len(rates) < LEAST_RATES:
+            reasons.append(
+                f"{side} ranks were tried at {plural(len(rates), 'learning rate')}, and a tuned comparison takes "
+                f"{LEAST_RATES} at least"
+            )
+        elif side in best and best[side] in (min(rates), max(rates)):
+            edge = "lowest" if best[side] == min(rates) else "highest"
+            reasons.append(f"{side} ranks did best at the {edge} learning rate they were tried at")
+    return "; ".join(reasons)
 
 
 def moved_at_freeze(trace: RankTrace) -> tuple[int, int]:
