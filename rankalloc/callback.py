@@ -106,7 +106,8 @@ class RankCallback(TrainerCallback):
             state.best_model_checkpoint = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if self.controller is not None:
+        # the summary after the last step is no point of a curve
+        if self.controller is not None and "train_runtime" not in (logs or {}):
             self.controller.log(state.global_step, logs or {})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

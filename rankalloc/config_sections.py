@@ -253,10 +253,11 @@ class SearchConfig(Section):
 
 
 class SweepConfig(Section):
-    """How many trials, drawn by which sampler, from which space. ``control_learning_rate`` is where uniform
-    LoRA starts; null is a quarter of ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0."""
+    """How many trials, drawn by which sampler, from which space. ``control_learning_rates`` are
+    those uniform LoRA is tried at, the first one first; null is a quarter, a half and an eighth of
+    ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0."""
 
     trials: Count = 20
     sampler: Literal["tpe", "random"] = "tpe"
-    control_learning_rate: Positive | None = None
+    control_learning_rates: Choices[Positive] | None = None
     search: SearchConfig = SearchConfig()

@@ -61,10 +61,11 @@ def configured(config: RunConfig, params: dict[str, Any]) -> RunConfig:
 
 
 def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
-    """(params, role) of the trials every sweep begins with: the start point as uniform LoRA at a rate of
-    its own, then as each other method, moved to the nearest point of the space.
+    """(params, role) of the trials every sweep begins with: the start point as uniform LoRA, then as each
+    other method, then as uniform LoRA at further learning rates; all moved to the nearest point of the space.
 
-    No two parametrisations are comparable at one shared rate (arXiv 2602.04998)."""
+    No two parametrisations are comparable at one shared rate (arXiv 2602.04998), and a control that was tried
+    at one is none."""
     space = search_space(config)
     start = {
         "rank": config.adapter.rank, "alpha": config.adapter.alpha, "learning_rate": config.training.learning_rate,
@@ -72,10 +73,12 @@ def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
     }
     point = {name: _nearest(space[name], value) for name, value in start.items() if name in space}
     methods = space["method"]["choices"]
-    rate = config.sweep.control_learning_rate or config.training.learning_rate / 4
-    control = {"method": "uniform", **point, "learning_rate": _nearest(space["learning_rate"], rate)}
-    points = [(control, CONTROL)] if "uniform" in methods else []
-    return points + [({"method": name, **point}, START) for name in methods if name != "uniform"]
+    rates = config.sweep.control_learning_rates or [config.training.learning_rate / part for part in (4, 2, 8)]
+    rates = dict.fromkeys(_nearest(space["learning_rate"], rate) for rate in rates)
+    controls = [({"method": "uniform", **point, "learning_rate": rate}, CONTROL) for rate in rates]
+    controls = controls if "uniform" in methods else []
+    starts = [({"method": name, **point}, START) for name in methods if name != "uniform"]
+    return controls[:1] + starts + controls[1:]
 
 
 def _nearest(dimension: dict[str, Any], value: float) -> Any:

@@ -1,9 +1,9 @@
 """An Optuna study over method, rank, alpha, budget and learning rate, with its controls.
 
-The first trial is uniform LoRA at the start point's budget and a learning rate of its own, the next the
-configured method at that point, and the last a *matched* control: uniform LoRA with the parameters of the best adaptive trial
-so far (equal ranks are not equal parameters: layers differ in size), at the best learning rate uniform
-LoRA has shown. Choices are made on the tune split; the report
+The first trial is uniform LoRA at the start point's budget, the next the configured method at that point,
+then uniform LoRA at further learning rates. The last is a *matched* control: uniform LoRA with the
+parameters of the best adaptive trial so far (equal ranks are not equal parameters: layers differ in size),
+at the best learning rate uniform LoRA has shown. Choices are made on the tune split; the report
 split is looked at once, at the end, by one adaptive and one uniform trial.
 """
 
@@ -72,7 +72,7 @@ def run_sweep(
     wanted = trials or config.sweep.trials
     prepared = prepare(config)
     space = search_space(config)
-    study = _open_study(config, folder, storage, prepared)
+    study = _open_study(config, folder, storage, prepared, wanted)
     write_text(folder / CONFIG_FILE, config.to_yaml())
 
     def objective(trial: optuna.Trial) -> float:
@@ -125,7 +125,9 @@ def run_sweep(
     return final
 
 
-def _open_study(config: RunConfig, folder: Path, storage: str | None, prepared: PreparedTask) -> optuna.Study:
+def _open_study(
+    config: RunConfig, folder: Path, storage: str | None, prepared: PreparedTask, wanted: int
+) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
@@ -139,7 +141,7 @@ def _open_study(config: RunConfig, folder: Path, storage: str | None, prepared: 
     _check_same_sweep(study, config, prepared)
     _take_up_orphans(study)
     if not study.get_trials(deepcopy=False):
-        for params, role in first_points(config):
+        for params, role in first_points(config)[: max(2, wanted - 1)]:  # the last trial is the matched control's
             study.enqueue_trial(params, user_attrs={"role": role})
     return study
 

@@ -152,11 +152,11 @@ def test_a_storage_that_cannot_be_opened_hides_its_password(config, home):
 
 def test_first_points_move_into_the_space():
     config = load_config(None, ["adapter.rank=12", "sweep.search.rank=[4, 8]", "sweep.search.alpha={low: 1, high: 4}"])
-    (params, role), _ = first_points(config)
+    (params, role), *_ = first_points(config)
     assert role == CONTROL and params["rank"] == 8 and params["alpha"] == 4.0
-    config = config.replaced({"sweep.control_learning_rate": 3e-3})
-    (params, _), (start, _) = first_points(config)
-    assert params["learning_rate"] == 3e-3 and start["learning_rate"] == config.training.learning_rate
+    config = config.replaced({"sweep.control_learning_rates": [3e-3, 2e-3]})
+    points = [(params["method"], params["learning_rate"]) for params, _ in first_points(config)]
+    assert points == [("uniform", 3e-3), ("adalora", config.training.learning_rate), ("uniform", 2e-3)]
 
 
 def test_the_front_holds_what_nothing_beats_in_both():

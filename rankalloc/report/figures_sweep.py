@@ -138,8 +138,9 @@ def _slice(axes: Axes, piece: Slice) -> None:
     if piece.log:
         values = [p.x for p in piece.points]
         svg.logarithmic(axes, "x", min(values) / 1.4, max(values) * 1.4)
-    if piece.numeric and len({p.x for p in piece.points}) <= 6:
-        axes.set_xticks(sorted({p.x for p in piece.points}), [f"{x:g}" for x in sorted({p.x for p in piece.points})])
+    distinct = sorted({p.x for p in piece.points}) if piece.numeric else []
+    if piece.numeric and not piece.log and len(distinct) <= 6 and all(float(x).is_integer() for x in distinct):
+        axes.set_xticks(distinct, [f"{x:g}" for x in distinct])
         axes.margins(x=0.1)
     elif piece.numeric and not piece.log:
         axes.margins(x=0.1)

@@ -1,0 +1,38 @@
+"""The examples in docs/ run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+import rankalloc as ra
+from rankalloc.allocators import ALLOCATORS
+from rankalloc.scores import SCORES
+
+from .conftest import make_mlp, train_mlp
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def test_a_score_from_outside_takes_fifteen_lines_and_works():
+    score, rule = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert len([line for line in score.splitlines() if line.strip()]) <= 15
+    model = make_mlp()
+    adapters = ra.attach(model, rank=4)
+    names = {"adapters": adapters}
+    try:
+        exec(compile(score, "extending.md", "exec"), names)
+        train_mlp(model, names["controller"], torch.optim.AdamW(adapters.parameters(), lr=1e-2), 40)
+        trace = names["controller"].finish()
+        assert sum(adapters.ranks().values()) == 6 and trace.scores.score == "squared"
+        exec(compile(rule, "extending.md", "exec"), {})
+        from rankalloc.allocators import Demand
+
+        kept = ALLOCATORS["deep-first"]([torch.zeros(3).numpy()] * 3, Demand(4, (1,) * 3, (0,) * 3, (3,) * 3))
+        assert [int(mask.sum()) for mask in kept] == [0, 1, 3]
+    finally:
+        SCORES.pop("squared", None)
+        ra.METHODS.pop("squared", None)
+        ALLOCATORS.pop("deep-first", None)
