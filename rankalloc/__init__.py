@@ -23,7 +23,7 @@ _HOMES = {
     "SCORES": "scores",
     "ALLOCATORS": "allocators",
     "save": "adapter_io",
-    "load": "adapter_io",
+    "load": "adapter_load",
     "load_task": "tasks",
     "RankTrace": "trace",
     "SweepRecord": "trace",

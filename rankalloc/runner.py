@@ -12,7 +12,8 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from .adapter_io import load, save
+from .adapter_io import save
+from .adapter_load import load
 from .adapters import Adapters
 from .attachment import attach
 from .budget import BudgetPlan, LayerShape, RankBudget

@@ -63,7 +63,7 @@ def test_peft_reads_what_a_run_saved(first, home, config):
     theirs = peft.PeftModel.from_pretrained(base, home / "first" / "adapter").eval()
     batch = prepared.collator(prepared.splits["tune"][:4])
     batch.pop("labels")
-    from rankalloc.adapter_io import load
+    from rankalloc.adapter_load import load
 
     ours = AutoModelForSequenceClassification.from_pretrained(config.model).eval()
     load(ours, home / "first" / "adapter")
