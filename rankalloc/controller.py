@@ -261,6 +261,7 @@ class RankController:
                 self.trace.scores = score_record(self.method.score, self.step, kept, scores)
             if self.shrink and optimizer is not None:
                 compact.shrink(self.adapters, optimizer)
+            self.score = None  # nothing is scored any more: its state leaves memory too
 
     def _check_still_held(self) -> None:
         """Adapters that an earlier run shrank cannot spend more than they hold, to within one rank."""
