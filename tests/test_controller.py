@@ -141,7 +141,8 @@ def test_a_step_without_finite_gradients_is_left_out_of_the_scores(bad):
 
         def meddle(step, adapters=adapters, controller=controller, poison=poison):
             if step != 4:
-                controller.score.observe = type(controller.score).observe.__get__(controller.score)
+                if controller.score is not None:
+                    vars(controller.score).pop("observe", None)
                 return
             for p in adapters.parameters():
                 p.grad.zero_()  # the optimizer sees the same in both runs; only what is observed differs
