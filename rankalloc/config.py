@@ -59,7 +59,7 @@ class RunConfig(Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str | FileTask) -> str | FileTask:
-        from .tasks import TASKS
+        from .tasks.registry import TASKS
 
         if isinstance(value, str) and value not in TASKS:
             raise ValueError(unknown("task", value, TASKS) + "; or a mapping with kind and train for your own file")

