@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,17 @@ def test_the_browser_check_can_fail(tmp_path):
     )
     _, console, urls = browse(page, tmp_path)
     assert any("boom" in line for line in console) and urls == ["http://127.0.0.1:9/x.png"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_the_demo_report_in_a_browser(tmp_path):
+    """The page that the README shows: no error, no request, the rank of every layer readable."""
+    folder = Path(__file__).parents[1] / "reports"
+    dom, console, urls = browse(folder / "demo.html", tmp_path)
+    assert console == [] and urls == []
+    trace = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["trace"]
+    table = dom[dom.index('id="layers-table"') :]
+    for layer, rank in zip(trace["layers"], trace["allocations"][-1]["ranks"], strict=True):
+        row = re.search(rf"<tr[^>]*>(?:(?!</tr>).)*{re.escape(layer['name'])}(?:(?!</tr>).)*</tr>", table, re.S)[0]
+        cells = re.findall(r"<t[dh]\b([^>]*)>", row)
+        assert f'data-value="{rank}"' in cells[6], layer["name"]
