@@ -96,7 +96,7 @@ class RankController:
         # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
         shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
         self.plan = budget.resolve(shapes, total_steps, adapters.bytes_per_param())
-        self._check_still_held()
+        self._check_spendable()
         self.score = SCORES[self.method.score](list(adapters), **options) if self.method.score else None
         self.allocate = ALLOCATORS[self.method.allocator if self.placement == "chosen" else self.placement]
         self.shrink = shrink
@@ -263,9 +263,15 @@ class RankController:
                 compact.shrink(self.adapters, optimizer)
             self.score = None  # nothing is scored any more: its state leaves memory too
 
-    def _check_still_held(self) -> None:
-        """Adapters that an earlier run shrank cannot spend more than they hold, to within one rank."""
+    def _check_spendable(self) -> None:
+        """A budget must buy a rank, and adapters that an earlier run shrank cannot spend more than they hold."""
         plan = self.plan
+        cheapest = min(plan.costs) * plan.multiple_of
+        if 0 < plan.target < cheapest:
+            raise BudgetError(
+                f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it, "
+                "or to prune every rank say ranks=0"
+            )
         unspent = plan.target - plan.spent([a.rank for a in self.adapters])
         growable = [c for c, a, cap in zip(plan.costs, self.adapters, plan.caps, strict=True) if a.rank < cap]
         if growable and unspent >= min(growable) * plan.multiple_of:

@@ -19,6 +19,7 @@ from .attachment import attach
 from .budget import BudgetPlan, LayerShape, RankBudget
 from .callback import RankCallback
 from .config import RunConfig
+from .controller import RankController
 from .errors import ConfigError, RankallocError
 from .files import write_text
 from .methods import find_method
@@ -147,7 +148,8 @@ def preview(config: RunConfig) -> Preview:
     shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
     total_steps = steps_of(config, len(prepared.splits["train"]))
     plan = budget_from(config).resolve(shapes, total_steps)
-    adapters, _ = attach_for(config, model)
+    adapters, budget = attach_for(config, model)
+    RankController(adapters, budget, total_steps, config.method, **config.method_options)  # says what it would refuse
     final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
     if find_method(config.method).when == "before":
         final = adapters.num_params()

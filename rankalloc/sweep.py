@@ -92,7 +92,7 @@ def run_sweep(
             trial.set_user_attr("message", str(error))
             raise
         except KeyboardInterrupt:
-            study.enqueue_trial(params, user_attrs={"role": trial.user_attrs.get("role", SAMPLED)})
+            _queue_again(study, params, trial.user_attrs)
             raise
         trial.set_user_attr("seconds", time.perf_counter() - before)
         trial.set_user_attr("ranks", sum(trace.final_ranks))
@@ -111,7 +111,7 @@ def run_sweep(
     while (done := len(_finished(study))) < wanted:
         if done == wanted - 1:
             _enqueue_matched(study, space)
-        study.sampler = _sampler(config, len(study.get_trials(deepcopy=False)))
+        study.sampler = _sampler(config, done)
         study.optimize(objective, n_trials=1, catch=(RankallocError,), callbacks=[after])
         record().save(folder / SWEEP_NAME)
 
@@ -166,9 +166,9 @@ def _shown(storage: str | None) -> str:
         return "the given storage"
 
 
-def _sampler(config: RunConfig, number: int) -> optuna.samplers.BaseSampler:
-    """Seeded by the trial's number, so that a resumed sweep draws what an uninterrupted one would."""
-    seed = (config.seed * 1_000_003 + number) % 2**32
+def _sampler(config: RunConfig, finished: int) -> optuna.samplers.BaseSampler:
+    """Seeded by how many trials have finished, so that an interrupted sweep draws what another would."""
+    seed = (config.seed * 1_000_003 + finished) % 2**32
     if config.sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
@@ -221,7 +221,13 @@ def _take_up_orphans(study: optuna.Study) -> None:
             continue
         params = trial.system_attrs.get("fixed_params", trial.params)
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(params, user_attrs={"role": trial.user_attrs.get("role", SAMPLED)})
+        _queue_again(study, params, trial.user_attrs)
+
+
+def _queue_again(study: optuna.Study, params: dict[str, Any], attrs: dict[str, Any]) -> None:
+    """Queue an interrupted point as what it was: a sampled one, a control, or a control of a given size."""
+    kept = {name: attrs[name] for name in ("role", "match_params") if name in attrs}
+    study.enqueue_trial(params, user_attrs={"role": SAMPLED, **kept})
 
 
 def _alive(pid: int) -> bool:

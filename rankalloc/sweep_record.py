@@ -98,7 +98,10 @@ def compare_on_report(
 ) -> PairRecord | None:
     """The best adaptive trial and the best uniform one of at most its size, on the report split."""
     sign = -1 if record.direction == "maximize" else 1
-    complete = sorted((t for t in record.trials if t.state == "complete"), key=lambda t: (sign * t.value, t.number))
+    # of equally good trials the larger: a comparison at equal size wherever there is one
+    complete = sorted(
+        (t for t in record.trials if t.state == "complete"), key=lambda t: (sign * t.value, -t.adapter_params, t.number)
+    )
     adaptive = next((t for t in complete if t.params["method"] != "uniform"), None)
     if adaptive is None:
         return None

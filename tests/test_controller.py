@@ -393,3 +393,9 @@ def test_the_trace_is_written_where_asked(tmp_path):
     assert again.final_ranks == list(adapters.ranks().values())
     assert again.allocator_state_bytes == 2 * 4 * sum((a.d_in + a.d_out + 1) * 4 for a in adapters)
     assert again.budget.given == {"ranks": 5} and again.alpha == 8.0 and again.scaling == 2.0
+
+
+@pytest.mark.parametrize("given", [{"params": 3}, {"bytes": 100}])
+def test_a_budget_that_buys_no_rank_is_refused(given):
+    with pytest.raises(BudgetError, match="buys no rank"):
+        begin(ra.RankBudget(**given))

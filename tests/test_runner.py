@@ -152,3 +152,9 @@ def test_saving_before_training_is_refused(config):
     RankCallback(adapters, budget)
     with pytest.raises(NotAdaptedError):
         save(adapters, "nowhere")
+
+
+@pytest.mark.parametrize("options", [{"placement": "foo"}, {"bogus": 1}])
+def test_a_dry_run_refuses_the_options_a_run_would(config, options):
+    with pytest.raises(ConfigError):
+        preview(config.replaced({"method_options": options}))

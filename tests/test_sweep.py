@@ -116,6 +116,34 @@ def test_a_killed_sweep_loses_no_trial(home, config):
     assert complete[1].params == {**complete[1].params, **lost.params}
 
 
+def test_an_interrupt_in_the_matched_control_changes_nothing(config, home, monkeypatch):
+    """Ctrl-C in the middle of a trial: its point, its role and its size come back, and so does the outcome."""
+    import rankalloc.sweep as sweep
+
+    settings = config.replaced({"sweep.trials": 6, "sweep.search.rank": [3, 4]})
+    whole = run_sweep(settings, home / "straight")
+    real = sweep.train
+
+    def interrupted(run, folder, **kwargs):
+        if folder.name == whole_name:
+            raise KeyboardInterrupt
+        return real(run, folder, **kwargs)
+
+    for number in (3, 5):
+        whole_name = f"{number:04d}"
+        monkeypatch.setattr(sweep, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(settings, home / f"cut-{number}")
+        monkeypatch.setattr(sweep, "train", real)
+        resumed = run_sweep(settings, home / f"cut-{number}")
+
+        def shown(record):
+            complete = [t for t in record.trials if t.state == "complete"]
+            return sorted((t.role, str(t.params), t.value, t.adapter_params) for t in complete)
+
+        assert shown(resumed) == shown(whole)
+
+
 def test_another_space_or_other_settings_are_refused_and_named(whole, config, home):
     for change, words in (
         ({"sweep.search.rank": [2]}, "search space.rank"),
