@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .base_layers import kind_of, shape_of
 from .errors import RankallocError
 
-INITS = ("svd", "lora")
+INITS = ("svd", "lora", "gate")
 
 
 class Adapter(nn.Module):
@@ -29,7 +29,8 @@ class Adapter(nn.Module):
         scaling: s.
         init: "svd": lam = 0 and P, Q ~ N(0, 0.02), all three trained (AdaLoRA, arXiv 2303.10512).
             "lora": P = 0, Q kaiming-uniform with a = √5, lam = 1 and not trained, which is plain
-            LoRA (arXiv 2106.09685). Both start at ΔW = 0.
+            LoRA (arXiv 2106.09685). "gate": like "lora" with a trained lam ~ N(0, 1) between the two
+            factors (SoRA, arXiv 2311.11696). All start at ΔW = 0.
         dropout: probability of zeroing an input of the adapter while training.
         dtype: of P, lam and Q.
 
@@ -67,7 +68,7 @@ class Adapter(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
         self.P = nn.Parameter(torch.zeros(self.d_out, rank, **place))
-        self.lam = nn.Parameter(torch.zeros(rank, **place), requires_grad=init == "svd")
+        self.lam = nn.Parameter(torch.zeros(rank, **place), requires_grad=init != "lora")
         self.Q = nn.Parameter(torch.zeros(rank, self.d_in, **place))
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=place["device"]))
         self._initialise()
@@ -78,7 +79,10 @@ class Adapter(nn.Module):
             self.P.normal_(0.0, 0.02)
             self.Q.normal_(0.0, 0.02)
         else:
-            self.lam.fill_(1.0)
+            if self.init == "gate":
+                self.lam.normal_()
+            else:
+                self.lam.fill_(1.0)
             if self.rank:
                 nn.init.kaiming_uniform_(self.Q, a=math.sqrt(5))
 
@@ -150,13 +154,17 @@ class Adapter(nn.Module):
         return torch.linalg.svdvals((r_p * (self.lam.double().cpu() * self.scaling)) @ r_q.T)
 
     @torch.no_grad()
-    def drop(self, kept: torch.Tensor) -> None:
+    def drop(self, kept: torch.Tensor, erase: bool = False) -> None:
         """Mark the triplets that stay, (r,) bool, and set lam of the others to zero.
 
-        They keep their P and Q, so a dropped triplet can come back at a later allocation.
+        They keep their P and Q, so a dropped triplet can come back at a later allocation; with ``erase``
+        those become zero too, and with them every gradient the triplet would have.
         """
         self.kept.copy_(kept)
         self.lam.mul_(self.kept)
+        if erase:
+            self.P.mul_(self.kept)
+            self.Q.mul_(self.kept[:, None])
 
     @torch.no_grad()
     def resize(self, rank: int) -> None:

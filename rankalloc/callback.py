@@ -53,7 +53,7 @@ class RankCallback(TrainerCallback):
         **options: Any,
     ) -> None:
         # fail now, not when training begins: a trial controller checks budget, method and options
-        RankController(adapters, budget, total_steps=1, method=method, **options)
+        RankController(adapters, budget, total_steps=1, method=method, **{**options, "fresh": False})
         self.adapters = adapters
         self.budget = budget
         self.method = method
@@ -84,7 +84,7 @@ class RankCallback(TrainerCallback):
             raise ConfigError(
                 "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set it, or use bf16"
             )
-        options = {"seed": args.seed, **self.options}
+        options = {"seed": args.seed, "fresh": state.global_step == 0, **self.options}
         self.controller = RankController(self.adapters, self.budget, state.max_steps, self.method, **options)
         self.adapters.adaptation = self
         if state.global_step > 0:

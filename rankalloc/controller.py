@@ -6,6 +6,7 @@ transformers' Trainer.
 
 from __future__ import annotations
 
+import inspect
 import os
 import statistics
 import time
@@ -22,9 +23,10 @@ from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
 from .errors import BudgetError, ConfigError, NotAdaptedError, RankallocError, unknown
-from .methods import PLACEMENTS, find_method
+from .methods import PLACEMENTS, Method, find_method
 from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
+from .rules import RULES
 from .scores import SCORES
 from .trace import TRACE_NAME, LogRecord, RankTrace
 
@@ -42,7 +44,9 @@ class RankController:
         method: a key of ``rankalloc.METHODS``.
         shrink: at the freeze, take dropped triplets out of memory and of the optimizer's state.
             False keeps every shape and holds dropped triplets at zero instead.
-        seed: noted in the trace.
+        seed: of what the method draws; noted in the trace.
+        fresh: False when the adapters come from a checkpoint whose state :meth:`load_state_dict` will be
+            given, so that a method that prepares its adapters leaves them as they are.
         options: the method's own options (``rankalloc ls methods``).
 
     Raises:
@@ -75,6 +79,7 @@ class RankController:
         *,
         shrink: bool = True,
         seed: int | None = None,
+        fresh: bool = True,
         **options: Any,
     ) -> None:
         self.adapters = adapters
@@ -82,12 +87,10 @@ class RankController:
         strangers = [name for name in options if name not in self.method.options]
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
-        if adapters.init == "lora" and self.method.init == "svd":
-            raise ConfigError(
-                f"method {method!r} needs adapters with a trained Λ; these were attached with init='lora'"
-            )
+        _check_init(self.method, adapters.init)
         self.canonical = bool(options.pop("canonical", self.method.canonical))
         self.orthogonal = float(options.pop("orthogonal", 0.0 if self.canonical else self.method.orthogonal))
+        self.score_after_step = bool(options.pop("score_after_step", False))
         self.placement = options.pop("placement", "chosen")
         if self.placement not in PLACEMENTS:
             raise ConfigError(unknown("placement", self.placement, PLACEMENTS))
@@ -97,7 +100,11 @@ class RankController:
         shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
         self.plan = budget.resolve(shapes, total_steps, adapters.bytes_per_param())
         self._check_spendable()
-        self.score = SCORES[self.method.score](list(adapters), **options) if self.method.score else None
+        rule = RULES[self.method.rule]
+        of_rule = {name: options[name] for name in set(options) & set(inspect.signature(rule).parameters)}
+        of_score = {name: value for name, value in options.items() if name not in of_rule}
+        self.rule = rule(list(adapters), self.plan, self.seed, **of_rule)
+        self.score = SCORES[self.method.score](list(adapters), **of_score) if self.method.score else None
         self.allocate = ALLOCATORS[self.method.allocator if self.placement == "chosen" else self.placement]
         self.shrink = shrink
         self.step = 0
@@ -106,11 +113,15 @@ class RankController:
         self._last_update: float | None = None
         self._durations: dict[bool, list[float]] = {False: [], True: []}
         effective = {"canonical": self.canonical, "orthogonal": self.orthogonal, "placement": self.placement}
+        if self.score_after_step:
+            effective["score_after_step"] = True
         self.trace = new_trace(
             adapters, self.method.name, {**options, **effective} if self.method.options else options, budget, self.plan,
             seed, self.score.state_bytes() if self.score is not None else 0,
         )
         adapters.adaptation = self
+        if fresh:
+            self._begin()
 
     @property
     def frozen(self) -> bool:
@@ -151,8 +162,9 @@ class RankController:
             return
         if self.orthogonal:
             add_orthogonal_gradient(list(self.adapters), self.orthogonal, live_only=self.frozen and not self.shrink)
-        if self.score is not None and not self.frozen:
+        if self.score is not None and not self.frozen and not self.score_after_step:
             self.score.observe()
+        self.rule.before_step(self.step + 1)
 
     @torch.no_grad()
     def update(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -175,13 +187,18 @@ class RankController:
             compact.check(self.adapters, optimizer, self.shrink)
             if self.canonical:
                 canonical.check(self.adapters, optimizer)
+        finite = self.step + 1 not in self.trace.nonfinite_steps[-1:]
+        if self.score is not None and self.score_after_step and finite and not self.frozen:
+            self.score.observe()
         self.step += 1
         self._clock()
-        if self.plan.allocates(self.step):
+        self.rule.after_step(self.step, self.step > self.plan.freeze_step)
+        if self.rule.allocates(self.step):
             self._allocate(self.step, optimizer)
-        elif self.frozen and not self.shrink:
+        elif self.rule.holds or (self.frozen and not self.shrink):
             for adapter in self.adapters:
-                adapter.drop(adapter.kept)  # momentum still moves what no gradient reaches
+                adapter.drop(adapter.kept, erase=self.rule.holds)  # momentum still moves what no gradient reaches
+        self.rule.prepare(self.step + 1)
 
     def finish(
         self, path: str | os.PathLike | None = None, optimizer: torch.optim.Optimizer | None = None
@@ -247,11 +264,13 @@ class RankController:
             changes = [canonical.canonicalize(adapter, optimizer) for adapter in self.adapters]
             self.score.rebase([change.mixing for change in changes])
         values = self._score_values()
-        demand = Demand.at(self.plan, step, self.seed)
-        kept = self.allocate(values, demand)
-        before = [adapter.kept.cpu().numpy().copy() for adapter in self.adapters]
+        demand = Demand.of(self.plan, self.rule.asked(step), self.seed)
+        masks = [adapter.kept.clone() for adapter in self.adapters]
+        before = [mask.cpu().numpy() for mask in masks]
+        kept = self.allocate(self.rule.preferences(values, before, step), demand)
         for adapter, mask in zip(self.adapters, kept, strict=True):
-            adapter.drop(torch.from_numpy(mask))
+            adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
+        self.rule.allocated(masks, step, optimizer)
         scores = values if self.score is not None else None
         self.trace.allocations.append(
             allocation_record(self.step, demand.amount, self.plan, before, kept, scores)
@@ -262,6 +281,20 @@ class RankController:
             if self.shrink and optimizer is not None:
                 compact.shrink(self.adapters, optimizer)
             self.score = None  # nothing is scored any more: its state leaves memory too
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """What the rule does before the first forward pass: its start, and ranks that begin below the peak."""
+        self.rule.begin()
+        asked = self.rule.asked(0)
+        if asked < self.plan.spent([adapter.live_rank for adapter in self.adapters]):
+            live = [adapter.kept.cpu().numpy().copy() for adapter in self.adapters]
+            flat = [np.zeros(len(mask)) for mask in live]
+            kept = self.allocate(self.rule.preferences(flat, live, 0), Demand.of(self.plan, asked, self.seed))
+            for adapter, mask in zip(self.adapters, kept, strict=True):
+                adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
+            self.trace.allocations.append(allocation_record(0, asked, self.plan, live, kept, None))
+        self.rule.prepare(1)
 
     def _check_spendable(self) -> None:
         """A budget must buy a rank, and adapters that an earlier run shrank cannot spend more than they hold."""
@@ -299,6 +332,20 @@ class RankController:
         if self._last_update is not None:
             self._durations[self.step > self.plan.freeze_step].append(now - self._last_update)
         self._last_update = now
+
+
+def _check_init(method: Method, init: str) -> None:
+    """Whether adapters of this parametrisation can be trained by ``method``."""
+    if init == method.init or method.rule == "shrink" and (init == "gate" or not method.score):
+        return
+    if init == "lora":
+        raise ConfigError(
+            f"method {method.name!r} needs adapters with a trained Λ; these were attached with init='lora', attach "
+            f"with init={method.init!r}"
+        )
+    raise ConfigError(
+        f"method {method.name!r} trains adapters of init={method.init!r}; these were attached with init={init!r}"
+    )
 
 
 def _median(values: list[float]) -> float | None:

@@ -149,7 +149,8 @@ def preview(config: RunConfig) -> Preview:
     total_steps = steps_of(config, len(prepared.splits["train"]))
     plan = budget_from(config).resolve(shapes, total_steps)
     adapters, budget = attach_for(config, model)
-    RankController(adapters, budget, total_steps, config.method, **config.method_options)  # says what it would refuse
+    options = {**config.method_options, "fresh": False}
+    RankController(adapters, budget, total_steps, config.method, **options)  # says what it would refuse
     final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
     if find_method(config.method).when == "before":
         final = adapters.num_params()

@@ -32,9 +32,14 @@ class Demand:
     seed: int = 0
 
     @classmethod
+    def of(cls, plan: BudgetPlan, amount: int, seed: int = 0) -> Demand:
+        """To spend ``amount`` in the unit, and within the bounds, of ``plan``."""
+        return cls(min(amount, plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of, seed)
+
+    @classmethod
     def at(cls, plan: BudgetPlan, step: int, seed: int = 0) -> Demand:
         """The demand of ``plan`` after optimizer step ``step``."""
-        return cls(min(plan.asked(step), plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of, seed)
+        return cls.of(plan, plan.asked(step), seed)
 
 
 @dataclass(frozen=True)

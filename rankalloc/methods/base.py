@@ -1,0 +1,52 @@
+"""What a method is: which score, which rule, which basis, and the words the user reads about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+PLACEMENTS = ("chosen", "uniform", "random", "shuffled")
+"""``placement=``: where a method's ranks go. "chosen" by the method; the others are its controls, with
+the same parametrisation, schedule and peak rank: equal everywhere, drawn by chance, or its own ranks
+handed to other layers."""
+
+SHARED = {
+    "canonical": "rewrite P, Λ, Q as orthonormal factors and singular values at each allocation",
+    "orthogonal": "weight of the orthogonality regulariser; 0 in the canonical basis, which needs none",
+    "placement": f"{', '.join(PLACEMENTS)}: the last three are the method's own controls",
+}
+"""Options of every method that trains P, Λ and Q."""
+
+@dataclass(frozen=True)
+class Method:
+    """One way to choose ranks.
+
+    Attributes:
+        score: key in ``rankalloc.scores.SCORES``; None when ranks do not depend on the training.
+        allocator: key in ``rankalloc.allocators.ALLOCATORS``.
+        rule: key in ``rankalloc.rules.RULES``: what happens around each step while training.
+        planner: key in ``rankalloc.planners.PLANNERS``: what looks at data before training; None when
+            nothing does.
+        when: "during" training (ranks reach the budget while training), or "before" (adapters start at
+            their final ranks).
+        init: parametrisation the method trains, a key of ``rankalloc.adapter.INITS``.
+        canonical: whether adapters are brought to canonical form at each allocation, unless the option
+            of that name says otherwise (:mod:`rankalloc.canonical`).
+        orthogonal: weight of the orthogonality regulariser outside the canonical basis; 0 for none.
+        options: names of the keyword options the method takes, with their meaning.
+    """
+
+    name: str
+    summary: str
+    score: str | None
+    source: str
+    cost: str
+    weakness: str
+    allocator: str = "global"
+    rule: str = "shrink"
+    planner: str | None = None
+    when: Literal["during", "before"] = "during"
+    init: Literal["svd", "lora", "gate"] = "svd"
+    canonical: bool = True
+    orthogonal: float = 0.1
+    options: dict[str, str] = field(default_factory=dict)

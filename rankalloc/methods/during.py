@@ -1,0 +1,70 @@
+"""Methods that choose ranks while they train."""
+
+from __future__ import annotations
+
+from .base import SHARED, Method
+
+_BETA = {"beta": "decay of the moving average (0.85)"}
+_BETAS = {
+    "beta1": "decay of the averaged sensitivity (0.85)", "beta2": "decay of the averaged uncertainty (0.85)"
+}
+_ORDER = {
+    "score_after_step": "score after the optimizer's step with the gradient from before it, as PEFT does; the paper "
+    "scores before it (False)"
+}
+_SMALL = "r numbers a layer in score state; QR and a small SVD at each allocation"
+
+DURING = (
+    Method(
+        name="adalora",
+        summary="sensitivity × uncertainty of each singular triplet, global top-k on a shrinking budget",
+        score="sensitivity", canonical=False, options={**_BETAS, **_ORDER, **SHARED},
+        source="Zhang et al., ICLR 2023, arXiv 2303.10512",
+        cost="2 × the adapter in score state, about six foreach passes over it a step",
+        weakness="its scores depend on the basis P and Q happen to be in, and learning starts slowly from Λ = 0",
+    ),
+    Method(
+        name="singular-value",
+        summary="cut the smallest singular values of all updates, in canonical form",
+        score="magnitude", options=SHARED,
+        source="Eckart and Young, 1936, at every allocation of a training run",
+        cost="no score state; QR and a small SVD at each allocation",
+        weakness="sees only ΔW, not what the loss makes of it",
+    ),
+    Method(
+        name="first-order",
+        summary="|λ ∂L/∂λ|: the first-order change of the loss when a triplet is taken away",
+        score="first-order", options={**_BETA, **SHARED},
+        source="Molchanov et al., CVPR 2019, arXiv 1906.10771, on triplets",
+        cost=_SMALL, weakness="at a minimum the gradient vanishes, and with it the score",
+    ),
+    Method(
+        name="fisher",
+        summary="½ λ² E[(∂L/∂λ)²]: the second-order change, with the empirical Fisher information",
+        score="fisher", options={**_BETA, **SHARED},
+        source="LeCun et al., 1989; Theis et al., arXiv 1801.05787",
+        cost=_SMALL, weakness="gradients of large batches underrate the information of single examples",
+    ),
+    Method(
+        name="signal-to-noise",
+        summary="sensitivity divided by its uncertainty",
+        score="signal-to-noise", canonical=False, options={**_BETAS, **SHARED},
+        source="IGU-LoRA, arXiv 2603.13792, without its path integral",
+        cost="2 × the adapter in score state, about seven foreach passes over it a step",
+        weakness="a triplet that is steadily unimportant has a high ratio too",
+    ),
+    Method(
+        name="gradient-norm",
+        summary="|∂L/∂λ|: how strongly the loss pulls at a triplet, whatever its size",
+        score="gradient-norm", options={**_BETA, **SHARED},
+        source="the gradient of ΔW along the triplet; compare FIM-LoRA, arXiv 2605.16800",
+        cost=_SMALL, weakness="a direction that is already learned no longer pulls, and looks worthless",
+    ),
+    Method(
+        name="magnitude",
+        summary="|λ| ‖P‖ ‖Q‖ of each triplet, in whatever basis training left it",
+        score="magnitude", canonical=False, options=SHARED,
+        source="magnitude pruning, Han et al., NeurIPS 2015, on triplets",
+        cost="no score state", weakness="two large triplets may cancel, and size is not importance",
+    ),
+)
