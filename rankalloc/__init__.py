@@ -30,6 +30,7 @@ _HOMES = {
     "write_report": "report",
     "RankallocError": "errors",
     "plan_ranks": "planning",
+    "at_rank": "nested",
 }
 
 __all__ = ["__version__", *_HOMES]

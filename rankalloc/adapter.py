@@ -65,6 +65,7 @@ class Adapter(nn.Module):
         self.scaling = float(scaling)
         self.init = init
         self.initial_rank = rank
+        self.drawn = 0  # rank of this training step, for rules that draw one; 0 for all
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
         self.P = nn.Parameter(torch.zeros(self.d_out, rank, **place))
@@ -125,9 +126,17 @@ class Adapter(nn.Module):
         x = self.dropout(x)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.Q.dtype)
+        p, lam, q = self._factors()
         # Λ·s goes into P, as it does in the exported file: same products in the same order, so the same numbers;
         # and d_out · r numbers are scaled instead of one row of outputs a token
-        return out + F.linear(F.linear(x, self.Q), self.P * (self.lam * self.scaling)).to(out.dtype)
+        return out + F.linear(F.linear(x, q), p * (lam * self.scaling)).to(out.dtype)
+
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """P, lam and Q of this pass: all triplets, or while training the first ``drawn`` at α / drawn."""
+        if not (self.drawn and self.training):
+            return self.P, self.lam, self.Q
+        rank = min(self.drawn, self.rank)
+        return self.P[:, :rank], self.lam.new_full((rank,), self.initial_rank / rank), self.Q[:rank]
 
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:

@@ -35,7 +35,7 @@ def check(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer | None, 
                 "controller with shrink=False"
             )
         return
-    optimizer = _unwrap(optimizer)
+    optimizer = unwrap(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for adapter in adapters:
         if any(p.requires_grad and id(p) not in held for p in (adapter.P, adapter.lam, adapter.Q)):
@@ -57,7 +57,7 @@ def shrink(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer) -> Non
     Raises:
         RankallocError: the optimizer's state cannot be sliced; nothing has been changed then.
     """
-    optimizer = _unwrap(optimizer)
+    optimizer = unwrap(optimizer)
     planned = []
     for adapter in adapters:
         index = adapter.kept.nonzero().flatten()
@@ -100,7 +100,8 @@ def _sliced_state(
                 )
 
 
-def _unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer itself, without what accelerate wraps it in."""
     while hasattr(optimizer, "optimizer"):  # accelerate's AcceleratedOptimizer
         optimizer = optimizer.optimizer
     return optimizer

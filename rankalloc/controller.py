@@ -187,10 +187,9 @@ class RankController:
             compact.check(self.adapters, optimizer, self.shrink)
             if self.canonical:
                 canonical.check(self.adapters, optimizer)
-        finite = self.step + 1 not in self.trace.nonfinite_steps[-1:]
-        if self.score is not None and self.score_after_step and finite and not self.frozen:
-            self.score.observe()
         self.step += 1
+        if self.score_after_step and self.score is not None and self._scorable():
+            self.score.observe()
         self._clock()
         self.rule.after_step(self.step, self.step > self.plan.freeze_step)
         if self.rule.allocates(self.step):
@@ -221,6 +220,7 @@ class RankController:
                 "were brought to the budget at once, without training afterwards"
             )
             self._allocate(self.plan.freeze_step, optimizer)
+        self.rule.end()
         self.count_time()
         close_trace(self.trace, self.adapters, self.step)
         self.trace.step_seconds_before_freeze = _median(self._durations[False])
@@ -313,11 +313,16 @@ class RankController:
                 "ranks were removed; lower it, or attach anew"
             )
 
+    def _scorable(self) -> bool:
+        """Whether PEFT would score after this step: it no longer does at the freeze itself."""
+        return self.step < self.plan.freeze_step and self.step not in self.trace.nonfinite_steps[-1:]
+
     def _score_values(self) -> list[np.ndarray]:
         if self.score is None:
             return [np.zeros(adapter.rank) for adapter in self.adapters]
         values = self.score.values()
-        joined = torch.cat([v.float() for v in values]).cpu().double().numpy()  # the one synchronisation
+        exact = [v if v.dtype == torch.float64 else v.float() for v in values]
+        joined = torch.cat(exact).cpu().double().numpy()  # the one synchronisation
         by_layer = np.split(joined, np.cumsum([len(v) for v in values])[:-1])
         for name, layer in zip(self.adapters.modules, by_layer, strict=True):
             if not np.isfinite(layer).all():

@@ -77,6 +77,8 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
                 raise RankallocError(f"cannot resume: the rank state lacks {name} in the shape these adapters need")
         controller.score.load_tensors(saved)
     controller.plan, controller.step, controller.trace = plan, meta["step"], trace
+    controller.rule.plan = plan
+    controller.rule.prepare(controller.step + 1)
     controller._started = time.perf_counter()
 
 

@@ -99,31 +99,34 @@ def test_decays_outside_their_range_are_refused(mlp, beta):
             ra.RankController(adapters, ra.RankBudget(ranks=2), 10, **{name: beta})
 
 
-def test_kept_triplets_are_those_of_pefts_allocator():
-    """Equal weights and gradients into both; PEFT's threshold prunes the same triplets."""
+def test_the_compatible_mode_is_pefts_allocator_over_a_hundred_steps():
+    """Equal weights and gradients into both, scored after the optimizer's step as PEFT does: the same scores at
+    every step and the same triplets at every mask."""
     peft = pytest.importorskip("peft")
     from peft.tuners.adalora.layer import RankAllocator
 
-    rank, names = 4, ["0", "2", "4"]
+    rank, names, steps = 4, ["0", "2", "4"], 100
     config = peft.AdaLoraConfig(
-        init_r=rank, target_r=2, lora_alpha=rank, tinit=2, tfinal=3, deltaT=2, total_step=12, beta1=0.85, beta2=0.85,
-        target_modules=names,
+        init_r=rank, target_r=2, lora_alpha=rank, tinit=10, tfinal=30, deltaT=5, total_step=steps, beta1=0.85,
+        beta2=0.85, target_modules=names,
     )
-    theirs = peft.get_peft_model(make_mlp(), config)
-    allocator = RankAllocator(theirs.base_model.model, config, "default")
-    layers = [theirs.base_model.model.get_submodule(name) for name in names]
+    theirs = peft.get_peft_model(make_mlp(), config).base_model.model
+    allocator = RankAllocator(theirs, config, "default")
+    layers = [theirs.get_submodule(name) for name in names]
 
     model = make_mlp()
     adapters = ra.attach(model, rank=rank)
-    budget = ra.RankBudget(ranks=6, warmup=2 / 12, freeze=3 / 12, every=2)
-    controller = ra.RankController(adapters, budget, total_steps=12, orthogonal=0.0, shrink=False)
-    optimizer = torch.optim.SGD(adapters.parameters(), lr=0.05)
-    assert (controller.plan.warmup_steps, controller.plan.freeze_step) == (2, 9)
-    compared = 0
-    for step in range(1, 10):
+    budget = ra.RankBudget(ranks=6, warmup=0.1, freeze=0.3, every=5)
+    controller = ra.RankController(adapters, budget, steps, orthogonal=0.0, shrink=False, score_after_step=True)
+    optimizer = torch.optim.Adam(adapters.parameters(), lr=1e-2)
+    seen, scores = [], controller.score.values
+    controller.score.values = lambda: seen.append(scores()) or seen[-1]
+    masks = 0
+    for step in range(1, steps + 1):
         x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
         F.mse_loss(model(x), x[:, :8].sin()).backward()
         controller.observe()
+        optimizer.step()
         with torch.no_grad():
             for layer, adapter in zip(layers, adapters, strict=True):
                 for ours, other in (
@@ -132,17 +135,32 @@ def test_kept_triplets_are_those_of_pefts_allocator():
                 ):
                     other.copy_(ours.reshape(other.shape))
                     other.grad = ours.grad.reshape(other.shape).clone()
-        allocator.update_ipt(theirs.base_model.model)
-        optimizer.step()
+        mine = controller.score
         controller.update(optimizer)
-        if controller.plan.allocates(step):
-            asked = controller.plan.asked(step)
-            pattern = allocator.mask_to_budget(theirs.base_model.model, asked)
-            by_name = {key.split(".")[0]: mask for key, mask in pattern.items()}
-            assert [a.kept.tolist() for a in adapters] == [by_name[name] for name in names]
-            compared += 1
+        if step <= 70:
+            asked, pattern = allocator.update_and_allocate(theirs, step, force_mask=step == 70)
+            for index, layer in enumerate(layers):
+                expected = _peft_scores(allocator, names[index], layer)
+                got = seen[-1][index] if controller.plan.allocates(step) else mine.values()[index]
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-30)
+            if pattern is not None:
+                assert controller.plan.allocates(step) and asked == controller.plan.asked(step)
+                by_name = {key.split(".")[0]: mask for key, mask in pattern.items()}
+                assert [a.kept.tolist() for a in adapters] == [by_name[name] for name in names]
+                masks += 1
+            else:
+                assert not controller.plan.allocates(step)
         optimizer.zero_grad()
-    assert compared == 4 and sum(adapters.ranks().values()) == 6
+    assert masks == 12 and sum(adapters.ranks().values()) == 6
+
+
+def _peft_scores(allocator, name, layer):
+    """PEFT's triplet scores of one layer, from its own averages."""
+    def entries(kind):
+        key = f"{name}.lora_{kind}.default"
+        return allocator._element_score(key)
+
+    return entries("E").view(-1) + entries("A").mean(1) + entries("B").mean(0)
 
 
 def test_the_registry_names_its_scores():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import global_topk, random, shuffled, uniform
+from . import global_topk, ordered, random, shuffled, uniform
 from .base import Demand, Kept, Scores
 
 ALLOCATORS: dict[str, Callable[[Scores, Demand], Kept]] = {
     "global": global_topk.allocate,
+    "ordered": ordered.allocate,
     "uniform": uniform.allocate,
     "random": random.allocate,
     "shuffled": shuffled.allocate,

@@ -12,6 +12,7 @@ _ORDER = {
     "score_after_step": "score after the optimizer's step with the gradient from before it, as PEFT does; the paper "
     "scores before it (False)"
 }
+_PLACED = {"placement": SHARED["placement"]}
 _SMALL = "r numbers a layer in score state; QR and a small SVD at each allocation"
 
 DURING = (
@@ -66,5 +67,53 @@ DURING = (
         score="magnitude", canonical=False, options=SHARED,
         source="magnitude pruning, Han et al., NeurIPS 2015, on triplets",
         cost="no score state", weakness="two large triplets may cancel, and size is not importance",
+    ),
+    Method(
+        name="sora",
+        summary="gates between the factors that a proximal step drives to zero, its threshold meeting the budget",
+        score="gate", rule="sora", init="gate", canonical=False, orthogonal=0.0,
+        options={"threshold": "of the proximal step between allocations (0.001)", **_PLACED},
+        source="Ding et al., EMNLP 2023, arXiv 2311.11696",
+        cost="no score state; one pass over r numbers a layer a step",
+        weakness="shrinks the gates that stay too, and gates ignore the sizes of P and Q",
+    ),
+    Method(
+        name="l1ra",
+        summary="an L1 penalty closes gates; the ranks it frees go where all gates are open",
+        score="gate", rule="l1ra", allocator="ordered", init="gate", canonical=False, orthogonal=0.0,
+        options={"weight": "of the L1 penalty (0.001)", **_PLACED},
+        source="Singh et al., 2025, arXiv 2509.04884",
+        cost="no score state; the peak rank's memory from the start",
+        weakness="nothing moves until a gate has closed: short runs stay where they began",
+    ),
+    Method(
+        name="elalora",
+        summary="the budget from the first step; each round ranks move from the lowest to the highest scores",
+        score="sensitivity", rule="elalora", allocator="ordered", canonical=False,
+        options={
+            "move": "share of the ranks that moves in the first round (0.2)",
+            "per_layer": "ranks that may leave, or come to, one layer in a round (2)", **_BETAS, **SHARED,
+        },
+        source="Chang et al., 2025, arXiv 2504.00254",
+        cost="2 × the adapter in score state; the peak rank's memory from the start",
+        weakness="a fresh triplet has one round to earn its score",
+    ),
+    Method(
+        name="increlora",
+        summary="one rank a layer at first, then growth where scores are highest, up to the budget",
+        score="sensitivity", rule="increlora", allocator="ordered", canonical=False,
+        options={**_BETAS, **SHARED},
+        source="Zhang et al., 2023, arXiv 2308.12043",
+        cost="2 × the adapter in score state; the peak rank's memory from the start",
+        weakness="what is added late has few steps to learn in, and nothing is taken back",
+    ),
+    Method(
+        name="dylora",
+        summary="nested ranks: each step trains a random number of leading triplets, so every rank works afterwards",
+        score="magnitude", rule="dylora", init="lora", canonical=False, orthogonal=0.0,
+        options={"frozen": "train only the last of the triplets drawn (False)", **_PLACED},
+        source="Valipour et al., EACL 2023, arXiv 2210.07558",
+        cost="no score state; a copy of the adapter during each optimizer step",
+        weakness="late triplets learn in few of the steps",
     ),
 )

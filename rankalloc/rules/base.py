@@ -60,6 +60,9 @@ class Rule:
         ``live`` are the masks before this allocation; ``step`` is 0 at the start."""
         return values
 
+    def end(self) -> None:
+        """After the last step of a run."""
+
     def allocated(
         self, before: Sequence[torch.Tensor], step: int, optimizer: torch.optim.Optimizer | None
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .base import LambdaScore, Score
 from .first_order import FirstOrder
 from .fisher import Fisher
+from .gate import Gate
 from .gradient_norm import GradientNorm
 from .magnitude import Magnitude
 from .sensitivity import Sensitivity
@@ -17,6 +18,7 @@ SCORES: dict[str, type[Score]] = {
     Fisher.name: Fisher,
     GradientNorm.name: GradientNorm,
     Magnitude.name: Magnitude,
+    Gate.name: Gate,
 }
 
 __all__ = ["SCORES", "LambdaScore", "Score"]

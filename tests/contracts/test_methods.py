@@ -7,6 +7,8 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 import rankalloc as ra
 from rankalloc.allocators import ALLOCATORS
@@ -65,18 +67,23 @@ def test_a_run_ends_within_its_budget_twice_the_same(method, unit):
 CONTROLLED = [name for name, method in ra.METHODS.items() if method.options]
 
 
+BASES = [
+    (method, canonical) for method in CONTROLLED
+    for canonical in ((False, True) if "canonical" in ra.METHODS[method].options else (None,))
+]
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("canonical", [False, True])
-@pytest.mark.parametrize("method", CONTROLLED)
+@pytest.mark.parametrize("method, canonical", BASES)
 def test_every_score_meets_every_rule_exactly_and_resumes_to_the_bit(method, canonical, placement):
     """Score × basis × rule: exact budget, determinism, and a stop in the middle that changes nothing."""
-    options = {"canonical": canonical, "placement": placement, "seed": 3}
+    options = {"placement": placement, "seed": 3} | ({} if canonical is None else {"canonical": canonical})
     budget = ra.RankBudget(ranks=5, every=2, max_rank=4)
 
     def begin():
         model = make_mlp()
         torch.manual_seed(1)
-        adapters = ra.attach(model, rank=4)
+        adapters = ra.attach(model, rank=4, init=ra.METHODS[method].init)
         optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
         return model, adapters, optimizer, ra.RankController(adapters, budget, STEPS, method, **options)
 
@@ -103,11 +110,36 @@ def test_every_score_meets_every_rule_exactly_and_resumes_to_the_bit(method, can
 @pytest.mark.parametrize("method", CONTROLLED)
 def test_nothing_and_everything_are_budgets_of_every_method(method, ranks):
     model = make_mlp()
-    adapters = ra.attach(model, rank=4)
+    adapters = ra.attach(model, rank=4, init=ra.METHODS[method].init)
     budget = ra.RankBudget(ranks=ranks, every=2, freeze=0.01)  # at 0 ranks nothing is left to train
     controller = ra.RankController(adapters, budget, STEPS, method)
     train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), STEPS)
     assert sum(adapters.ranks().values()) == ranks
+
+
+@pytest.mark.parametrize("method", CONTROLLED)
+def test_every_method_takes_layers_of_unlike_shapes_and_bf16(method):
+    """One wide, one tall, one of another rank, one with none, in bfloat16, on a budget in parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 40), nn.Tanh(), nn.Linear(40, 24), nn.Tanh(), nn.Linear(24, 8)).bfloat16()
+    adapters = ra.attach(model, rank=4, ranks={"2": 6, "4": 0}, init=ra.METHODS[method].init)
+    for adapter in adapters:
+        for factor in (adapter.P, adapter.lam, adapter.Q):
+            factor.data = factor.data.bfloat16()
+    budget = ra.RankBudget(params=400, every=2)
+    controller = ra.RankController(adapters, budget, STEPS, method)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    for step in range(STEPS):
+        x = torch.randn(12, 16, generator=torch.Generator().manual_seed(step)).bfloat16()
+        F.mse_loss(model(x), x[:, :8].sin()).backward()
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+    trace = controller.finish()
+    assert 400 - 56 < adapters.num_params() <= 400 and adapters.ranks()["4"] == 0
+    assert trace.final_ranks == list(adapters.ranks().values())
+    assert all(p.dtype == torch.bfloat16 and torch.isfinite(p).all() for p in adapters.parameters())
 
 
 @pytest.mark.parametrize("score", SCORES)

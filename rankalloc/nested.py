@@ -1,0 +1,62 @@
+"""Using a DyLoRA run at a lower rank than it was trained to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from .adapters import Adapters
+from .errors import ConfigError, RankallocError, unknown
+
+
+@contextmanager
+def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapters]:
+    """``adapters`` cut to their first ``rank`` triplets, with DyLoRA's scale α / rank, inside a with block.
+
+    What is evaluated, saved or merged inside is the smaller adapter; afterwards all ranks are back.
+
+    Args:
+        adapters: trained by method "dylora" (any others are not nested: their first triplets are not the best).
+        rank: for every layer, or {module name: rank}; a layer that holds fewer keeps what it has.
+
+    Raises:
+        ConfigError: a rank is no whole number of at least 0, or a name is no adapter.
+        RankallocError: the adapters are not nested.
+
+    Example:
+        >>> import torch, rankalloc as ra
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> adapters = ra.attach(model, rank=4, init="lora")
+        >>> with ra.at_rank(adapters, 2):
+        ...     adapters.ranks()
+        {'0': 2}
+        >>> adapters.ranks()
+        {'0': 4}
+    """
+    if adapters.init != "lora":
+        raise RankallocError(
+            "only nested adapters can be cut from the end: train with method='dylora' on adapters attached with "
+            "init='lora'"
+        )
+    wanted = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(adapters.modules, rank)
+    for name, value in wanted.items():
+        if name not in adapters.modules:
+            raise ConfigError(unknown("layer in rank=", name, adapters.modules))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"rank must be a whole number of at least 0, got {value!r}")
+    before = [(adapter.kept.clone(), adapter.lam.detach().clone()) for adapter in adapters]
+    try:
+        with torch.no_grad():
+            for name, value in wanted.items():
+                adapter = adapters.modules[name]
+                live = min(value, adapter.live_rank)
+                adapter.kept.copy_(adapter.kept & (torch.arange(adapter.rank, device=adapter.kept.device) < live))
+                adapter.lam.copy_(adapter.kept * (adapter.initial_rank / max(1, live)))
+        yield adapters
+    finally:
+        with torch.no_grad():
+            for adapter, (kept, lam) in zip(adapters, before, strict=True):
+                adapter.kept.copy_(kept)
+                adapter.lam.copy_(lam)
