@@ -22,12 +22,13 @@ from . import canonical, compact, resuming
 from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
-from .errors import BudgetError, ConfigError, NotAdaptedError, RankallocError, unknown
-from .methods import PLACEMENTS, Method, find_method
+from .checks import check_init, check_spendable
+from .errors import ConfigError, NotAdaptedError, RankallocError, unknown
+from .methods import PLACEMENTS, find_method
 from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
 from .rules import RULES
-from .scores import SCORES
+from .scores import SCORES, Score
 from .trace import TRACE_NAME, LogRecord, RankTrace
 
 
@@ -42,8 +43,9 @@ class RankController:
         budget: what may be spent, and its course.
         total_steps: optimizer steps of the whole run.
         method: a key of ``rankalloc.METHODS``.
-        shrink: at the freeze, take dropped triplets out of memory and of the optimizer's state.
-            False keeps every shape and holds dropped triplets at zero instead.
+        shrink: when dropped triplets leave memory and the optimizer's state: "events" at every allocation,
+            for good; "freeze" when ranks are final, so that until then one may come back; True what the
+            method does by itself; False never: shapes stay, dropped triplets are held at zero.
         seed: of what the method draws; noted in the trace.
         fresh: False when the adapters come from a checkpoint whose state :meth:`load_state_dict` will be
             given, so that a method that prepares its adapters leaves them as they are.
@@ -77,7 +79,7 @@ class RankController:
         total_steps: int,
         method: str = "adalora",
         *,
-        shrink: bool = True,
+        shrink: bool | str = True,
         seed: int | None = None,
         fresh: bool = True,
         **options: Any,
@@ -87,7 +89,7 @@ class RankController:
         strangers = [name for name in options if name not in self.method.options]
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
-        _check_init(self.method, adapters.init)
+        check_init(self.method, adapters.init)
         self.canonical = bool(options.pop("canonical", self.method.canonical))
         self.orthogonal = float(options.pop("orthogonal", 0.0 if self.canonical else self.method.orthogonal))
         self.score_after_step = bool(options.pop("score_after_step", False))
@@ -99,14 +101,23 @@ class RankController:
         # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
         shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
         self.plan = budget.resolve(shapes, total_steps, adapters.bytes_per_param())
-        self._check_spendable()
+        check_spendable(self.plan, adapters)
         rule = RULES[self.method.rule]
         of_rule = {name: options[name] for name in set(options) & set(inspect.signature(rule).parameters)}
         of_score = {name: value for name, value in options.items() if name not in of_rule}
         self.rule = rule(list(adapters), self.plan, self.seed, **of_rule)
-        self.score = SCORES[self.method.score](list(adapters), **of_score) if self.method.score else None
+        self._of_score = of_score
+        self.score = self.new_score()
         self.allocate = ALLOCATORS[self.method.allocator if self.placement == "chosen" else self.placement]
-        self.shrink = shrink
+        rooms = self.method.rule != "shrink" or self.placement == "shuffled"  # what must not leave before the freeze
+        self.shrink = ("freeze" if rooms else self.method.shrinks) if shrink is True else shrink
+        if self.shrink not in ("events", "freeze", False):
+            raise ConfigError(f'shrink takes True, False, "events" or "freeze", got {shrink!r}')
+        if self.shrink == "events" and rooms:
+            raise ConfigError(
+                f"method {method!r}, placement {self.placement!r}, needs the room of dropped ranks until the freeze; "
+                'use shrink="freeze"'
+            )
         self.step = 0
         self._observed = False
         self._started = time.perf_counter()
@@ -161,7 +172,8 @@ class RankController:
             self.trace.nonfinite_steps.append(self.step + 1)
             return
         if self.orthogonal:
-            add_orthogonal_gradient(list(self.adapters), self.orthogonal, live_only=self.frozen and not self.shrink)
+            held = self.frozen and self.shrink is False
+            add_orthogonal_gradient(list(self.adapters), self.orthogonal, live_only=held)
         if self.score is not None and not self.frozen and not self.score_after_step:
             self.score.observe()
         self.rule.before_step(self.step + 1)
@@ -184,7 +196,7 @@ class RankController:
             )
         self._observed = False
         if self._last_update is None:
-            compact.check(self.adapters, optimizer, self.shrink)
+            compact.check(self.adapters, optimizer, bool(self.shrink))
             if self.canonical:
                 canonical.check(self.adapters, optimizer)
         self.step += 1
@@ -194,7 +206,7 @@ class RankController:
         self.rule.after_step(self.step, self.step > self.plan.freeze_step)
         if self.rule.allocates(self.step):
             self._allocate(self.step, optimizer)
-        elif self.rule.holds or (self.frozen and not self.shrink):
+        elif self.rule.holds or (self.frozen and self.shrink is False):
             for adapter in self.adapters:
                 adapter.drop(adapter.kept, erase=self.rule.holds)  # momentum still moves what no gradient reaches
         self.rule.prepare(self.step + 1)
@@ -253,6 +265,10 @@ class RankController:
         """
         resuming.restore(self, state)
 
+    def new_score(self) -> Score | None:
+        """The method's score over the adapters as they are now, with empty state."""
+        return SCORES[self.method.score](list(self.adapters), **self._of_score) if self.method.score else None
+
     def count_time(self) -> None:
         """Add the time since the last count to the trace's wall time."""
         now = time.perf_counter()
@@ -275,11 +291,14 @@ class RankController:
         self.trace.allocations.append(
             allocation_record(self.step, demand.amount, self.plan, before, kept, scores)
         )
-        if step == self.plan.freeze_step:
+        last = step == self.plan.freeze_step
+        if optimizer is not None and (self.shrink == "events" or self.shrink and last):
+            if self.score is not None and not last:
+                self.score.select([adapter.kept for adapter in self.adapters])
+            compact.shrink(self.adapters, optimizer)
+        if last:
             if scores is not None:
                 self.trace.scores = score_record(self.method.score, self.step, kept, scores)
-            if self.shrink and optimizer is not None:
-                compact.shrink(self.adapters, optimizer)
             self.score = None  # nothing is scored any more: its state leaves memory too
 
     @torch.no_grad()
@@ -295,23 +314,6 @@ class RankController:
                 adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
             self.trace.allocations.append(allocation_record(0, asked, self.plan, live, kept, None))
         self.rule.prepare(1)
-
-    def _check_spendable(self) -> None:
-        """A budget must buy a rank, and adapters that an earlier run shrank cannot spend more than they hold."""
-        plan = self.plan
-        cheapest = min(plan.costs) * plan.multiple_of
-        if 0 < plan.target < cheapest:
-            raise BudgetError(
-                f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it, "
-                "or to prune every rank say ranks=0"
-            )
-        unspent = plan.target - plan.spent([a.rank for a in self.adapters])
-        growable = [c for c, a, cap in zip(plan.costs, self.adapters, plan.caps, strict=True) if a.rank < cap]
-        if growable and unspent >= min(growable) * plan.multiple_of:
-            raise BudgetError(
-                f"the budget of {plan.target:,} {plan.unit} is {unspent:,} above what these adapters still hold after "
-                "ranks were removed; lower it, or attach anew"
-            )
 
     def _scorable(self) -> bool:
         """Whether PEFT would score after this step: it no longer does at the freeze itself."""
@@ -337,20 +339,6 @@ class RankController:
         if self._last_update is not None:
             self._durations[self.step > self.plan.freeze_step].append(now - self._last_update)
         self._last_update = now
-
-
-def _check_init(method: Method, init: str) -> None:
-    """Whether adapters of this parametrisation can be trained by ``method``."""
-    if init == method.init or method.rule == "shrink" and (init == "gate" or not method.score):
-        return
-    if init == "lora":
-        raise ConfigError(
-            f"method {method.name!r} needs adapters with a trained Λ; these were attached with init='lora', attach "
-            f"with init={method.init!r}"
-        )
-    raise ConfigError(
-        f"method {method.name!r} trains adapters of init={method.init!r}; these were attached with init={init!r}"
-    )
 
 
 def _median(values: list[float]) -> float | None:

@@ -71,11 +71,12 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
             "folder that holds both"
         )
     if controller.score is not None and meta["step"] < plan.freeze_step:
-        saved = state["tensors"]
-        for name, tensor in controller.score.tensors().items():
+        saved, score = state["tensors"], controller.new_score()  # the adapters may have shrunk since it was made
+        for name, tensor in score.tensors().items():
             if name not in saved or saved[name].shape != tensor.shape:
                 raise RankallocError(f"cannot resume: the rank state lacks {name} in the shape these adapters need")
-        controller.score.load_tensors(saved)
+        score.load_tensors(saved)
+        controller.score = score
     controller.plan, controller.step, controller.trace = plan, meta["step"], trace
     controller.rule.plan = plan
     controller.rule.prepare(controller.step + 1)

@@ -20,7 +20,7 @@ def allocate(scores: Scores, demand: Demand) -> Kept:
             mine = blocks.layer == layer
             rng = np.random.default_rng([demand.seed, layer])
             # a luck of its own for the whole layer spreads ranks more widely than one draw a triplet would
-            values = rng.random(len(scores[layer]))[: mine.sum()] * rng.random()
+            values = rng.random() * rng.random(len(scores[layer]))[: mine.sum()]
             drawn[mine] = np.sort(values)[::-1]
         return drawn
 

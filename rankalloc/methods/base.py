@@ -32,6 +32,8 @@ class Method:
         init: parametrisation the method trains, a key of ``rankalloc.adapter.INITS``.
         canonical: whether adapters are brought to canonical form at each allocation, unless the option
             of that name says otherwise (:mod:`rankalloc.canonical`).
+        shrinks: when dropped triplets leave memory: "events", at every allocation, or "freeze"
+            (:class:`rankalloc.RankController`).
         orthogonal: weight of the orthogonality regulariser outside the canonical basis; 0 for none.
         options: names of the keyword options the method takes, with their meaning.
     """
@@ -48,5 +50,6 @@ class Method:
     when: Literal["during", "before"] = "during"
     init: Literal["svd", "lora", "gate"] = "svd"
     canonical: bool = True
+    shrinks: Literal["events", "freeze"] = "freeze"
     orthogonal: float = 0.1
     options: dict[str, str] = field(default_factory=dict)

@@ -47,6 +47,14 @@ class Score(ABC):
                 tensor.copy_(saved[name])
 
     @torch.no_grad()
+    def select(self, kept: Sequence[torch.Tensor]) -> None:
+        """Keep the state of the triplets ``kept[i]`` (r,) bool of each adapter, when the others leave memory."""
+        for name, tensor in self.tensors().items():
+            _, index, factor = name.split(".")
+            where = kept[int(index)].nonzero().flatten().to(tensor.device)
+            tensor.data = tensor.data.index_select(1 if factor == "P" else 0, where)
+
+    @torch.no_grad()
     def rebase(self, mixings: Sequence[torch.Tensor]) -> None:
         """Follow a change of basis: ``mixings[i]`` (r, r) is the share of each old triplet of adapter i
         (row) in each new one (column). A statistic becomes the average of those it came from."""

@@ -73,12 +73,30 @@ BASES = [
 ]
 
 
+@pytest.mark.parametrize("shrink", ["events", "freeze", False])
+@pytest.mark.parametrize("method", CONTROLLED)
+def test_a_run_resumes_to_the_bit_whenever_ranks_leave_memory(method, shrink):
+    if shrink == "events" and ra.METHODS[method].rule != "shrink":
+        adapters = ra.attach(make_mlp(), rank=4, init=ra.METHODS[method].init)
+        with pytest.raises(ra.RankallocError, match="freeze"):
+            ra.RankController(adapters, ra.RankBudget(ranks=5), STEPS, method, shrink=shrink)
+        return
+    _stop_and_go_on(method, {"shrink": shrink, "seed": 3}, ra.RankBudget(params=230, every=2))
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("method, canonical", BASES)
 def test_every_score_meets_every_rule_exactly_and_resumes_to_the_bit(method, canonical, placement):
     """Score × basis × rule: exact budget, determinism, and a stop in the middle that changes nothing."""
     options = {"placement": placement, "seed": 3} | ({} if canonical is None else {"canonical": canonical})
-    budget = ra.RankBudget(ranks=5, every=2, max_rank=4)
+    adapters, controller = _stop_and_go_on(method, options, ra.RankBudget(ranks=5, every=2, max_rank=4))
+    assert sum(adapters.ranks().values()) == controller.trace.allocations[-1].reached == 5
+    if placement == "uniform":
+        assert max(adapters.ranks().values()) - min(adapters.ranks().values()) <= 1
+
+
+def _stop_and_go_on(method, options, budget):
+    """Train whole, and stopped in the middle and resumed into a fresh model: the same to the bit."""
 
     def begin():
         model = make_mlp()
@@ -94,9 +112,6 @@ def test_every_score_meets_every_rule_exactly_and_resumes_to_the_bit(method, can
     state = {"meta": state["meta"], "tensors": {k: v.clone() for k, v in state["tensors"].items()}}
     train_mlp(model, controller, optimizer, STEPS)
     whole = tensors_of(model)
-    assert sum(adapters.ranks().values()) == controller.trace.allocations[-1].reached == 5
-    if placement == "uniform":
-        assert max(adapters.ranks().values()) - min(adapters.ranks().values()) <= 1
 
     again, adapters, optimizer, controller = begin()
     again.load_state_dict(saved[0])
@@ -104,6 +119,7 @@ def test_every_score_meets_every_rule_exactly_and_resumes_to_the_bit(method, can
     controller.load_state_dict(state)
     train_mlp(again, controller, optimizer, STEPS)
     assert_same(whole, tensors_of(again))
+    return adapters, controller
 
 
 @pytest.mark.parametrize("ranks", [0, 12])
