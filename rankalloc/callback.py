@@ -47,7 +47,7 @@ class RankCallback(TrainerCallback):
         self,
         adapters: Adapters,
         budget: RankBudget,
-        method: str = "adalora",
+        method: str = "auto",
         *,
         resume_from: str | os.PathLike | None = None,
         **options: Any,

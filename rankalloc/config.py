@@ -40,7 +40,7 @@ class RunConfig(Section):
     trust_remote_code: bool = False
     adapter: AdapterConfig = AdapterConfig()
     budget: BudgetConfig = BudgetConfig()
-    method: str = "adalora"
+    method: str = "auto"
     method_options: dict[str, Any] = {}
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()

@@ -77,7 +77,7 @@ class RankController:
         adapters: Adapters,
         budget: RankBudget,
         total_steps: int,
-        method: str = "adalora",
+        method: str = "auto",
         *,
         shrink: bool | str = True,
         seed: int | None = None,

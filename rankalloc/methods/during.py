@@ -17,6 +17,14 @@ _SMALL = "r numbers a layer in score state; QR and a small SVD at each allocatio
 
 DURING = (
     Method(
+        name="auto",
+        summary="the default: singular-value, and what is cut leaves memory at once",
+        score="energy", shrinks="events", options=SHARED,
+        source="studies/default and studies/planted say why",
+        cost="no score state; QR and a small SVD at each allocation; memory falls with the budget",
+        weakness="sees only ΔW, not what the loss makes of it; what is cut does not come back",
+    ),
+    Method(
         name="adalora",
         summary="sensitivity × uncertainty of each singular triplet, global top-k on a shrinking budget",
         score="sensitivity", canonical=False, options={**_BETAS, **_ORDER, **SHARED},
@@ -27,7 +35,7 @@ DURING = (
     Method(
         name="singular-value",
         summary="cut the smallest singular values of all updates, in canonical form",
-        score="magnitude", options=SHARED,
+        score="energy", options=SHARED,
         source="Eckart and Young, 1936, at every allocation of a training run",
         cost="no score state; QR and a small SVD at each allocation",
         weakness="sees only ΔW, not what the loss makes of it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import LambdaScore, Score
+from .energy import Energy
 from .first_order import FirstOrder
 from .fisher import Fisher
 from .gate import Gate
@@ -18,6 +19,7 @@ SCORES: dict[str, type[Score]] = {
     Fisher.name: Fisher,
     GradientNorm.name: GradientNorm,
     Magnitude.name: Magnitude,
+    Energy.name: Energy,
     Gate.name: Gate,
 }
 
