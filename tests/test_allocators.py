@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from rankalloc import LayerShape, RankBudget
 from rankalloc.allocators import ALLOCATORS, Demand
@@ -114,6 +115,83 @@ def test_global_buys_by_score_per_cost():
     scores = [np.array([3.0, 2.9]), np.array([2.0, 1.0])]
     kept = ALLOCATORS["global"](scores, Demand(40, (40, 10), (0, 0), (2, 2)))
     assert [m.tolist() for m in kept] == [[False, False], [True, True]]
+
+
+@st.composite
+def purchases(draw):
+    """(scores, demand) with scores of at least 0 and costs as params and bytes have them, or all equal."""
+    size = draw(st.sampled_from([1, 1, 2, 3]))
+    count = draw(st.integers(1, 5))
+    ranks = [draw(st.integers(size, 7)) for _ in range(count)]
+    price = st.integers(1, 30)
+    equal = draw(st.sampled_from([False, False, True]))
+    costs = [draw(price)] * count if equal else [draw(price) for _ in range(count)]
+    caps = [draw(st.integers(1, rank // size)) * size for rank in ranks]
+    floors = [draw(st.integers(0, min(2, cap // size))) * size for cap in caps]
+    low, high = (sum(c * n for c, n in zip(costs, bound, strict=True)) for bound in (floors, caps))
+    amount = draw(st.integers(low, high))
+    value = draw(st.sampled_from([st.floats(0, 10), st.integers(0, 4).map(float)]))
+    scores = [np.array(draw(st.lists(value, min_size=rank, max_size=rank))) for rank in ranks]
+    return scores, Demand(amount, tuple(costs), tuple(floors), tuple(caps), size)
+
+
+def blocks_of(scores, demand):
+    """Per layer the summed scores of its blocks, best first, as many as its cap allows."""
+    size = demand.multiple_of
+    return [
+        np.sort(values)[::-1][: cap // size * size].reshape(-1, size).sum(1)
+        for values, cap in zip(scores, demand.caps, strict=True)
+    ]
+
+
+def best_value(blocks, demand):
+    """The highest value that the demand allows, from an exact solver."""
+    size, flat = demand.multiple_of, np.concatenate(blocks)
+    layer = np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])
+    rows = np.vstack([np.asarray(demand.costs, float)[layer] * size, *(layer == i for i in range(len(blocks)))])
+    low = [-np.inf, *(floor // size for floor in demand.floors)]
+    high = [demand.amount, *(len(b) for b in blocks)]
+    found = optimize.milp(
+        -flat, constraints=optimize.LinearConstraint(rows, low, high), integrality=np.ones(len(flat)), bounds=(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    assert found.success
+    return -found.fun
+
+
+def largest_loss(blocks, demand):
+    """score(b) · left / cost(b) for the first block b that does not fit, by buying one block at a time."""
+    size, left, sale = demand.multiple_of, demand.amount, []
+    for layer, (values, price, floor) in enumerate(zip(blocks, demand.costs, demand.floors, strict=True)):
+        left -= price * floor
+        cost = price * size
+        sale += [(-(value / cost), at, layer, cost, value) for at, value in enumerate(values)][floor // size :]
+    for *_, cost, value in sorted(sale):
+        if cost > left:
+            return value * left / cost
+        left -= cost
+    return 0.0
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(case=purchases())
+def test_global_is_less_than_one_block_from_the_best_there_is(case):
+    scores, demand = case
+    kept = ALLOCATORS["global"](scores, demand)
+    value = sum(values[mask].sum() for values, mask in zip(scores, kept, strict=True))
+    blocks = blocks_of(scores, demand)
+    best = best_value(blocks, demand)
+    assert best - largest_loss(blocks, demand) - 1e-6 <= value <= best + 1e-6
+    if len(set(demand.costs)) == 1:
+        assert value == pytest.approx(best, abs=1e-6)
+
+
+def test_global_can_be_nearly_that_far_from_the_best():
+    scores, demand = [np.array([1.1]), np.array([10.0])], Demand(10, (1, 10), (0, 0), (1, 1))
+    kept = ALLOCATORS["global"](scores, demand)
+    assert [m.tolist() for m in kept] == [[True], [False]]
+    assert best_value(blocks_of(scores, demand), demand) == pytest.approx(10.0)
+    assert largest_loss(blocks_of(scores, demand), demand) == pytest.approx(9.0)
 
 
 def test_uniform_ignores_how_large_scores_are_but_not_their_order_within_a_layer():
