@@ -117,22 +117,17 @@ def test_global_buys_by_score_per_cost():
     assert [m.tolist() for m in kept] == [[False, False], [True, True]]
 
 
-@st.composite
-def purchases(draw):
-    """(scores, demand) with scores of at least 0 and costs as params and bytes have them, or all equal."""
-    size = draw(st.sampled_from([1, 1, 2, 3]))
-    count = draw(st.integers(1, 5))
-    ranks = [draw(st.integers(size, 7)) for _ in range(count)]
-    price = st.integers(1, 30)
-    equal = draw(st.sampled_from([False, False, True]))
-    costs = [draw(price)] * count if equal else [draw(price) for _ in range(count)]
-    caps = [draw(st.integers(1, rank // size)) * size for rank in ranks]
-    floors = [draw(st.integers(0, min(2, cap // size))) * size for cap in caps]
-    low, high = (sum(c * n for c, n in zip(costs, bound, strict=True)) for bound in (floors, caps))
-    amount = draw(st.integers(low, high))
-    value = draw(st.sampled_from([st.floats(0, 10), st.integers(0, 4).map(float)]))
-    scores = [np.array(draw(st.lists(value, min_size=rank, max_size=rank))) for rank in ranks]
-    return scores, Demand(amount, tuple(costs), tuple(floors), tuple(caps), size)
+def purchase(seed):
+    """(scores, demand) with scores of at least 0, often tied, and costs that differ widely or not at all."""
+    rng = np.random.default_rng(seed)
+    size, count = int(rng.choice([1, 1, 2, 3])), int(rng.integers(2, 7))
+    ranks = rng.integers(size, 8, count)
+    costs = np.full(count, rng.integers(1, 30)) if seed % 4 == 0 else rng.integers(1, 30, count)
+    caps = [int(rng.integers(1, rank // size + 1)) * size for rank in ranks]
+    floors = [int(rng.integers(0, min(2, cap // size) + 1)) * size * int(rng.integers(2)) for cap in caps]
+    amount = int(rng.integers(costs @ floors, costs @ caps + 1))
+    scores = [rng.integers(0, 4, rank) * 1.0 if seed % 3 == 0 else rng.random(rank) for rank in ranks]
+    return scores, Demand(amount, tuple(costs.tolist()), tuple(floors), tuple(caps), size)
 
 
 def blocks_of(scores, demand):
@@ -173,17 +168,19 @@ def largest_loss(blocks, demand):
     return 0.0
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(case=purchases())
-def test_global_is_less_than_one_block_from_the_best_there_is(case):
-    scores, demand = case
-    kept = ALLOCATORS["global"](scores, demand)
-    value = sum(values[mask].sum() for values, mask in zip(scores, kept, strict=True))
-    blocks = blocks_of(scores, demand)
-    best = best_value(blocks, demand)
-    assert best - largest_loss(blocks, demand) - 1e-6 <= value <= best + 1e-6
-    if len(set(demand.costs)) == 1:
-        assert value == pytest.approx(best, abs=1e-6)
+def test_global_is_less_than_one_block_from_the_best_there_is():
+    short = 0
+    for seed in range(100):
+        scores, demand = purchase(seed)
+        kept = ALLOCATORS["global"](scores, demand)
+        value = sum(values[mask].sum() for values, mask in zip(scores, kept, strict=True))
+        blocks = blocks_of(scores, demand)
+        best = best_value(blocks, demand)
+        assert best - largest_loss(blocks, demand) - 1e-6 <= value <= best + 1e-6, seed
+        if len(set(demand.costs)) == 1:
+            assert value == pytest.approx(best, abs=1e-6), seed
+        short += value < best - 1e-6
+    assert short >= 10  # cases in which greed costs something, or there would be nothing to see
 
 
 def test_global_can_be_nearly_that_far_from_the_best():
