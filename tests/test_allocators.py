@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 from rankalloc import LayerShape, RankBudget
 from rankalloc.allocators import ALLOCATORS, Demand
@@ -114,6 +115,80 @@ def test_global_buys_by_score_per_cost():
     scores = [np.array([3.0, 2.9]), np.array([2.0, 1.0])]
     kept = ALLOCATORS["global"](scores, Demand(40, (40, 10), (0, 0), (2, 2)))
     assert [m.tolist() for m in kept] == [[False, False], [True, True]]
+
+
+def purchase(seed):
+    """(scores, demand) with scores of at least 0, often tied, and costs that differ widely or not at all."""
+    rng = np.random.default_rng(seed)
+    size, count = int(rng.choice([1, 1, 2, 3])), int(rng.integers(2, 7))
+    ranks = rng.integers(size, 8, count)
+    costs = np.full(count, rng.integers(1, 30)) if seed % 4 == 0 else rng.integers(1, 30, count)
+    caps = [int(rng.integers(1, rank // size + 1)) * size for rank in ranks]
+    floors = [int(rng.integers(0, min(2, cap // size) + 1)) * size * int(rng.integers(2)) for cap in caps]
+    amount = int(rng.integers(costs @ floors, costs @ caps + 1))
+    scores = [rng.integers(0, 4, rank) * 1.0 if seed % 3 == 0 else rng.random(rank) for rank in ranks]
+    return scores, Demand(amount, tuple(costs.tolist()), tuple(floors), tuple(caps), size)
+
+
+def blocks_of(scores, demand):
+    """Per layer the summed scores of its blocks, best first, as many as its cap allows."""
+    size = demand.multiple_of
+    return [
+        np.sort(values)[::-1][: cap // size * size].reshape(-1, size).sum(1)
+        for values, cap in zip(scores, demand.caps, strict=True)
+    ]
+
+
+def best_value(blocks, demand):
+    """The highest value that the demand allows, from an exact solver."""
+    size, flat = demand.multiple_of, np.concatenate(blocks)
+    layer = np.repeat(np.arange(len(blocks)), [len(b) for b in blocks])
+    rows = np.vstack([np.asarray(demand.costs, float)[layer] * size, *(layer == i for i in range(len(blocks)))])
+    low = [-np.inf, *(floor // size for floor in demand.floors)]
+    high = [demand.amount, *(len(b) for b in blocks)]
+    found = optimize.milp(
+        -flat, constraints=optimize.LinearConstraint(rows, low, high), integrality=np.ones(len(flat)), bounds=(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    assert found.success
+    return -found.fun
+
+
+def largest_loss(blocks, demand):
+    """score(b) · left / cost(b) for the first block b that does not fit, by buying one block at a time."""
+    size, left, sale = demand.multiple_of, demand.amount, []
+    for layer, (values, price, floor) in enumerate(zip(blocks, demand.costs, demand.floors, strict=True)):
+        left -= price * floor
+        cost = price * size
+        sale += [(-(value / cost), at, layer, cost, value) for at, value in enumerate(values)][floor // size :]
+    for *_, cost, value in sorted(sale):
+        if cost > left:
+            return value * left / cost
+        left -= cost
+    return 0.0
+
+
+def test_global_is_less_than_one_block_from_the_best_there_is():
+    short = 0
+    for seed in range(100):
+        scores, demand = purchase(seed)
+        kept = ALLOCATORS["global"](scores, demand)
+        value = sum(values[mask].sum() for values, mask in zip(scores, kept, strict=True))
+        blocks = blocks_of(scores, demand)
+        best = best_value(blocks, demand)
+        assert best - largest_loss(blocks, demand) - 1e-6 <= value <= best + 1e-6, seed
+        if len(set(demand.costs)) == 1:
+            assert value == pytest.approx(best, abs=1e-6), seed
+        short += value < best - 1e-6
+    assert short >= 10  # cases in which greed costs something, or there would be nothing to see
+
+
+def test_global_can_be_nearly_that_far_from_the_best():
+    scores, demand = [np.array([1.1]), np.array([10.0])], Demand(10, (1, 10), (0, 0), (1, 1))
+    kept = ALLOCATORS["global"](scores, demand)
+    assert [m.tolist() for m in kept] == [[True], [False]]
+    assert best_value(blocks_of(scores, demand), demand) == pytest.approx(10.0)
+    assert largest_loss(blocks_of(scores, demand), demand) == pytest.approx(9.0)
 
 
 def test_uniform_ignores_how_large_scores_are_but_not_their_order_within_a_layer():

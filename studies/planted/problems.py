@@ -6,6 +6,7 @@ be read off layer by layer, which no real task allows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 RANKS = (0, 1, 2, 3, 4, 6, 8)
+AHEAD = 16
+VARIANTS: dict[str, dict] = {
+    "main": {},
+    "half": {"spectrum": "decaying"},
+    "decaying": {"spectrum": "decaying"},
+    "correlated": {"correlated": True},
+    "noise": {"noise": 0.1},
+}
+"""{name: arguments of :func:`plant`}. "half" is also given half the planted total; the others all of it."""
 
 
 class Mlp(nn.Module):
@@ -67,27 +77,34 @@ class Problem:
     noise: float
     architecture: str
 
-    def batch(self, generator: torch.Generator, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and the teacher's outputs, with label noise where the variant has it."""
-        shape = (size, 48) if self.architecture == "mlp" else (size // 4, 8, 48)
-        x = torch.randn(shape, generator=generator) @ self.mixing
-        with torch.no_grad():
-            y = self.teacher(x)
-            if self.noise:
-                y = y + self.noise * self._scale * torch.randn(y.shape, generator=generator)
-        return x, y
+    def batches(self, generator: torch.Generator, count: int, size: int = 64) -> Iterator[tuple[torch.Tensor, ...]]:
+        """``count`` fresh batches: inputs and the teacher's outputs, with label noise where the variant has it.
+
+        For the transformer ``size`` / 4 sequences of 8 vectors. The teacher answers 16 batches at a time, which
+        costs little more than answering one.
+        """
+        rows = size if self.architecture == "mlp" else size // 4
+        for start in range(0, count, AHEAD):
+            x = self._inputs(generator, rows * AHEAD)
+            with torch.no_grad():
+                y = self.teacher(x)
+                if self.noise:
+                    y = y + self.noise * self._scale * torch.randn(y.shape, generator=generator)
+            yield from list(zip(x.split(rows), y.split(rows), strict=True))[: count - start]
+
+    def _inputs(self, generator: torch.Generator | None, rows: int) -> torch.Tensor:
+        shape = (rows, 48) if self.architecture == "mlp" else (rows, 8, 48)
+        return torch.randn(shape, generator=generator) @ self.mixing
 
     @torch.no_grad()
     def relative_error(self, student: nn.Module) -> float:
         """E‖student − teacher‖² / E‖base − teacher‖² on fresh inputs, without label noise."""
-        generator = torch.Generator().manual_seed(987)
-        shape = (512, 48) if self.architecture == "mlp" else (128, 8, 48)
-        x = torch.randn(shape, generator=generator) @ self.mixing
+        x = self._inputs(torch.Generator().manual_seed(987), 512 if self.architecture == "mlp" else 128)
         y = self.teacher(x)
         return float((student(x) - y).square().sum() / (self.base(x) - y).square().sum())
 
     def __post_init__(self) -> None:
-        x = torch.randn((256, 48) if self.architecture == "mlp" else (64, 8, 48)) @ self.mixing
+        x = self._inputs(None, 256 if self.architecture == "mlp" else 64)
         with torch.no_grad():
             self._scale = float((self.teacher(x) - self.base(x)).std())
 

@@ -1,131 +1,128 @@
 """Which method finds ranks that are known? See README.md in this folder.
 
     python studies/planted/run.py [--variants main half] [--seeds 5] [--methods adalora ...] [--workers 2]
+    python studies/planted/run.py --report         # only the table and reports/planted.html, from finished runs
 
-Each (variant, architecture, method, seed) is one training run; finished ones are kept in the JSON file and
-not run again, so the study can be stopped and gone on with.
+Each (variant, network, method, seed, learning rate, steps) is one training run; finished ones are kept in the
+JSON file and not run again, so the study can be stopped and gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import statistics
-import time
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from problems import ARCHITECTURES, plant
-from torch.nn import functional as F
+from page import write_page
+from problems import ARCHITECTURES, VARIANTS
+from summary import table
+from training import PROTOCOL, STEPS, few_methods, method_names, rate_of, run
 
-import rankalloc as ra
 from rankalloc.environment import describe
-from rankalloc.files import write_json
+from rankalloc.files import write_json, write_text
 
 HERE = Path(__file__).parent
-VARIANTS = {
-    "main": {},
-    "half": {"spectrum": "decaying"},
-    "decaying": {"spectrum": "decaying"},
-    "correlated": {"correlated": True},
-    "noise": {"noise": 0.1},
-}
-METHODS = [*ra.METHODS, "singular-value/uniform"]
-RANK, STEPS = 12, 2000
+REPORT = HERE.parents[1] / "reports" / "planted.html"
+KEY = ("variant", "architecture", "method", "seed", "rate", "steps")
+BROAD = ("main", "half")
 
 
-def run(variant: str, architecture: str, method: str, seed: int, rate: float = 1e-2) -> dict:
-    """Train one student and hold its ranks and its function against the teacher's."""
+def set_up() -> None:
+    """One thread a process; and numbers too small to matter, which gradients become here, cost no time."""
     torch.set_num_threads(1)
-    problem = plant(architecture, seed, **VARIANTS[variant])
-    planted = sum(problem.ranks.values())
-    total = planted // 2 if variant == "half" else planted
-    student, started = copy.deepcopy(problem.base), time.perf_counter()
-    torch.manual_seed(1000 + seed)
-    name, _, placement = method.partition("/")
-    budget = ra.RankBudget(ranks=total, warmup=0.2, freeze=0.4, every=20)
-    chosen = ra.METHODS[name]
-    if chosen.when == "before":
-        ranks = ra.plan_ranks(student, None, budget, name, rank=RANK)
-        adapters = ra.attach(student, rank=RANK, alpha=RANK, ranks=ranks, init=chosen.init)
-    else:
-        adapters = ra.attach(student, rank=RANK, alpha=RANK, init=chosen.init)
-    optimizer = torch.optim.Adam(adapters.parameters(), lr=rate)
-    decay = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 1.0 if step < 0.6 * STEPS else max(1e-3, (1 - step / STEPS) / 0.4) ** 1.5
-    )
-    options = {"placement": placement} if placement else {}
-    controller = ra.RankController(adapters, budget, STEPS, name, **options)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(STEPS):
-        x, y = problem.batch(generator)
-        F.mse_loss(student(x), y).backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
-        decay.step()
-    ranks = adapters.ranks()
-    wrong = sum(abs(ranks[layer] - rank) for layer, rank in problem.ranks.items())
-    return {
-        "variant": variant, "architecture": architecture, "method": method, "seed": seed, "rate": rate,
-        "planted": planted, "budget": total, "ranks": ranks,
-        "exact": sum(ranks[layer] == rank for layer, rank in problem.ranks.items()) / len(ranks),
-        "misplaced": (wrong - (planted - total)) / 2 / total,
-        "relative_error": problem.relative_error(student), "seconds": time.perf_counter() - started,
-    }
+    torch.set_flush_denormal(True)
 
 
-def table(runs: list[dict]) -> str:
-    """One Markdown row a variant, architecture and method: means over seeds, error as the median."""
-    lines = ["| variant | network | method | seeds | layers exact | ranks misplaced | relative error |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
-    groups: dict[tuple, list[dict]] = {}
-    for item in sorted(runs, key=lambda r: (list(VARIANTS).index(r["variant"]), r["architecture"], r["method"])):
-        groups.setdefault((item["variant"], item["architecture"], item["method"]), []).append(item)
-    for (variant, architecture, method), items in groups.items():
-        exact = "–" if variant == "half" else f"{statistics.mean(r['exact'] for r in items):.1%}"
-        misplaced = statistics.mean(r["misplaced"] for r in items)
-        errors = [r["relative_error"] for r in items]
-        lines.append(
-            f"| {variant} | {architecture} | {method} | {len(items)} | {exact} | {misplaced:.1%} | "
-            f"{statistics.median(errors):.1e} (worst {max(errors):.1e}) |"
-        )
-    return "\n".join(lines)
+def planned(args: argparse.Namespace) -> list[tuple]:
+    """The keys of the runs asked for, seed by seed, so that a study that was stopped is balanced."""
+    keys = []
+    for seed in range(args.seeds):
+        for variant in args.variants:
+            methods = args.methods or (method_names() if variant in BROAD else few_methods())
+            for architecture in args.architectures:
+                for method in methods:
+                    for rate in args.rates or [rate_of(method)]:
+                        keys.append((variant, architecture, method, seed, rate, args.steps))
+    return keys
 
 
-def main() -> None:
+def attempt(key: tuple) -> dict:
+    """A run's record; of one that fails, its key and the error: one method must not end the study."""
+    try:
+        return run(*key)
+    except Exception as error:
+        return {"protocol": PROTOCOL, **dict(zip(KEY, key, strict=True)), "failed": f"{type(error).__name__}: {error}"}
+
+
+def attempts(keys: list[tuple], workers: int) -> Iterator[dict]:
+    """Records in the order in which they are done."""
+    if workers == 1:
+        yield from map(attempt, keys)
+        return
+    with ProcessPoolExecutor(workers, initializer=set_up) as pool:
+        for future in as_completed([pool.submit(attempt, key) for key in keys]):
+            yield future.result()
+
+
+def study(keys: list[tuple], output: Path, workers: int = 1) -> dict:
+    """Do the runs that ``output`` does not hold yet; after each, write it anew. Returns the whole record.
+
+    A run that failed is tried again. Runs of another protocol are kept and left alone.
+    """
+    record = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {"runs": [], "failed": []}
+    done = {key_of(item) for item in record["runs"] if item["protocol"] == PROTOCOL}
+    todo = [key for key in keys if key not in done]
+    for count, item in enumerate(attempts(todo, workers), start=1):
+        record["failed"] = [old for old in record["failed"] if key_of(old) != key_of(item)]
+        record["failed" if "failed" in item else "runs"].append(item)
+        record["environment"] = describe("cpu").model_dump()
+        write_json(output, record)
+        print(f"[{count}/{len(todo)}] {_line(item)}", flush=True)
+    return record
+
+
+def key_of(item: dict) -> tuple:
+    return tuple(item[name] for name in KEY)
+
+
+def _line(item: dict) -> str:
+    text = f"{item['variant']} {item['architecture']} {item['method']} seed {item['seed']} rate {item['rate']:g}: "
+    if "failed" in item:
+        return text + "failed, " + item["failed"]
+    return text + f"{item['exact']:.0%} exact, error {item['relative_error']:.1e}, {item['cpu_seconds']:.0f} s"
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["main", "half"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=method_names(),
+                        help="default: all in main and half, a handful in the others")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to this number, exclusive (5)")
+    parser.add_argument("--rates", nargs="+", type=float, help="default: one for each parametrisation")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps of a run ({STEPS})")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (2)")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
-    args = parser.parse_args()
+    parser.add_argument("--page", type=Path, default=REPORT, help="where the HTML report goes")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    return parser.parse_args(argv)
 
-    record = json.loads(args.output.read_text()) if args.output.exists() else {"runs": []}
-    done = {(r["variant"], r["architecture"], r["method"], r["seed"]) for r in record["runs"]}
-    wanted = [
-        (variant, architecture, method, seed) for seed in range(args.seeds) for variant in args.variants
-        for architecture in args.architectures for method in args.methods
-    ]
-    todo = [key for key in wanted if key not in done]
-    with ProcessPoolExecutor(args.workers) as pool:
-        futures = [pool.submit(run, *key) for key in todo]
-        for count, future in enumerate(as_completed(futures), start=1):
-            item = future.result()
-            record["runs"].append(item)
-            record["environment"] = describe("cpu").model_dump()
-            write_json(args.output, record)
-            print(
-                f"[{count}/{len(todo)}] {item['variant']} {item['architecture']} {item['method']} seed {item['seed']}: "
-                f"{item['exact']:.0%} exact, error {item['relative_error']:.1e}, {item['seconds']:.0f} s", flush=True,
-            )
-    print(table(record["runs"]))
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    set_up()
+    record = study([] if args.report else planned(args), args.output, args.workers)
+    print(table(record))
+    write_text(args.page, write_page(record))
+    print(f"\n{args.page}")
+    for item in record["failed"]:
+        print(_line(item), file=sys.stderr)
+    return 1 if record["failed"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
