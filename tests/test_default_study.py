@@ -54,8 +54,8 @@ def synthetic(arm, seed, phase, rate, value, task="t", **extra):
 
 def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study.arms, "MOST_EXTENSIONS", 0)
-    monkeypatch.setattr(study.arms, "RATES", {"lora": (4e-3, 8e-3), "svd": (8e-3, 1.6e-2)})
-    arms = ["uniform", "singular-value", "singular-value/uniform", "singular-value/random", "uniform/truncated"]
+    monkeypatch.setattr(study.arms, "RATES", {"lora": (4e-3,), "svd": (8e-3,)})
+    arms = ["uniform", "singular-value", "singular-value/uniform", "uniform/truncated"]
     output = tmp_path / "results.json"
     command = ["--tasks", str(task), "--budgets", "1", "--arms", *arms, "--rate-seeds", "1", "--workers", "1",
                "--output", str(output)]  # fmt: skip
@@ -63,7 +63,7 @@ def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, caps
     assert not output.exists(), "no time, no run"
     study.run.main([*command, "--seeds", "2"])
     runs = json.loads(output.read_text())["runs"]
-    assert [sum(r["phase"] == phase for r in runs) for phase in ("rates", "seeds")] == [2 * 3, 2 * 5]
+    assert [sum(r["phase"] == phase for r in runs) for phase in ("rates", "seeds")] == [3 + 1 + 1 + 1, 2 * 4]
     for run in runs:
         params = run["budget_params"]
         adaptive = run["arm"] != "uniform"
@@ -74,7 +74,6 @@ def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, caps
             assert set(run["final_ranks"]) == {1}
     rate = {arm: {r["rate"] for r in runs if r["arm"] == arm and r["phase"] == "seeds"} for arm in arms}
     assert all(len(rates) == 1 for rates in rate.values()), "every arm is judged at one rate"
-    assert rate["singular-value/random"] == rate["singular-value"] and rate["uniform/truncated"] == rate["uniform"]
     assert (tmp_path / "forest.png").stat().st_size > 1000 and "<svg" in (tmp_path / "forest.svg").read_text()
     assert "singular-value against singular-value/uniform" in (tmp_path / "findings.md").read_text()
 
@@ -98,6 +97,12 @@ def test_the_grid_grows_while_the_best_rate_is_at_its_edge(study):
     assert further({1.0: 0.3, 2.0: 0.4, 4.0: 0.6}, first) == 0.5
     assert further({1.0: 0.5, 2.0: 0.4, 4.0: 0.3}, first) == 8.0
     assert further(dict.fromkeys(first, float("inf")), first) == 0.5
+    inside = {1.0: 0.5, 2.0: 0.4, 4.0: 0.6}
+    assert further(inside, first, refine=True) == pytest.approx(2**0.5, rel=1e-5)
+    inside[further(inside, first, refine=True)] = 0.3  # better, and no edge of anything
+    assert further(inside, first, refine=True) == pytest.approx(2**1.5, rel=1e-5)
+    inside[further(inside, first, refine=True)] = 0.5
+    assert further(inside, first, refine=True) is None
     grown = {0.125: 0.1, 0.25: 0.2, 0.5: 0.2, 1.0: 0.3, 2.0: 0.4, 4.0: 0.6}
     assert further(grown, first) is None, "not for ever"
 
@@ -107,7 +112,8 @@ def test_a_rate_is_chosen_on_tune_losses_of_all_its_seeds(study):
     runs = [synthetic("uniform", seed, "rates", rate, value) for rate, value, seed in tried]
     runs.append(synthetic("uniform", 0, "rates", 4.0, 0.9))  # its other seed is still to run
     assert study.analysis.chosen_rate(runs, "t", 1, "uniform", 2) == 2.0
-    assert study.analysis.chosen_rate(runs, "t", 1, "uniform/truncated", 2) == 2.0
+    assert study.analysis.chosen_rate(runs, "t", 1, "uniform/truncated", 2) is None
+    assert study.arms.arm_of("adalora/random").rates_of == study.arms.arm_of("adalora")
     del runs[2]["tune"]  # diverged
     assert study.analysis.chosen_rate(runs, "t", 1, "uniform", 2) == 1.0
 

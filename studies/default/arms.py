@@ -15,6 +15,7 @@ every arm's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ ARMS = (
     CANDIDATE, f"{CANDIDATE}/uniform", f"{CANDIDATE}/random", f"{CANDIDATE}/shuffled",
     "uniform/truncated",
 )  # fmt: skip
-RATES = {"lora": (2.8e-3, 5.6e-3, 1.12e-2), "svd": (8e-3, 1.6e-2, 3.2e-2), "gate": (2.8e-3, 5.6e-3, 1.12e-2)}
+RATES = {"lora": (1.4e-3, 2.8e-3, 5.6e-3), "svd": (8e-3, 1.6e-2, 3.2e-2), "gate": (1.4e-3, 2.8e-3, 5.6e-3)}
 """First rates by parametrisation; B·A learns faster than P·Λ·Q from Λ = 0."""
 FACTOR, MOST_EXTENSIONS = 2.0, 3
 """When the best rate stands at an edge of its grid, the grid grows by this factor, this many times at most."""
@@ -63,8 +64,8 @@ class Arm:
     @property
     def rates_of(self) -> Arm:
         """The arm whose best rate this one trains at: itself but for the controls that share all but the
-        placement with their method, and for truncation, which shares its training with uniform LoRA."""
-        return Arm(self.method) if self.control in ("random", "shuffled", "truncated") else self
+        placement with their method."""
+        return Arm(self.method) if self.control in ("random", "shuffled") else self
 
     @property
     def twin(self) -> Arm | None:
@@ -92,19 +93,30 @@ def first_rates(arm: Arm) -> tuple[float, ...]:
     return RATES[find_method(arm.method).init]
 
 
-def further_rate(losses: Mapping[float, float], first: tuple[float, ...]) -> float | None:
-    """The rate to try next when the best one so far stands at an edge; None when it stands inside.
+def further_rate(losses: Mapping[float, float], first: tuple[float, ...], refine: bool = False) -> float | None:
+    """The rate to try next: beyond the edge at which the best one stands, or None when it stands inside.
 
     Args:
         losses: tuning loss by rate, infinite where training diverged.
         first: the rates the grid began with.
+        refine: then also the two rates half a step beside the best one. For the arm that all others are held
+            against: plain LoRA of rank 1 learns nothing half a step above its best rate, and a coarse grid would
+            make it lose to its tuning.
     """
-    best = min(losses, key=lambda rate: (losses[rate], rate))  # all diverged: the lowest
-    if len(losses) >= len(first) + MOST_EXTENSIONS:
-        return None
-    if best == min(losses):
-        return rounded(best / FACTOR)
-    return rounded(best * FACTOR) if best == max(losses) else None
+    coarse = {rate: loss for rate, loss in losses.items() if _steps_between(first[0], rate).is_integer()}
+    best = min(coarse, key=lambda rate: (coarse[rate], rate))  # all diverged: the lowest
+    if len(coarse) < len(first) + MOST_EXTENSIONS:
+        if best == min(coarse):
+            return rounded(best / FACTOR)
+        if best == max(coarse):
+            return rounded(best * FACTOR)
+    beside = [rounded(best / FACTOR**0.5), rounded(best * FACTOR**0.5)] if refine else []
+    return next((rate for rate in beside if rate not in losses), None)
+
+
+def _steps_between(low: float, high: float) -> float:
+    """How many factors lie between two rates, to a thousandth."""
+    return round(math.log(high / low, FACTOR), 3)
 
 
 def rounded(rate: float) -> float:
