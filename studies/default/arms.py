@@ -1,0 +1,140 @@
+"""What is compared: arms, the budgets they share, the rates they are tried at, and the configuration of one run.
+
+An arm is written METHOD or METHOD/CONTROL:
+
+    uniform                plain LoRA with equal ranks: the one to beat
+    adalora                a method, from its peak rank down to the budget
+    adalora/uniform        its forced-uniform twin: only the difference to it is the placement's
+    adalora/random         its ranks drawn by chance
+    adalora/shuffled       its ranks handed to other layers
+    uniform/truncated      plain LoRA of the peak rank, cut to the budget after training (truncation.py)
+
+The scaling alpha / rank is 2 everywhere, whatever the rank, so that it is no part of what is compared; the rate is
+every arm's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rankalloc.config import RunConfig
+from rankalloc.errors import ConfigError
+from rankalloc.methods import PLACEMENTS, find_method
+
+SCALING = 2.0
+PEAK, HIGHEST_PEAK = 4, 12
+CANDIDATE = "singular-value"
+"""The candidate for the default method: the one that gets every control."""
+
+ARMS = (
+    "uniform",
+    "adalora", "adalora/uniform",
+    "first-order", "first-order/uniform",
+    CANDIDATE, f"{CANDIDATE}/uniform", f"{CANDIDATE}/random", f"{CANDIDATE}/shuffled",
+    "uniform/truncated",
+)  # fmt: skip
+RATES = {"lora": (1.4e-3, 2.8e-3, 5.6e-3), "svd": (8e-3, 1.6e-2, 3.2e-2), "gate": (1.4e-3, 2.8e-3, 5.6e-3)}
+"""First rates by parametrisation; B·A learns faster than P·Λ·Q from Λ = 0."""
+FACTOR, MOST_EXTENSIONS = 2.0, 3
+"""When the best rate stands at an edge of its grid, the grid grows by this factor, this many times at most."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm. ``control`` is a placement, "truncated", or empty."""
+
+    method: str
+    control: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method}/{self.control}" if self.control else self.method
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The method's options in this arm."""
+        return {"placement": self.control} if self.control in PLACEMENTS else {}
+
+    @property
+    def from_peak(self) -> bool:
+        """Whether training begins above the budget."""
+        return self.method != "uniform" or self.control == "truncated"
+
+    @property
+    def rates_of(self) -> Arm:
+        """The arm whose best rate this one trains at: itself but for the controls that share all but the
+        placement with their method."""
+        return Arm(self.method) if self.control in ("random", "shuffled") else self
+
+    @property
+    def twin(self) -> Arm | None:
+        """The forced-uniform twin, for an arm that chooses or misplaces ranks."""
+        return Arm(self.method, "uniform") if self.method != "uniform" and self.control != "uniform" else None
+
+
+def arm_of(text: str) -> Arm:
+    """The arm that ``text`` names; ConfigError when there is none."""
+    method, _, control = text.partition("/")
+    allowed = ("", "truncated") if method == "uniform" else ("", *PLACEMENTS[1:])
+    if control not in allowed:
+        raise ConfigError(f"arm {text!r}: {method} has the controls {', '.join(allowed[1:])}, got {control!r}")
+    find_method(method)
+    return Arm(method, control)
+
+
+def peak_rank(rank: int) -> int:
+    """The rank adaptive arms begin at for a final mean rank."""
+    return max(rank, min(PEAK * rank, HIGHEST_PEAK))
+
+
+def first_rates(arm: Arm) -> tuple[float, ...]:
+    """The rates every cell of ``arm`` begins with."""
+    return RATES[find_method(arm.method).init]
+
+
+def further_rate(losses: Mapping[float, float], first: tuple[float, ...], refine: bool = False) -> float | None:
+    """The rate to try next: beyond the edge at which the best one stands, or None when it stands inside.
+
+    Args:
+        losses: tuning loss by rate, infinite where training diverged.
+        first: the rates the grid began with.
+        refine: then also the two rates half a step beside the best one. For the arm that all others are held
+            against: plain LoRA of rank 1 learns nothing half a step above its best rate, and a coarse grid would
+            make it lose to its tuning.
+    """
+    coarse = {rate: loss for rate, loss in losses.items() if _steps_between(first[0], rate).is_integer()}
+    best = min(coarse, key=lambda rate: (coarse[rate], rate))  # all diverged: the lowest
+    if len(coarse) < len(first) + MOST_EXTENSIONS:
+        if best == min(coarse):
+            return rounded(best / FACTOR)
+        if best == max(coarse):
+            return rounded(best * FACTOR)
+    beside = [rounded(best / FACTOR**0.5), rounded(best * FACTOR**0.5)] if refine else []
+    return next((rate for rate in beside if rate not in losses), None)
+
+
+def _steps_between(low: float, high: float) -> float:
+    """How many factors lie between two rates, to a thousandth."""
+    return round(math.log(high / low, FACTOR), 3)
+
+
+def rounded(rate: float) -> float:
+    """Six significant digits: rates are keys."""
+    return float(f"{rate:.6g}")
+
+
+def configured(base: RunConfig, arm: Arm, rank: int, params_per_rank: int, rate: float, seed: int) -> RunConfig:
+    """The run of ``arm`` at the budget that uniform LoRA of ``rank`` takes.
+
+    Args:
+        base: the task's settings.
+        params_per_rank: d_in + d_out summed over all adapted layers.
+    """
+    start = peak_rank(rank) if arm.from_peak else rank
+    final = start if arm.control == "truncated" else rank
+    return base.replaced({
+        "method": arm.method, "method_options": arm.options, "seed": seed, "training.learning_rate": rate,
+        "adapter.rank": start, "adapter.alpha": SCALING * start,
+        "budget.params": final * params_per_rank, "budget.fraction": None,
+    })  # fmt: skip
