@@ -11,7 +11,8 @@ Young, 1936). The gradient changes with the basis, and what an optimizer remembe
     ∂L/∂P' = ∂L/∂P · R_Pᵀ U,   ∂L/∂Q' = Vᵀ R_Q · ∂L/∂Q          (exactly), and
     ∂L/∂λ'_k ≈ Σ_i A_ik B_ik ∂L/∂λ_i  with P' = P A, Q'ᵀ = Qᵀ B   (no off-diagonal terms are known).
 
-Squared gradients follow with the squared coefficients, as if entries were uncorrelated.
+Squared gradients follow with the squared coefficients, as if entries were uncorrelated; of Adafactor's factored ones
+only the factor that counts triplets changes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from .errors import NotAdaptedError, RankallocError
 
 _FIRST = ("exp_avg", "momentum_buffer")
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq")
+# factored second moments (Adafactor): means over columns, and over rows
+_ROWS, _COLUMNS = ("exp_avg_sq_row", "row_var"), ("exp_avg_sq_col", "col_var")
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,15 @@ def _carry(adapter: Adapter, optimizer: torch.optim.Optimizer, change: Change | 
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, torch.Tensor) or value.dim() == 0:
                 continue
+            if parameter.dim() == 2 and key in (*_ROWS, *_COLUMNS):
+                if change is not None and (key in _COLUMNS) == (name == "p"):
+                    turn, flat = getattr(change, name).square(), value.double().flatten()
+                    value.copy_((turn @ flat if name == "q" else flat @ turn).reshape(value.shape))
+                continue
             if key not in (*_FIRST, *_SECOND) or value.shape != parameter.shape:
                 raise RankallocError(
                     f"{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)}, which cannot be carried to "
-                    "another basis; use AdamW or SGD, or the option canonical=False"
+                    "another basis; use AdamW, Adafactor or SGD, or the option canonical=False"
                 )
             if change is None:
                 continue

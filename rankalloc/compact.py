@@ -6,7 +6,7 @@ clipping and references held elsewhere go on working.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -49,18 +49,25 @@ def check(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer | None, 
 
 
 @torch.no_grad()
-def shrink(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer) -> None:
+def shrink(
+    adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer, held: Sequence[torch.Tensor] | None = None
+) -> None:
     """Remove every triplet that is not kept from the adapters and from the optimizer's state.
 
     The function computed by the model is unchanged: lam of a dropped triplet is zero already.
+
+    Args:
+        held: per adapter a mask (r,) of what stays in memory, where that is more than what is kept.
 
     Raises:
         RankallocError: the optimizer's state cannot be sliced; nothing has been changed then.
     """
     optimizer = unwrap(optimizer)
     planned = []
-    for adapter in adapters:
-        index = adapter.kept.nonzero().flatten()
+    adapters = list(adapters)
+    masks = [adapter.kept for adapter in adapters] if held is None else held
+    for adapter, mask in zip(adapters, masks, strict=True):
+        index = mask.nonzero().flatten()
         if len(index) < adapter.rank:
             planned.append((adapter, index, list(_sliced_state(adapter, optimizer, index))))
     for adapter, index, sliced in planned:

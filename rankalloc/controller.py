@@ -293,9 +293,10 @@ class RankController:
         )
         last = step == self.plan.freeze_step
         if optimizer is not None and (self.shrink == "events" or self.shrink and last):
+            held = [adapter.kept for adapter in self.adapters] if last else self._held()
             if self.score is not None and not last:
-                self.score.select([adapter.kept for adapter in self.adapters])
-            compact.shrink(self.adapters, optimizer)
+                self.score.select(held)
+            compact.shrink(self.adapters, optimizer, held)
         if last:
             if scores is not None:
                 self.trace.scores = score_record(self.method.score, self.step, kept, scores)
@@ -314,6 +315,17 @@ class RankController:
                 adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
             self.trace.allocations.append(allocation_record(0, asked, self.plan, live, kept, None))
         self.rule.prepare(1)
+
+    def _held(self) -> list[torch.Tensor]:
+        """What stays in memory at an allocation before the last one: what is kept and, where ranks differ in
+        cost, as many more of each layer as a later allocation may need to spend what no dearer rank fits into."""
+        dearest = max(self.plan.costs)
+        held = []
+        for adapter, cost in zip(self.adapters, self.plan.costs, strict=True):
+            spare = 0 if cost == dearest == min(self.plan.costs) else -(-dearest // cost) * self.plan.multiple_of
+            empty = torch.cumsum(~adapter.kept, 0)
+            held.append(adapter.kept | (~adapter.kept & (empty <= spare)))
+        return held
 
     def _scorable(self) -> bool:
         """Whether PEFT would score after this step: it no longer does at the freeze itself."""

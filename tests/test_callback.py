@@ -31,7 +31,7 @@ def begin(budget=BUDGET, model=None, rank=4, **options):
     model = make_bert() if model is None else model
     torch.manual_seed(1)
     adapters = ra.attach(model, rank=rank)
-    return model, adapters, ra.RankCallback(adapters, budget, **options)
+    return model, adapters, ra.RankCallback(adapters, budget, **{"method": "adalora", **options})
 
 
 def run(folder, budget=BUDGET, options=None, make=make_bert, **settings):

@@ -20,11 +20,11 @@ def mistakes(*overrides, path=None):
 
 def test_defaults_are_complete_and_give_one_budget_unit():
     config = load_config(None)
-    assert (config.task, config.method) == ("punctuation", "adalora")
+    assert (config.task, config.method) == ("punctuation", "auto")
     assert (config.adapter.rank, config.adapter.alpha) == (12, 24.0)
     assert config.budget.fraction == 0.5 and config.budget.ranks is None
     assert config.training.steps == 150 and config.training.epochs is None
-    assert config.searched_methods == ["adalora", "uniform"]
+    assert config.searched_methods == ["auto", "uniform"]
     assert config.folder.as_posix() == "runs/run"
 
 

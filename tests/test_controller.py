@@ -22,7 +22,7 @@ def begin(budget=BUDGET, rank=4, steps=STEPS, optimizer=torch.optim.AdamW, attac
     model = make_mlp()
     torch.manual_seed(1)
     adapters = ra.attach(model, rank=rank, **(attach or {}))
-    controller = ra.RankController(adapters, budget, total_steps=steps, **options)
+    controller = ra.RankController(adapters, budget, total_steps=steps, **{"method": "adalora", **options})
     return model, adapters, controller, optimizer(adapters.parameters(), lr=1e-2)
 
 
@@ -116,7 +116,7 @@ def test_other_precisions_train_to_the_budget(dtype):
     model = make_mlp()
     adapters = ra.attach(model, rank=4)
     model.to(dtype)
-    controller = ra.RankController(adapters, BUDGET, STEPS)
+    controller = ra.RankController(adapters, BUDGET, STEPS, "adalora")
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     for seed in range(STEPS):
         x = torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -316,7 +316,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(cut, shrink, budget, tmp_path):
     torch.manual_seed(99)
     adapters_b = ra.attach(model_b, rank=4)
     model_b.load_state_dict(saved["model"])
-    controller_b = ra.RankController(adapters_b, budget, STEPS, shrink=shrink)
+    controller_b = ra.RankController(adapters_b, budget, STEPS, "adalora", shrink=shrink)
     controller_b.load_state_dict(saved["ranks"])
     optimizer_b = torch.optim.AdamW(adapters_b.parameters(), lr=1e-2)
     optimizer_b.load_state_dict(saved["optimizer"])
@@ -373,7 +373,7 @@ def test_a_damaged_state_is_refused(damage):
         state["tensors"].pop("sensitivity.0.P")
     else:
         state["meta"] = "{"
-    fresh = ra.RankController(adapters, BUDGET, STEPS)
+    fresh = ra.RankController(adapters, BUDGET, STEPS, "adalora")
     with pytest.raises(RankallocError):
         fresh.load_state_dict(state)
     assert fresh.step == 0

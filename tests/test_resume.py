@@ -21,7 +21,7 @@ def begin(budget=BUDGET, dropout=0.1, make=None, attach=None, seed=1, **options)
     model = make() if make else make_bert(dropout=dropout)
     torch.manual_seed(seed)
     adapters = ra.attach(model, **{"rank": 4, "dropout": dropout, **(attach or {})})
-    return model, adapters, ra.RankCallback(adapters, budget, **options)
+    return model, adapters, ra.RankCallback(adapters, budget, **{"method": "adalora", **options})
 
 
 def outcome(model, callback):

@@ -96,7 +96,7 @@ def test_decays_outside_their_range_are_refused(mlp, beta):
     adapters = ra.attach(mlp, rank=2)
     for name in ("beta1", "beta2"):
         with pytest.raises(ConfigError, match=name):
-            ra.RankController(adapters, ra.RankBudget(ranks=2), 10, **{name: beta})
+            ra.RankController(adapters, ra.RankBudget(ranks=2), 10, "adalora", **{name: beta})
 
 
 def test_the_compatible_mode_is_pefts_allocator_over_a_hundred_steps():
@@ -117,7 +117,9 @@ def test_the_compatible_mode_is_pefts_allocator_over_a_hundred_steps():
     model = make_mlp()
     adapters = ra.attach(model, rank=rank)
     budget = ra.RankBudget(ranks=6, warmup=0.1, freeze=0.3, every=5)
-    controller = ra.RankController(adapters, budget, steps, orthogonal=0.0, shrink=False, score_after_step=True)
+    controller = ra.RankController(
+        adapters, budget, steps, "adalora", orthogonal=0.0, shrink=False, score_after_step=True
+    )
     optimizer = torch.optim.Adam(adapters.parameters(), lr=1e-2)
     seen, scores = [], controller.score.values
     controller.score.values = lambda: seen.append(scores()) or seen[-1]

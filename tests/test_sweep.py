@@ -47,7 +47,7 @@ def test_the_first_trial_is_uniform_and_the_second_adaptive_at_the_same_point(wh
     record, seen = whole
     control, start = record.trial(0), record.trial(1)
     assert (control.role, start.role) == (CONTROL, START)
-    assert control.params["method"] == "uniform" and start.params["method"] == "adalora"
+    assert control.params["method"] == "uniform" and start.params["method"] == "auto"
     assert {**control.params, "method": "", "learning_rate": 0} == {**start.params, "method": "", "learning_rate": 0}
     assert control.params["learning_rate"] == pytest.approx(start.params["learning_rate"] / 4)
     assert control.ranks == start.ranks
@@ -184,7 +184,7 @@ def test_first_points_move_into_the_space():
     assert role == CONTROL and params["rank"] == 8 and params["alpha"] == 4.0
     config = config.replaced({"sweep.control_learning_rates": [3e-3, 2e-3]})
     points = [(params["method"], params["learning_rate"]) for params, _ in first_points(config)]
-    assert points == [("uniform", 3e-3), ("adalora", config.training.learning_rate), ("uniform", 2e-3)]
+    assert points == [("uniform", 3e-3), ("auto", config.training.learning_rate), ("uniform", 2e-3)]
 
 
 def test_the_front_holds_what_nothing_beats_in_both():

@@ -127,7 +127,7 @@ def _stop_and_go_on(method, options, budget):
 def test_nothing_and_everything_are_budgets_of_every_method(method, ranks):
     model = make_mlp()
     adapters = ra.attach(model, rank=4, init=ra.METHODS[method].init)
-    budget = ra.RankBudget(ranks=ranks, every=2, freeze=0.01)  # at 0 ranks nothing is left to train
+    budget = ra.RankBudget(ranks=ranks, every=2, freeze=0.01, shape="linear")  # at 0 ranks nothing is left to train
     controller = ra.RankController(adapters, budget, STEPS, method)
     train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), STEPS)
     assert sum(adapters.ranks().values()) == ranks
