@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .base_layers import kind_of, shape_of
 from .errors import RankallocError
+from .fused import compute_dtype, fused_linear
 
 INITS = ("svd", "lora", "gate")
 
@@ -119,20 +120,27 @@ class Adapter(nn.Module):
         return self.d_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.rank:
+            dtype = compute_dtype(self.base_layer, self.kind, x, (self.P, self.lam, self.Q))
+            if dtype is not None:
+                return fused_linear(self.base_layer, self.kind, x, self.dropout(x), self.Q, self._scaled(), dtype)
         out = self.base_layer(x)
         if not self.rank:
             return out
         x = self.dropout(x)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.Q.dtype)
+        return out + F.linear(F.linear(x, self.Q), self._scaled()).to(out.dtype)
+
+    def _scaled(self) -> torch.Tensor:
         # Λ·s goes into P, as it does in the exported file: same products in the same order, so the same numbers;
         # and d_out · r numbers are scaled instead of one row of outputs a token
-        return out + F.linear(F.linear(x, self.Q), self.P * (self.lam * self.scaling)).to(out.dtype)
+        return self.P * (self.lam * self.scaling)
 
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:
         """ΔW = s · P Λ Q, (d_out, d_in), in the adapter's dtype."""
-        return (self.P * (self.lam * self.scaling)) @ self.Q
+        return self._scaled() @ self.Q
 
     @torch.no_grad()
     def singular_values(self) -> torch.Tensor:
