@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .base_layers import kind_of, shape_of
 from .errors import RankallocError
+from .fused import compute_dtype, fused_linear
 
 INITS = ("svd", "lora", "gate")
 
@@ -120,28 +121,35 @@ class Adapter(nn.Module):
         return self.d_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.base_layer(x)
         if not self.rank:
-            return out
+            return self.base_layer(x)
+        q, scaled = self._factors()
+        if self.training:
+            dtype = compute_dtype(self.base_layer, self.kind, x, (self.P, self.lam, self.Q))
+            if dtype is not None:
+                return fused_linear(self.base_layer, self.kind, x, self.dropout(x), q, scaled, dtype)
+        out = self.base_layer(x)
         x = self.dropout(x)
         if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.Q.dtype)
-        p, lam, q = self._factors()
+            x = x.to(q.dtype)
+        return out + F.linear(F.linear(x, q), scaled).to(out.dtype)
+
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Q and P Λ s of this pass: of all triplets, or while training of the first ``drawn`` at α / drawn."""
+        if not (self.drawn and self.training):
+            return self.Q, self._scaled()
+        rank = min(self.drawn, self.rank)
+        return self.Q[:rank], self.P[:, :rank] * (self.scaling * self.initial_rank / rank)
+
+    def _scaled(self) -> torch.Tensor:
         # Λ·s goes into P, as it does in the exported file: same products in the same order, so the same numbers;
         # and d_out · r numbers are scaled instead of one row of outputs a token
-        return out + F.linear(F.linear(x, q), p * (lam * self.scaling)).to(out.dtype)
-
-    def _factors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """P, lam and Q of this pass: all triplets, or while training the first ``drawn`` at α / drawn."""
-        if not (self.drawn and self.training):
-            return self.P, self.lam, self.Q
-        rank = min(self.drawn, self.rank)
-        return self.P[:, :rank], self.lam.new_full((rank,), self.initial_rank / rank), self.Q[:rank]
+        return self.P * (self.lam * self.scaling)
 
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:
         """ΔW = s · P Λ Q, (d_out, d_in), in the adapter's dtype."""
-        return (self.P * (self.lam * self.scaling)) @ self.Q
+        return self._scaled() @ self.Q
 
     @torch.no_grad()
     def singular_values(self) -> torch.Tensor:
