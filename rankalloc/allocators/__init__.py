@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import global_topk, random, shuffled, uniform
+from . import global_topk, grouped, proportional, random, shuffled, uniform
 from .base import Demand, Kept, Scores
 
 ALLOCATORS: dict[str, Callable[[Scores, Demand], Kept]] = {
@@ -12,6 +12,8 @@ ALLOCATORS: dict[str, Callable[[Scores, Demand], Kept]] = {
     "uniform": uniform.allocate,
     "random": random.allocate,
     "shuffled": shuffled.allocate,
+    "grouped": grouped.allocate,
+    "proportional": proportional.allocate,
 }
 
 __all__ = ["ALLOCATORS", "Demand", "Kept", "Scores"]

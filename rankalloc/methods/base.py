@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-PLACEMENTS = ("chosen", "uniform", "random", "shuffled")
+PLACEMENTS = ("chosen", "uniform", "random", "shuffled", "grouped")
 """``placement=``: where a method's ranks go. "chosen" by the method; the others are its controls, with
-the same parametrisation, schedule and peak rank: equal everywhere, drawn by chance, or its own ranks
-handed to other layers."""
+the same parametrisation, schedule and peak rank: equal everywhere, drawn by chance, its own ranks
+handed to other layers, or one rank for all layers of a module type."""
 
 SHARED = {
     "canonical": "rewrite P, Λ, Q as orthonormal factors and singular values at each allocation",
     "orthogonal": "weight of the orthogonality regulariser; 0 in the canonical basis, which needs none",
-    "placement": f"{', '.join(PLACEMENTS)}: the last three are the method's own controls",
+    "placement": f"{', '.join(PLACEMENTS)}: all but the first are the method's own controls",
 }
 """Options of every method that trains P, Λ and Q."""
 
