@@ -24,6 +24,7 @@ from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
 from .errors import BudgetError, ConfigError, NotAdaptedError, RankallocError, unknown
 from .methods import PLACEMENTS, Method, find_method
+from .rank_plan import budget_after
 from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
 from .rules import RULES
@@ -52,6 +53,7 @@ class RankController:
     Raises:
         BudgetError: the budget does not fit the adapters.
         ConfigError: unknown method or option.
+        NotAdaptedError: the method chooses ranks before training, and that was not done.
 
     Example:
         >>> import torch, rankalloc as ra
@@ -95,10 +97,10 @@ class RankController:
         if self.placement not in PLACEMENTS:
             raise ConfigError(unknown("placement", self.placement, PLACEMENTS))
         self.seed = seed or 0
-        self.budget = budget
+        self.budget = budget if self.method.planner is None else budget_after(adapters, budget, self.method)
         # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
         shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
-        self.plan = budget.resolve(shapes, total_steps, adapters.bytes_per_param())
+        self.plan = self.budget.resolve(shapes, total_steps, adapters.bytes_per_param())
         self._check_spendable()
         rule = RULES[self.method.rule]
         of_rule = {name: options[name] for name in set(options) & set(inspect.signature(rule).parameters)}
@@ -116,8 +118,8 @@ class RankController:
         if self.score_after_step:
             effective["score_after_step"] = True
         self.trace = new_trace(
-            adapters, self.method.name, {**options, **effective} if self.method.options else options, budget, self.plan,
-            seed, self.score.state_bytes() if self.score is not None else 0,
+            adapters, self.method.name, {**options, **effective} if self.method.options else options, self.budget,
+            self.plan, seed, self.score.state_bytes() if self.score is not None else 0,
         )
         adapters.adaptation = self
         if fresh:

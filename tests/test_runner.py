@@ -148,7 +148,8 @@ def test_saving_before_training_is_refused(config):
     from rankalloc.callback import RankCallback
     from rankalloc.runner import attach_for
 
-    adapters, budget = attach_for(config, prepare(config).build_model())
+    prepared = prepare(config)
+    adapters, budget = attach_for(config, prepared.build_model(), prepared)
     RankCallback(adapters, budget)
     with pytest.raises(NotAdaptedError):
         save(adapters, "nowhere")

@@ -25,7 +25,7 @@ def allocate(scores: Scores, demand: Demand) -> Kept:
         left = demand.amount - int(blocks.cost[held].sum())
         bought, closed = np.zeros(len(blocks.layer), bool), set()
         worth = np.zeros(len(blocks.layer))
-        for turn, (value, group, members) in enumerate(lots):
+        for turn, (group, members) in enumerate(lots):
             worth[members] = -turn
             cost = int(blocks.cost[members[~held[members]]].sum())
             if group in closed or cost > left:
@@ -39,8 +39,8 @@ def allocate(scores: Scores, demand: Demand) -> Kept:
     return fill(scores, demand, priority)
 
 
-def _lots(blocks: Blocks, groups: np.ndarray) -> list[tuple[float, int, np.ndarray]]:
-    """(mean score per cost, group, block indices) of every group and position, in the order of buying."""
+def _lots(blocks: Blocks, groups: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(group, block indices) of every group and position, in falling order of their mean score per cost."""
     lots = []
     for group in np.unique(groups):
         lowest = np.inf
@@ -51,4 +51,4 @@ def _lots(blocks: Blocks, groups: np.ndarray) -> list[tuple[float, int, np.ndarr
             lowest = min(lowest, float((blocks.score[members] / blocks.cost[members]).mean()))
             lots.append((lowest, int(position), int(group), members))
     lots.sort(key=lambda lot: (-lot[0], lot[1], lot[2]))
-    return [(value, group, members) for value, _, group, members in lots]
+    return [(group, members) for _, _, group, members in lots]

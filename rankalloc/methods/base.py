@@ -25,8 +25,8 @@ class Method:
         score: key in ``rankalloc.scores.SCORES``; None when ranks do not depend on the training.
         allocator: key in ``rankalloc.allocators.ALLOCATORS``.
         rule: key in ``rankalloc.rules.RULES``: what happens around each step while training.
-        planner: key in ``rankalloc.planners.PLANNERS``: what looks at data before training; None when
-            nothing does.
+        planner: key in ``rankalloc.planners.PLANNERS``: what chooses before training, mostly by looking at
+            data; None when nothing does.
         when: "during" training (ranks reach the budget while training), or "before" (adapters start at
             their final ranks).
         init: parametrisation the method trains, a key of ``rankalloc.adapter.INITS``.
