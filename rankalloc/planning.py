@@ -282,7 +282,7 @@ def _plan(
         ranks = prepared.choose({shape.name: np.zeros(shape.rank) for shape in prepared.shapes})
     else:
         with unchanged(model):
-            held = _held(method.name, batches, planner.batches) if planner.needs_data else []
+            held = _held(method.name, batches, planner.max_batches) if planner.needs_data else []
             peaks = {shape.name: shape.rank for shape in prepared.shapes}
             probe = Probe(model, targets, held, peaks, seed or 0, loss_fn)
             ranks = prepared.choose(planner.scores(probe, prepared.choose))

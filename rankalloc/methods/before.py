@@ -7,7 +7,7 @@ from typing import Any
 from .base import PLACEMENTS, Method
 
 _PLACED = {"placement": f"{', '.join(PLACEMENTS)}: all but the first are the method's own controls"}
-_DATA = {"batches": "training batches to look at, at most (8)", **_PLACED}
+_DATA = {"max_batches": "training batches to look at, at most (8)", **_PLACED}
 _BEFORE: dict[str, Any] = {
     "score": None, "when": "before", "init": "lora", "canonical": False, "orthogonal": 0.0,
 }

@@ -25,7 +25,7 @@ class Planner(ABC):
     :func:`~rankalloc.planners.probe.unchanged`, so it need not tidy up.
 
     Args:
-        batches: how many batches to look at, at most.
+        max_batches: how many batches to look at, at most.
         options: keywords of the subclass.
     """
 
@@ -33,10 +33,10 @@ class Planner(ABC):
     needs_data: ClassVar[bool] = True
     """Whether it looks at batches."""
 
-    def __init__(self, batches: int = 8) -> None:
-        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-            raise ConfigError(f"batches must be a whole number of at least 1, got {batches!r}")
-        self.batches = batches
+    def __init__(self, max_batches: int = 8) -> None:
+        if isinstance(max_batches, bool) or not isinstance(max_batches, int) or max_batches < 1:
+            raise ConfigError(f"max_batches must be a whole number of at least 1, got {max_batches!r}")
+        self.max_batches = max_batches
 
     @abstractmethod
     def scores(self, probe: Probe, choose: Choose) -> Scores:

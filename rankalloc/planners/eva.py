@@ -35,15 +35,15 @@ class EVA(Planner):
     """Explained-variance ratios as scores, components as the start; see the module docstring.
 
     Args:
-        batches: how many batches to look at.
+        max_batches: how many batches to look at.
         tau: cosine from which a component counts as converged.
         passes: how often to go through the batches, at most, until all have converged.
     """
 
     name = "eva"
 
-    def __init__(self, batches: int = 8, tau: float = 0.99, passes: int = 16) -> None:
-        super().__init__(batches)
+    def __init__(self, max_batches: int = 8, tau: float = 0.99, passes: int = 16) -> None:
+        super().__init__(max_batches)
         if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau <= 1:
             raise ConfigError(f"tau is a cosine above 0 and at most 1, got {tau!r}")
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:

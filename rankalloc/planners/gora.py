@@ -34,14 +34,14 @@ class GoRA(Planner):
     """One score a layer, I_l / √(d_in + d_out), and factors to begin with; see the module docstring.
 
     Args:
-        batches: how many batches to average gradients over.
+        max_batches: how many batches to average gradients over.
         gamma: size γ of the first step, before it is halved as often as needed.
     """
 
     name = "gora"
 
-    def __init__(self, batches: int = 8, gamma: float = 0.05) -> None:
-        super().__init__(batches)
+    def __init__(self, max_batches: int = 8, gamma: float = 0.05) -> None:
+        super().__init__(max_batches)
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma < float("inf"):
             raise ConfigError(f"gamma must be a positive number, got {gamma!r}")
         self.gamma = float(gamma)
