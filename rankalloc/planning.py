@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -14,12 +14,10 @@ from torch import nn
 from . import compact
 from .adapter import Adapter
 from .adapters import Adapters
-from .allocators import ALLOCATORS, Demand
 from .base_layers import shape_of
-from .budget import BudgetPlan, LayerShape, RankBudget
-from .errors import BudgetError, ConfigError, RankallocError, TargetError, unknown
-from .methods import METHODS, PLACEMENTS, Method, find_method
-from .planners import PLANNERS, Planner
+from .budget import LayerShape, RankBudget
+from .errors import ConfigError, RankallocError, TargetError
+from .plan_checks import Prepared, prepare_plan
 from .planners.probe import LossFn, Probe, unchanged
 from .rank_plan import RankPlan, budget_of, initialise
 from .targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets
@@ -98,7 +96,7 @@ def plan_ranks(
     targets = _targets(model, target_modules, exclude_modules, modules_to_save)
     multiple = budget.multiple_of if budget is not None else 1
     shapes = [at_peak(LayerShape(name, *shape_of(module), rank), multiple) for name, module in targets.items()]
-    prepared = _prepare(shapes, budget, method, placement, bytes_per_param, seed, options)
+    prepared = prepare_plan(shapes, budget, method, placement, bytes_per_param, seed, options)
     return _plan(prepared, model, targets, batches, rank, seed, loss_fn)
 
 
@@ -132,9 +130,7 @@ def prepare_adapters(
     adapters: Adapters, budget: RankBudget, method: str, *, placement: str = "chosen", seed: int = 0, **options: Any
 ) -> Prepared:
     """What :func:`plan_adapters` checks before it looks at data; raises as it does."""
-    prepared = _prepare(
-        adapters.shapes(), budget, method, placement, adapters.bytes_per_param(), seed, options
-    )
+    prepared = prepare_plan(adapters.shapes(), budget, method, placement, adapters.bytes_per_param(), seed, options)
     for shape in adapters.shapes() if prepared.given is not None else ():
         if prepared.given[shape.name] > shape.rank:
             raise ConfigError(
@@ -166,103 +162,6 @@ def at_peak(shape: LayerShape, multiple_of: int = 1) -> LayerShape:
     """A layer with no higher rank than the smaller side of its weight."""
     highest = min(shape.d_in, shape.d_out)
     return shape if shape.rank <= highest else replace(shape, rank=highest // multiple_of * multiple_of)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A plan about to be made: everything but the data has been checked."""
-
-    method: Method
-    planner: Planner | None
-    placement: str
-    budget: RankBudget | None
-    shapes: list[LayerShape]
-    given: dict[str, int] | None
-    demand: Demand | None
-
-    def choose(self, scores: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """{name: rank} that these scores {name: (peak rank,)} lead to under the method's placement."""
-        names = [shape.name for shape in self.shapes]
-        kept = ALLOCATORS[self.method.allocator]([scores[name] for name in names], self.demand)
-        if self.placement != "chosen":
-            kept = self._moved([int(mask.sum()) for mask in kept])
-        return {name: int(mask.sum()) for name, mask in zip(names, kept, strict=True)}
-
-    def _moved(self, ranks: Sequence[int]) -> list[np.ndarray]:
-        """The method's own ranks under another placement: what it chose is worth its cost, the rest nothing."""
-        worth = [
-            (np.arange(shape.rank) < rank) * float(cost)
-            for shape, rank, cost in zip(self.shapes, ranks, self.demand.costs, strict=True)
-        ]
-        return ALLOCATORS[self.placement](worth, self.demand)
-
-    def placed(self, ranks: Mapping[str, int]) -> dict[str, int]:
-        """Ranks that were given, under the method's placement."""
-        if self.placement == "chosen":
-            return dict(ranks)
-        kept = self._moved([ranks[shape.name] for shape in self.shapes])
-        return {shape.name: int(mask.sum()) for shape, mask in zip(self.shapes, kept, strict=True)}
-
-
-def _prepare(
-    shapes: list[LayerShape],
-    budget: RankBudget | None,
-    method: str,
-    placement: str,
-    bytes_per_param: int,
-    seed: int | None,
-    options: dict[str, Any],
-) -> Prepared:
-    chosen = find_method(method)
-    if chosen.when != "before":
-        early = [m.name for m in METHODS.values() if m.when == "before"]
-        raise ConfigError(f"method {method!r} chooses ranks while training; before it, use one of: {', '.join(early)}")
-    strangers = [name for name in options if name not in chosen.options]
-    if strangers or (placement != "chosen" and "placement" not in chosen.options):
-        stranger = (strangers or ["placement"])[0]
-        raise ConfigError(unknown(f"option of method {method!r}:", stranger, chosen.options or ["none"]))
-    if placement not in PLACEMENTS:
-        raise ConfigError(unknown("placement", placement, PLACEMENTS))
-    planner = PLANNERS[chosen.planner](**options) if chosen.planner is not None else None
-    given = planner.given(shapes) if planner is not None else None
-    if given is not None:
-        # what is asked for may lie above the peak, which is there for the layers that nothing is said about
-        fraction = budget is not None and budget.fraction
-        asked = None if fraction or budget is None else budget
-        if fraction:
-            asked = replace(budget, fraction=None, ranks=int(fraction * sum(s.rank for s in shapes) + 1e-9))
-        shapes = [replace(s, rank=max(s.rank, given[s.name])) for s in shapes]
-        spent = [replace(s, rank=given[s.name]) for s in shapes]
-        asked = asked or budget_of(spent, RankBudget(ranks=0))
-        plan = asked.resolve(shapes, bytes_per_param=bytes_per_param)
-        _check_given(plan, [s.rank for s in spent], shapes, asked)
-    elif budget is None:
-        raise ConfigError(f"method {method!r} needs a budget, such as RankBudget(fraction=0.5); 'manual' goes without")
-    else:
-        plan = budget.resolve(shapes, bytes_per_param=bytes_per_param)
-        cheapest = min(plan.costs) * plan.multiple_of
-        if 0 < plan.target < cheapest:
-            raise BudgetError(
-                f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it, "
-                "or to prune every rank say ranks=0"
-            )
-    demand = Demand.at(plan, plan.freeze_step, seed or 0)
-    return Prepared(chosen, planner, placement, budget, shapes, given, demand)
-
-
-def _check_given(plan: BudgetPlan, ranks: Sequence[int], shapes: Sequence[LayerShape], budget: RankBudget) -> None:
-    for shape, rank, floor, cap in zip(shapes, ranks, plan.floors, plan.caps, strict=True):
-        if not floor <= rank <= cap or rank % plan.multiple_of:
-            raise BudgetError(
-                f"rank_pattern gives {shape.name} rank {rank}, and the budget allows multiples of {plan.multiple_of} "
-                f"from {floor} to {cap}"
-            )
-    spent = plan.spent(ranks)
-    if not 0 <= plan.target - spent < min(plan.costs) * plan.multiple_of:
-        raise BudgetError(
-            f"rank_pattern costs {spent:,} {plan.unit} and the budget is {plan.target:,}: change the pattern, or say "
-            f"{plan.unit}={spent}"
-        )
 
 
 def _plan(
