@@ -33,8 +33,7 @@ def uneven(make, seed):
     return model
 
 
-@pytest.mark.parametrize("rank", [2, 4])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "rank"), [(0, 4), (1, 2)])
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 def test_ranks_and_start_are_those_of_peft(make, seed, rank):
     """Equal ranks for every layer, but among layers of one input, whose scores are tied: there PEFT hands out
