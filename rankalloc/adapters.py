@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from .adapter import Adapter
 from .budget import LayerShape
 from .layer_names import places
 from .trace import LayerRecord
+
+if TYPE_CHECKING:
+    from .rank_plan import RankPlan
 
 
 class Adaptation(Protocol):
@@ -35,6 +38,7 @@ class Adapters:
         init: parametrisation, "svd" or "lora".
         trainable_before: names of the parameters that were trainable before attach.
         adaptation: the controller or callback that chooses these adapters' ranks, once there is one.
+        plan: the plan they began with, if ranks were chosen before training.
     """
 
     model: nn.Module
@@ -45,6 +49,7 @@ class Adapters:
     init: str
     trainable_before: set[str] = field(repr=False, default_factory=set)
     adaptation: Adaptation | None = field(repr=False, default=None)
+    plan: RankPlan | None = field(repr=False, default=None)
 
     def __len__(self) -> int:
         return len(self.modules)

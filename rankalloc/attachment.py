@@ -11,12 +11,13 @@ from .adapter import INITS, Adapter
 from .adapters import Adapters, parents_of
 from .base_layers import shape_of, weight_view
 from .errors import ConfigError, RankallocError, TargetError, unknown
+from .rank_plan import RankPlan, initialise
 from .targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets
 
 
 def attach(
     model: nn.Module,
-    rank: int = 12,
+    rank: int | None = None,
     alpha: float | None = None,
     target_modules: Targets = ALL_LINEAR,
     *,
@@ -24,7 +25,7 @@ def attach(
     exclude_modules: Sequence[str] = (),
     modules_to_save: Sequence[str] | None = None,
     dropout: float = 0.0,
-    init: str = "svd",
+    init: str | None = None,
 ) -> Adapters:
     """Freeze ``model`` and put a P·Λ·Q adapter beside each target layer.
 
@@ -32,17 +33,19 @@ def attach(
 
     Args:
         model: any nn.Module; changed in place.
-        rank: triplets of each adapter, and the denominator of the scaling alpha / rank.
+        rank: triplets of each adapter, and the denominator of the scaling alpha / rank; None for the rank
+            that a plan in ``ranks`` was made at, and else 12.
         alpha: numerator of the scaling; None for 2 · rank.
         target_modules: "all-linear" (not output heads and tied embeddings), a list of names or
             suffixes, a regular expression for whole names, or a callable (name, module) -> bool.
         ranks: {full module name: rank} where a layer's rank differs from ``rank``; 0 is allowed. The
-            scaling stays alpha / rank.
+            scaling stays alpha / rank. A plan from :func:`rankalloc.plan_ranks` also says what the adapters
+            begin with.
         exclude_modules: names or suffixes never to adapt.
         modules_to_save: modules trained whole and saved with the adapter; None for the task heads
             (classifier, score, ...) that the model has, () for none.
         dropout: input dropout of the adapters while training.
-        init: "svd" or "lora"; see :class:`rankalloc.adapter.Adapter`.
+        init: "svd", "lora" or "gate", see :class:`rankalloc.adapter.Adapter`; None for the plan's, and else "svd".
 
     Returns:
         The adapters; only they and the heads are trainable afterwards.
@@ -61,6 +64,11 @@ def attach(
     """
     if any(isinstance(module, Adapter) for module in model.modules()):
         raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
+    plan = ranks if isinstance(ranks, RankPlan) else None
+    if rank is None:
+        rank = plan.rank if plan is not None else 12
+    if init is None:
+        init = plan.init if plan is not None else "svd"
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ConfigError(f"rank must be a whole number of at least 1, got {rank!r}")
     alpha = 2.0 * rank if alpha is None else float(alpha)
@@ -87,7 +95,10 @@ def attach(
     head_modules = {name: model.get_submodule(name) for name in heads}
     for head in head_modules.values():
         head.requires_grad_(True)
-    return Adapters(model, modules, head_modules, rank, alpha, init, trainable_before)
+    adapters = Adapters(model, modules, head_modules, rank, alpha, init, trainable_before)
+    if plan is not None:
+        initialise(adapters, plan)
+    return adapters
 
 
 def detach(adapters: Adapters) -> nn.Module:

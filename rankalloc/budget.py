@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import BudgetError, unknown
+from .layer_names import places
 
 SHAPES = {"cubic": 3, "linear": 1, "constant": 0}
 """Course of the budget between warm-up and freeze: the exponent of (1 - progress)."""
@@ -186,13 +187,15 @@ class RankBudget:
             unit=unit, target=target, initial=initial, ceiling=cap_total, floor=floor_total, costs=costs,
             floors=floors, caps=caps, multiple_of=step, shape=self.shape, every=self.every,
             total_steps=total_steps, warmup_steps=warmup_steps, freeze_step=freeze_step,
+            groups=_groups([layer.name for layer in layers]),
         )
 
 
 @dataclass(frozen=True)
 class BudgetPlan:
     """A budget resolved for given layers: whole units, exact steps. ``costs``, ``floors`` and
-    ``caps`` are per layer (cost of one rank, lowest and highest rank)."""
+    ``caps`` are per layer (cost of one rank, lowest and highest rank), and so are ``groups``: layers of
+    one module type, whatever their block, have the same index."""
 
     unit: str
     target: int
@@ -208,6 +211,7 @@ class BudgetPlan:
     total_steps: int
     warmup_steps: int
     freeze_step: int
+    groups: tuple[int, ...] = ()
 
     def asked(self, step: int) -> int:
         """The budget at optimizer step ``step`` (counted from 1), in :attr:`unit`.
@@ -234,6 +238,12 @@ class BudgetPlan:
     def spent(self, ranks: Sequence[int]) -> int:
         """What these live ranks cost, in :attr:`unit`."""
         return sum(cost * rank for cost, rank in zip(self.costs, ranks, strict=True))
+
+
+def _groups(names: Sequence[str]) -> tuple[int, ...]:
+    roles = [role for _, role in places(names)]
+    index = {role: number for number, role in enumerate(dict.fromkeys(roles))}
+    return tuple(index[role] for role in roles)
 
 
 def _nearest(value: float) -> int:

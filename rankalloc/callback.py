@@ -12,6 +12,10 @@ from .adapters import Adapters
 from .budget import RankBudget
 from .controller import RankController
 from .errors import AdapterFileError, ConfigError, NotAdaptedError, RankallocError
+from .methods import find_method
+from .planners.probe import LossFn
+from .planning import begin, first_batches, plan_adapters, prepare_adapters
+from .rank_plan import RankPlan
 from .tensor_files import read_tensors, write_tensors
 from .trace import RankTrace
 
@@ -25,12 +29,17 @@ class RankCallback(TrainerCallback):
     ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on,
     compete. At the end the trace is written to ``trace.json`` in the Trainer's output folder.
 
+    With a method that chooses before training, adapters attached at their peak rank are planned when training
+    begins, from the first batches of the Trainer's training data in the dataset's order; the other ranks leave
+    memory before the first step. A run that is resumed keeps the ranks of its checkpoint.
+
     Args:
         adapters: from :func:`rankalloc.attach`, made before the Trainer's optimizer.
         budget: what may be spent.
         method: a key of ``rankalloc.METHODS``.
         resume_from: the checkpoint folder given to ``trainer.train``, when it does not lie in the
             Trainer's output folder.
+        loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
         options: further arguments of :class:`rankalloc.RankController`.
 
     Raises:
@@ -50,14 +59,19 @@ class RankCallback(TrainerCallback):
         method: str = "auto",
         *,
         resume_from: str | os.PathLike | None = None,
+        loss_fn: LossFn | None = None,
         **options: Any,
     ) -> None:
         # fail now, not when training begins: a trial controller checks budget, method and options
-        RankController(adapters, budget, total_steps=1, method=method, **{**options, "fresh": False})
+        if find_method(method).planner is not None and adapters.plan is None:
+            prepare_adapters(adapters, budget, method, **_planning(options))
+        else:
+            RankController(adapters, budget, total_steps=1, method=method, **{**options, "fresh": False})
         self.adapters = adapters
         self.budget = budget
         self.method = method
         self.resume_from = resume_from
+        self.loss_fn = loss_fn
         self.options = options
         self.controller: RankController | None = None
         adapters.adaptation = self
@@ -85,13 +99,41 @@ class RankCallback(TrainerCallback):
                 "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set it, or use bf16"
             )
         options = {"seed": args.seed, "fresh": state.global_step == 0, **self.options}
+        notes = self._plan(args, state, **kwargs)
         self.controller = RankController(self.adapters, self.budget, state.max_steps, self.method, **options)
+        self.controller.trace.alerts += notes
         self.adapters.adaptation = self
         if state.global_step > 0:
             folder = self.resume_from or args.resume_from_checkpoint
             if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             load_state(self.controller, Path(folder) / STATE_NAME)
+
+    def _plan(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        train_dataloader: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Choose ranks now, if the method does so before training and none are chosen yet; the plan's notes."""
+        method, adapters = find_method(self.method), self.adapters
+        if method.planner is None:
+            return []
+        if adapters.plan is None and state.global_step > 0:
+            # the weights come from a checkpoint, and their sizes are the plan
+            for adapter in adapters:
+                adapter.initial_rank = adapter.rank
+            adapters.plan = RankPlan(adapters.ranks(), method.name, adapters.init, adapters.rank, self.budget)
+        elif adapters.plan is None:
+            options = {"seed": args.seed, **_planning(self.options)}
+            # from the dataset: going through the loader would move the Trainer's own order on
+            loader = train_dataloader
+            batches = first_batches(loader.dataset, loader.collate_fn, args.train_batch_size)
+            plan = plan_adapters(adapters, batches, self.budget, self.method, loss_fn=self.loss_fn, **options)
+            begin(adapters, plan, optimizer)
+        return adapters.plan.notes
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.controller.observe()
@@ -121,6 +163,11 @@ class RankCallback(TrainerCallback):
         self.controller.finish(optimizer=optimizer)
         if state.is_world_process_zero:
             self.controller.trace.save(Path(args.output_dir) / "trace.json")
+
+
+def _planning(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are the planner's, not the controller's own."""
+    return {name: value for name, value in options.items() if name not in ("shrink", "fresh")}
 
 
 def save_state(controller: RankController, path: str | os.PathLike) -> None:

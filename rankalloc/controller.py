@@ -25,6 +25,7 @@ from .budget import RankBudget
 from .checks import check_init, check_spendable
 from .errors import ConfigError, NotAdaptedError, RankallocError, unknown
 from .methods import PLACEMENTS, find_method
+from .rank_plan import budget_after
 from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
 from .rules import RULES
@@ -54,6 +55,7 @@ class RankController:
     Raises:
         BudgetError: the budget does not fit the adapters.
         ConfigError: unknown method or option.
+        NotAdaptedError: the method chooses ranks before training, and that was not done.
 
     Example:
         >>> import torch, rankalloc as ra
@@ -97,10 +99,10 @@ class RankController:
         if self.placement not in PLACEMENTS:
             raise ConfigError(unknown("placement", self.placement, PLACEMENTS))
         self.seed = seed or 0
-        self.budget = budget
+        self.budget = budget if self.method.planner is None else budget_after(adapters, budget, self.method)
         # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
         shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
-        self.plan = budget.resolve(shapes, total_steps, adapters.bytes_per_param())
+        self.plan = self.budget.resolve(shapes, total_steps, adapters.bytes_per_param())
         check_spendable(self.plan, adapters)
         rule = RULES[self.method.rule]
         of_rule = {name: options[name] for name in set(options) & set(inspect.signature(rule).parameters)}
@@ -127,8 +129,8 @@ class RankController:
         if self.score_after_step:
             effective["score_after_step"] = True
         self.trace = new_trace(
-            adapters, self.method.name, {**options, **effective} if self.method.options else options, budget, self.plan,
-            seed, self.score.state_bytes() if self.score is not None else 0,
+            adapters, self.method.name, {**options, **effective} if self.method.options else options, self.budget,
+            self.plan, seed, self.score.state_bytes() if self.score is not None else 0,
         )
         adapters.adaptation = self
         if fresh:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .controller import RankController
 from .errors import ConfigError, RankallocError
 from .files import write_text
 from .methods import find_method
-from .planning import budget_of, layer_shapes, plan_ranks
+from .planning import at_peak, budget_of, first_batches, layer_shapes, plan_ranks
 from .tasks import prepare
 from .tasks.base import PreparedTask, evaluate
 from .trace import EvaluationRecord, RankTrace
@@ -62,7 +62,7 @@ def train(
     checkpoint = _last_checkpoint(folder) if resume else None
     set_seed(config.seed)
     model = prepared.build_model()
-    adapters, budget = attach_for(config, model)
+    adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
     write_text(folder / CONFIG_FILE, config.to_yaml())
     ranking = RankCallback(adapters, budget, config.method, **config.method_options)
     tracking = trackers(config, folder, ranking)
@@ -103,10 +103,14 @@ def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, spl
     return evaluate(prepared, model, split, config.training.eval_batch_size)
 
 
-def attach_for(config: RunConfig, model: Any) -> tuple[Adapters, RankBudget]:
+def attach_for(
+    config: RunConfig, model: Any, prepared: PreparedTask, plan: bool = True
+) -> tuple[Adapters, RankBudget]:
     """Attach what the configuration's method starts with; returns the adapters and their budget.
 
-    A method that chooses before training begins at its final ranks, in its own parametrisation.
+    A method that chooses before training begins at its final ranks, in its own parametrisation; it looks at
+    the first batches of the train split. Without ``plan`` one that looks at data is left at its peak ranks,
+    for a checkpoint that holds the final ones.
     """
     method = find_method(config.method)
     budget = budget_from(config)
@@ -114,7 +118,13 @@ def attach_for(config: RunConfig, model: Any) -> tuple[Adapters, RankBudget]:
     common = {"rank": rank, "alpha": config.adapter.alpha, "dropout": config.adapter.dropout, "init": method.init}
     if method.when == "during":
         return attach(model, **common, **targets), budget
-    ranks = plan_ranks(model, None, budget, config.method, rank=rank, **targets)
+    if method.planner is not None and not plan:
+        peaks = {s.name: at_peak(s).rank for s in layer_shapes(model, rank, **targets)}
+        return attach(model, **common, ranks=peaks, **targets), budget
+    batches = first_batches(prepared.splits["train"], prepared.collator, config.training.batch_size)
+    options = {name: value for name, value in config.method_options.items() if name in method.options}
+    seed = config.method_options.get("seed", config.seed)
+    ranks = plan_ranks(model, batches, budget, config.method, rank=rank, seed=seed, **targets, **options)
     adapters = attach(model, **common, ranks=ranks, **targets)
     return adapters, budget_of(adapters.shapes(), budget)
 
@@ -147,8 +157,12 @@ def preview(config: RunConfig) -> Preview:
     model = prepared.build_model()
     shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
     total_steps = steps_of(config, len(prepared.splits["train"]))
+    if find_method(config.method).when == "before":
+        shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
+    adapters, budget = attach_for(config, model, prepared)
+    # a rank pattern may lie above the peak
+    shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
-    adapters, budget = attach_for(config, model)
     options = {**config.method_options, "fresh": False}
     RankController(adapters, budget, total_steps, config.method, **options)  # says what it would refuse
     final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)

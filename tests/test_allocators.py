@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,7 +45,8 @@ def cases(draw):
     ]))
     scores = [np.array(draw(st.lists(value, min_size=r, max_size=r))) for r in ranks]
     plan = RankBudget(**{unit: amount}, min_rank=floor, max_rank=cap, multiple_of=size).resolve(shapes, 10)
-    return scores, Demand.at(plan, plan.freeze_step), unit
+    groups = draw(st.one_of(st.just(()), st.lists(st.integers(0, 2), min_size=count, max_size=count).map(tuple)))
+    return scores, replace(Demand.at(plan, plan.freeze_step), groups=groups), unit
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -226,3 +229,66 @@ def test_shuffled_has_the_multiset_of_global_within_layers_of_a_kind():
     assert sorted(shuffled[:4]) == sorted(chosen[:4]) and sorted(shuffled[4:]) == sorted(chosen[4:])
     best = ALLOCATORS["shuffled"](scores, demand)[7]
     assert scores[7][best].min(initial=9e9) >= scores[7][~best].max(initial=-1)
+
+
+def ranks_of(rule, scores, demand):
+    return [int(mask.sum()) for mask in ALLOCATORS[rule](scores, demand)]
+
+
+def flat(weights, ranks=12):
+    return [np.full(ranks, float(weight)) for weight in weights]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    weights=st.lists(st.integers(1, 50), min_size=1, max_size=8), total=st.integers(0, 60),
+)
+def test_proportional_gives_whole_quotas_and_then_the_largest_remainders(weights, total):
+    """Hamilton's method, from its definition, where no cap is in the way."""
+    layers = len(weights)
+    got = ranks_of("proportional", flat(weights, 60), Demand(total, (1,) * layers, (0,) * layers, (60,) * layers))
+    due = [total * weight / sum(weights) for weight in weights]
+    expected = [total * weight // sum(weights) for weight in weights]
+    order = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % sum(weights)), expected[i], i))
+    for index in order[: total - sum(expected)]:
+        expected[index] += 1
+    assert got == expected and all(abs(g - d) < 1 for g, d in zip(got, due, strict=True))
+
+
+def test_proportional_hands_on_what_a_cap_frees_and_keeps_floors():
+    assert ranks_of("proportional", flat([8, 1, 1]), Demand(20, (1,) * 3, (0,) * 3, (12,) * 3)) == [12, 4, 4]
+    assert ranks_of("proportional", flat([8, 2, 1]), Demand(18, (1,) * 3, (0,) * 3, (12,) * 3)) == [12, 4, 2]
+    assert ranks_of("proportional", flat([10, 1, 0]), Demand(12, (1,) * 3, (2,) * 3, (12,) * 3)) == [8, 2, 2]
+    # no weight, no rank, until all others are full
+    assert ranks_of("proportional", flat([5, 1, 0]), Demand(24, (1,) * 3, (0,) * 3, (12,) * 3)) == [12, 12, 0]
+    assert ranks_of("proportional", flat([5, 0, 0]), Demand(18, (1,) * 3, (0,) * 3, (12,) * 3)) == [12, 3, 3]
+    assert ranks_of("proportional", flat([-3, -1]), Demand(8, (1,) * 2, (0,) * 2, (12,) * 2)) == [4, 4]
+
+
+def test_proportional_means_ranks_also_when_the_budget_counts_parameters():
+    got = ranks_of("proportional", flat([2, 1, 1]), Demand(20 * 4 + 10 * 2 + 30 * 2, (20, 10, 30), (0,) * 3, (12,) * 3))
+    assert got == [4, 2, 2]
+    got = ranks_of("proportional", flat([2, 1]), Demand(12, (1, 1), (0, 0), (12, 12), multiple_of=4))
+    assert got == [8, 4]
+
+
+def test_grouped_gives_all_layers_of_a_group_one_rank_and_the_rest_to_single_ones():
+    rng = np.random.default_rng(0)
+    groups = (0, 1, 2) * 4
+    scores = [rng.random(8) * (1 + group) for group in groups]
+    for total, costs in ((40, (1,) * 12), (41, (1,) * 12), (43, (1,) * 12), (777, (10, 20, 15) * 4)):
+        demand = Demand(total, costs, (0,) * 12, (8,) * 12, groups=groups)
+        got = ranks_of("grouped", scores, demand)
+        spread = [max(got[g::3]) - min(got[g::3]) for g in range(3)]
+        assert sorted(spread)[:2] == [0, 0] and max(spread) <= 1
+        assert sum(rank * cost for rank, cost in zip(got, costs, strict=True)) > total - min(costs)
+        if total == 40:
+            assert max(spread) == 0 and got[2] > got[0]
+    alone = Demand(40, (1,) * 12, (0,) * 12, (8,) * 12)
+    assert ranks_of("grouped", scores, alone) == ranks_of("global", scores, alone)
+
+
+def test_the_groups_of_a_plan_are_the_module_types():
+    names = ["h.0.attn.q", "h.0.attn.v", "h.1.attn.q", "h.1.attn.v", "pooler"]
+    plan = RankBudget(ranks=4).resolve([LayerShape(name, 4, 4, 2) for name in names])
+    assert plan.groups == (0, 1, 0, 1, 2) == Demand.at(plan, 1).groups

@@ -9,6 +9,7 @@ import torch
 
 import rankalloc as ra
 from rankalloc.allocators import ALLOCATORS
+from rankalloc.planners import PLANNERS
 from rankalloc.scores import SCORES
 
 from .conftest import make_mlp, train_mlp
@@ -17,7 +18,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding=
 
 
 def test_a_score_from_outside_takes_fifteen_lines_and_works():
-    score, rule = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    score, rule, planner = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     assert len([line for line in score.splitlines() if line.strip()]) <= 15
     model = make_mlp()
     adapters = ra.attach(model, rank=4)
@@ -32,7 +33,12 @@ def test_a_score_from_outside_takes_fifteen_lines_and_works():
 
         kept = ALLOCATORS["deep-first"]([torch.zeros(3).numpy()] * 3, Demand(4, (1,) * 3, (0,) * 3, (3,) * 3))
         assert [int(mask.sum()) for mask in kept] == [0, 1, 3]
+        names["plain_model"] = make_mlp()
+        exec(compile(planner, "extending.md", "exec"), names)
+        assert sum(names["plan"].values()) == 6 and names["plan"]["2"] >= names["plan"]["4"]
     finally:
         SCORES.pop("squared", None)
         ra.METHODS.pop("squared", None)
         ALLOCATORS.pop("deep-first", None)
+        ra.METHODS.pop("weight-norm", None)
+        PLANNERS.pop("weight-norm", None)

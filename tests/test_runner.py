@@ -148,7 +148,8 @@ def test_saving_before_training_is_refused(config):
     from rankalloc.callback import RankCallback
     from rankalloc.runner import attach_for
 
-    adapters, budget = attach_for(config, prepare(config).build_model())
+    prepared = prepare(config)
+    adapters, budget = attach_for(config, prepared.build_model(), prepared)
     RankCallback(adapters, budget)
     with pytest.raises(NotAdaptedError):
         save(adapters, "nowhere")
@@ -158,3 +159,41 @@ def test_saving_before_training_is_refused(config):
 def test_a_dry_run_refuses_the_options_a_run_would(config, options):
     with pytest.raises(ConfigError):
         preview(config.replaced({"method_options": options}))
+
+
+# --- ranks chosen before training ------------------------------------------------------------------------------
+
+EVA = {"method": "eva", "training.save_every": 4, "method_options": {"max_batches": 3}}
+
+
+def test_a_run_plans_from_its_data_and_a_dry_run_shows_the_same(config, home):
+    config = config.replaced(EVA)
+    trace = train(config, home / "eva")
+    seen = preview(config)
+    assert [layer.rank for layer in seen.layers] == trace.final_ranks == [la.initial_rank for la in trace.layers]
+    assert sum(trace.final_ranks) == seen.plan.target == 26 and seen.params_final == trace.adapter_params_final
+    assert trace.method_options["max_batches"] == 3 and trace.finished
+    resumed = train(config, home / "eva", resume=True)
+    assert resumed.final_ranks == trace.final_ranks
+    assert resumed.evaluation("tune").metrics == trace.evaluation("tune").metrics
+    assert (home / "eva" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "gora", "method_options": {"placement": "shuffled"}},
+        {"method": "module-types", "method_options": {"weights": {"query": 2}}},
+        {"method": "manual", "method_options": {"rank_pattern": {"query": 0}}, "budget.fraction": None,
+         "budget.ranks": 44},
+    ],
+)
+def test_methods_and_options_by_configuration(config, settings):
+    seen = preview(config.replaced({"method_options": {}, **settings}))
+    assert sum(layer.rank for layer in seen.layers) == seen.plan.target
+
+
+def test_a_dry_run_refuses_the_options_a_planned_run_would(config):
+    for options in ({"bogus": 1}, {"max_batches": 0}):
+        with pytest.raises(ConfigError):
+            preview(config.replaced({"method": "eva", "method_options": options}))

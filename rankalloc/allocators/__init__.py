@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import global_topk, ordered, random, shuffled, uniform
+from . import global_topk, grouped, ordered, proportional, random, shuffled, uniform
 from .base import Demand, Kept, Scores
 
 ALLOCATORS: dict[str, Callable[[Scores, Demand], Kept]] = {
@@ -13,6 +13,8 @@ ALLOCATORS: dict[str, Callable[[Scores, Demand], Kept]] = {
     "uniform": uniform.allocate,
     "random": random.allocate,
     "shuffled": shuffled.allocate,
+    "grouped": grouped.allocate,
+    "proportional": proportional.allocate,
 }
 
 __all__ = ["ALLOCATORS", "Demand", "Kept", "Scores"]

@@ -22,7 +22,8 @@ Scores = Sequence[np.ndarray]
 @dataclass(frozen=True)
 class Demand:
     """What one allocation has to meet: ``amount`` to spend; per layer the cost of a rank, the
-    lowest and the highest rank; ranks come in blocks of ``multiple_of``; ``seed`` is for rules that draw."""
+    lowest and the highest rank; ranks come in blocks of ``multiple_of``; ``seed`` is for rules that draw,
+    ``groups`` (the module type of each layer, as an index) for those that treat layers alike by type."""
 
     amount: int
     costs: tuple[int, ...]
@@ -30,11 +31,12 @@ class Demand:
     caps: tuple[int, ...]
     multiple_of: int = 1
     seed: int = 0
+    groups: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, plan: BudgetPlan, amount: int, seed: int = 0) -> Demand:
         """To spend ``amount`` in the unit, and within the bounds, of ``plan``."""
-        return cls(min(amount, plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of, seed)
+        return cls(min(amount, plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of, seed, plan.groups)
 
     @classmethod
     def at(cls, plan: BudgetPlan, step: int, seed: int = 0) -> Demand:

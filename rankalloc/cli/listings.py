@@ -33,6 +33,7 @@ def methods(as_json: Json = False) -> None:
             ("when", f"{method.when} training"),
             ("score", method.score or "none"),
             ("allocator", method.allocator),
+            *((("planner", method.planner),) if method.planner else ()),
             ("cost", method.cost),
             ("weakness", method.weakness),
             ("source", method.source),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-PLACEMENTS = ("chosen", "uniform", "random", "shuffled")
+PLACEMENTS = ("chosen", "uniform", "random", "shuffled", "grouped")
 """``placement=``: where a method's ranks go. "chosen" by the method; the others are its controls, with
-the same parametrisation, schedule and peak rank: equal everywhere, drawn by chance, or its own ranks
-handed to other layers."""
+the same parametrisation, schedule and peak rank: equal everywhere, drawn by chance, its own ranks
+handed to other layers, or one rank for all layers of a module type."""
 
 SHARED = {
     "canonical": "rewrite P, Λ, Q as orthonormal factors and singular values at each allocation",
     "orthogonal": "weight of the orthogonality regulariser; 0 in the canonical basis, which needs none",
-    "placement": f"{', '.join(PLACEMENTS)}: the last three are the method's own controls",
+    "placement": f"{', '.join(PLACEMENTS)}: all but the first are the method's own controls",
 }
 """Options of every method that trains P, Λ and Q."""
 
@@ -25,8 +25,8 @@ class Method:
         score: key in ``rankalloc.scores.SCORES``; None when ranks do not depend on the training.
         allocator: key in ``rankalloc.allocators.ALLOCATORS``.
         rule: key in ``rankalloc.rules.RULES``: what happens around each step while training.
-        planner: key in ``rankalloc.planners.PLANNERS``: what looks at data before training; None when
-            nothing does.
+        planner: key in ``rankalloc.planners.PLANNERS``: what chooses before training, mostly by looking at
+            data; None when nothing does.
         when: "during" training (ranks reach the budget while training), or "before" (adapters start at
             their final ranks).
         init: parametrisation the method trains, a key of ``rankalloc.adapter.INITS``.

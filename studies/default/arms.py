@@ -25,7 +25,7 @@ from rankalloc.methods import PLACEMENTS, find_method
 
 SCALING = 2.0
 PEAK, HIGHEST_PEAK = 4, 12
-CANDIDATE = "singular-value"
+CANDIDATE = "auto"
 """The candidate for the default method: the one that gets every control."""
 
 ARMS = (

@@ -13,22 +13,32 @@ from torch.nn import functional as F
 import rankalloc as ra
 from rankalloc.allocators import ALLOCATORS
 from rankalloc.methods import PLACEMENTS
+from rankalloc.planners import PLANNERS
 from rankalloc.scores import SCORES
 from rankalloc.scores.base import Score
 
 from ..conftest import assert_same, logits_of, make_mlp, prune, randomize, tensors_of, train_mlp
+from ..planners.looks import mlp_batches
 
 STEPS = 16
 BUDGETS = {"ranks": 5, "params": 230, "bytes": 900, "fraction": 0.5}
 
 
-def adapted(method, budget):
+def adapted(method, budget, **options):
     """(model, adapters) attached as the method wants: at full rank, or at the ranks it plans."""
     model = make_mlp()
     torch.manual_seed(1)
     chosen = ra.METHODS[method]
-    ranks = ra.plan_ranks(model, None, budget, method, rank=4) if chosen.when == "before" else None
-    return model, ra.attach(model, rank=4, ranks=ranks, init=chosen.init)
+    return model, ra.attach(model, rank=4, ranks=planned(model, method, budget, **options), init=chosen.init)
+
+
+def planned(model, method, budget, **options):
+    """The plan of a method that chooses before training, None for any other."""
+    if ra.METHODS[method].when != "before":
+        return None
+    if method == "manual":  # which is told its ranks: uniform ones, by suffix
+        options["rank_pattern"] = dict(ra.plan_ranks(model, None, budget, rank=4))
+    return ra.plan_ranks(model, mlp_batches(), budget, method, rank=4, loss_fn=F.mse_loss, **options)
 
 
 @pytest.mark.parametrize("method", ra.METHODS)
@@ -36,6 +46,7 @@ def test_a_method_says_what_it_is(method):
     chosen = ra.METHODS[method]
     assert chosen.name == method and chosen.allocator in ALLOCATORS
     assert chosen.score is None or chosen.score in SCORES
+    assert chosen.planner is None or (chosen.planner in PLANNERS and chosen.when == "before")
     assert all((chosen.summary, chosen.source, chosen.cost, chosen.weakness)) and all(chosen.options.values())
 
 
@@ -47,7 +58,7 @@ def test_a_run_ends_within_its_budget_twice_the_same(method, unit):
     for _ in range(2):
         model, adapters = adapted(method, given)
         budget = given
-        if ra.METHODS[method].when == "before":
+        if method == "uniform":
             from rankalloc.planning import budget_of
 
             budget = budget_of(adapters.shapes(), given)
@@ -64,7 +75,48 @@ def test_a_run_ends_within_its_budget_twice_the_same(method, unit):
         assert spent == plan.target
 
 
-CONTROLLED = [name for name, method in ra.METHODS.items() if method.options]
+EARLY = [name for name, method in ra.METHODS.items() if method.when == "before"]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("method", [name for name in EARLY if ra.METHODS[name].options])
+def test_every_plan_spends_its_budget_under_every_placement_twice_the_same(method, placement):
+    for given in ({"ranks": 5}, {"ranks": 8, "multiple_of": 2, "max_rank": 4}, {"params": 300, "min_rank": 1}):
+        budget = ra.RankBudget(**given)
+        plans = []
+        for _ in range(2):
+            torch.rand(1)  # the global generator decides nothing
+            plans.append(planned(make_mlp(), method, budget, placement=placement, seed=3))
+        assert plans[0] == plans[1] and plans[0].factors.keys() == plans[1].factors.keys()
+        for name, factors in plans[0].factors.items():
+            other = plans[1].factors[name]
+            assert torch.equal(factors.P, other.P) and torch.equal(factors.Q, other.Q)
+        plan = budget.resolve([ra.LayerShape(n, s, t, 4) for n, s, t in (("0", 16, 24), ("2", 24, 24), ("4", 24, 8))])
+        ranks = list(plans[0].values())
+        for_sale = [cost for cost, r, high in zip(plan.costs, ranks, plan.caps, strict=True) if r < high]
+        assert 0 <= plan.target - plan.spent(ranks) < min(for_sale)
+        assert all(low <= r <= high and r % plan.multiple_of == 0
+                   for low, r, high in zip(plan.floors, ranks, plan.caps, strict=True))
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 12])
+@pytest.mark.parametrize("method", EARLY)
+def test_layers_without_ranks_and_with_all_of_them_train_and_travel(method, ranks, tmp_path):
+    budget = ra.RankBudget(ranks=ranks)
+    model, adapters = adapted(method, budget)
+    controller = ra.RankController(adapters, budget, STEPS, method)
+    if ranks:  # without any, nothing is left to train
+        train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), STEPS)
+    assert sum(adapters.ranks().values()) == ranks
+    if ranks:
+        assert controller.finish().final_ranks == list(adapters.ranks().values())
+        ra.save(adapters, tmp_path)
+        again = make_mlp()
+        ra.load(again, tmp_path)
+        torch.testing.assert_close(logits_of(again), logits_of(model))
+
+
+CONTROLLED = [name for name, method in ra.METHODS.items() if method.when == "during"]
 
 
 BASES = [

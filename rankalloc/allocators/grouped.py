@@ -1,0 +1,54 @@
+"""One rank for all layers of a module type: the control for "is it the layer, or only its type?"
+
+Groups (all query projections, all output projections, ...) are given one more block for every layer at once,
+in the order of their mean score per cost. What no whole group can take goes to single layers of the next
+group in line, first layers first, so that the budget is met as exactly as by every other rule.
+
+Known weakness: what differs between the blocks of a network, such as early and late ones, is averaged away.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .base import Blocks, Demand, Kept, Scores, fill
+
+
+def allocate(scores: Scores, demand: Demand) -> Kept:
+    """Keep equal ranks within each of ``demand.groups``, as many as its mean score per cost earns. Without
+    groups every layer is one of its own."""
+    groups = np.array(demand.groups or range(len(scores)), int)
+
+    def priority(blocks: Blocks) -> np.ndarray:
+        lots = _lots(blocks, groups[blocks.layer])
+        held = blocks.position < np.array(demand.floors, int)[blocks.layer] // demand.multiple_of
+        left = demand.amount - int(blocks.cost[held].sum())
+        bought, closed = np.zeros(len(blocks.layer), bool), set()
+        worth = np.zeros(len(blocks.layer))
+        for turn, (group, members) in enumerate(lots):
+            worth[members] = -turn
+            cost = int(blocks.cost[members[~held[members]]].sum())
+            if group in closed or cost > left:
+                closed.add(group)  # a group's later blocks may be cheaper, but come after this one
+                continue
+            bought[members] = True
+            left -= cost
+        # bought lots come before all others; both in the order of the lots, so no block outruns an earlier one
+        return np.where(bought, len(lots) + worth, worth)
+
+    return fill(scores, demand, priority)
+
+
+def _lots(blocks: Blocks, groups: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(group, block indices) of every group and position, in falling order of their mean score per cost."""
+    lots = []
+    for group in np.unique(groups):
+        lowest = np.inf
+        mine = np.flatnonzero(groups == group)
+        for position in np.unique(blocks.position[mine]):
+            members = mine[blocks.position[mine] == position]
+            # a weak layer that has reached its cap must not lift the mean of the later positions
+            lowest = min(lowest, float((blocks.score[members] / blocks.cost[members]).mean()))
+            lots.append((lowest, int(position), int(group), members))
+    lots.sort(key=lambda lot: (-lot[0], lot[1], lot[2]))
+    return [(group, members) for _, _, group, members in lots]
