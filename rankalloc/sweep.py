@@ -28,7 +28,17 @@ from .config import RunConfig
 from .errors import ConfigError, NothingFeasibleError, RankallocError
 from .files import write_text
 from .runner import CONFIG_FILE, train
-from .search_space import MATCHED, PATHS, SAMPLED, Space, configured, first_points, search_space, suggest
+from .search_space import (
+    MATCHED,
+    PATHS,
+    SAMPLED,
+    Space,
+    check_options,
+    configured,
+    first_points,
+    search_space,
+    suggest,
+)
 from .sweep_record import best_of, compare_on_report, is_adaptive, sweep_record, trial_folder, trial_record
 from .tasks import prepare
 from .tasks.base import PreparedTask
@@ -70,6 +80,7 @@ def run_sweep(
         RankallocError: the storage cannot be opened, or the data cannot be used.
     """
     wanted = trials or config.sweep.trials
+    check_options(config)
     prepared = prepare(config)
     space = search_space(config)
     study = _open_study(config, folder, storage, prepared, wanted)

@@ -13,8 +13,17 @@ import optuna
 import pytest
 
 from rankalloc.config import load_config
-from rankalloc.errors import NothingFeasibleError
-from rankalloc.search_space import CONTROL, MATCHED, SAMPLED, START, first_points, search_space
+from rankalloc.errors import ConfigError, NothingFeasibleError
+from rankalloc.search_space import (
+    CONTROL,
+    MATCHED,
+    SAMPLED,
+    START,
+    check_options,
+    configured,
+    first_points,
+    search_space,
+)
 from rankalloc.sweep import SweepSpaceError, run_sweep
 from rankalloc.sweep_record import pareto_front
 from rankalloc.trace import RankTrace, SweepRecord
@@ -185,6 +194,16 @@ def test_first_points_move_into_the_space():
     config = config.replaced({"sweep.control_learning_rates": [3e-3, 2e-3]})
     points = [(params["method"], params["learning_rate"]) for params, _ in first_points(config)]
     assert points == [("uniform", 3e-3), ("auto", config.training.learning_rate), ("uniform", 2e-3)]
+
+
+def test_options_go_to_the_methods_that_know_them():
+    config = load_config(None, ["method=adalora", "method_options.beta1=0.9", "method_options.placement=uniform"])
+    check_options(config)
+    assert configured(config, {"method": "adalora"}).method_options == {"beta1": 0.9, "placement": "uniform"}
+    assert configured(config, {"method": "uniform"}).method_options == {}
+    wrong = config.replaced({"method_options": {"beta3": 0.9}})
+    with pytest.raises(ConfigError, match="did you mean 'beta"):
+        check_options(wrong)
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
