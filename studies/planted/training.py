@@ -119,7 +119,7 @@ def fit(found: Mapping[str, int], planted: Mapping[str, int]) -> dict[str, float
 def _planned(student: nn.Module, problem: Problem, method: Method, budget: ra.RankBudget, seed: int) -> dict[str, int]:
     """The ranks of a method that chooses before training, shown a few batches of its own."""
     takes = inspect.signature(ra.plan_ranks).parameters
-    given = {"loss_fn": loss_of} if "loss_fn" in takes else {}
+    given = {"loss_fn": F.mse_loss} if "loss_fn" in takes else {}
     batches: Iterable | None = None
     if getattr(method, "planner", None):
         batches = list(problem.batches(torch.Generator().manual_seed(5000 + seed), PLANNING_BATCHES))
