@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import rankalloc as ra
-from rankalloc.allocators import ALLOCATORS
+from rankalloc.allocators import ALLOCATORS, Demand
 from rankalloc.methods import PLACEMENTS
 from rankalloc.planners import PLANNERS
+from rankalloc.rules import RULES
 from rankalloc.scores import SCORES
 from rankalloc.scores.base import Score
 
@@ -172,6 +174,37 @@ def _stop_and_go_on(method, options, budget):
     train_mlp(again, controller, optimizer, STEPS)
     assert_same(whole, tensors_of(again))
     return adapters, controller
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("score", SCORES)
+def test_any_score_goes_with_any_rule(score, rule, monkeypatch):
+    """Combinations that no method names yet: exact, resumable to the bit."""
+    like = next(method for method in ra.METHODS.values() if method.rule == rule)
+    mixed = replace(like, name="mixed", score=score, canonical=False, options={})
+    monkeypatch.setitem(ra.METHODS, "mixed", mixed)
+    adapters, controller = _stop_and_go_on("mixed", {"seed": 3}, ra.RankBudget(ranks=5, every=2))
+    assert sum(adapters.ranks().values()) == controller.trace.allocations[-1].reached == 5
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize("score", SCORES)
+def test_any_score_goes_with_any_allocator_over_unlike_layers(score, allocator):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 40), nn.Tanh(), nn.Linear(40, 24), nn.Tanh(), nn.Linear(24, 8))
+    adapters = ra.attach(model, rank=4, ranks={"2": 6, "4": 3})
+    randomize(adapters)
+    watching = SCORES[score](list(adapters))
+    model(torch.randn(6, 16)).square().mean().backward()
+    watching.observe()
+    values = [value.double().numpy() for value in watching.values()]
+    for given in ({"ranks": 7}, {"params": 400}, {"ranks": 0}, {"ranks": 13}):
+        plan = ra.RankBudget(**given).resolve(adapters.shapes())
+        one, two = (ALLOCATORS[allocator](values, Demand.at(plan, plan.freeze_step, seed=3)) for _ in range(2))
+        assert all((a == b).all() for a, b in zip(one, two, strict=True))
+        ranks = [int(mask.sum()) for mask in one]
+        for_sale = [cost for cost, rank, cap in zip(plan.costs, ranks, plan.caps, strict=True) if rank < cap]
+        assert 0 <= plan.target - plan.spent(ranks) < min(for_sale, default=1)
 
 
 @pytest.mark.parametrize("ranks", [0, 12])
