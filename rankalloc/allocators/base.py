@@ -74,23 +74,21 @@ def fill(scores: Scores, demand: Demand, priority: Callable[[Blocks], np.ndarray
     Raises:
         RankallocError: a score is not finite.
     """
-    orders = [_falling(values, index) for index, values in enumerate(scores)]
     size = demand.multiple_of
-    counts = [min(cap, len(order)) // size for cap, order in zip(demand.caps, orders, strict=True)]
-    layer = np.repeat(np.arange(len(orders)), counts)
-    position = np.concatenate([np.arange(count) for count in counts]) if counts else np.zeros(0, int)
-    sums = [
-        np.asarray(values, np.float64)[order[: count * size]].reshape(count, size).sum(1)
-        for values, order, count in zip(scores, orders, counts, strict=True)
-    ]
+    table = _table(scores, size)
+    order = np.argsort(-table, axis=1, kind="stable")
+    lengths = np.array([len(values) for values in scores], np.int64)
+    counts = np.minimum(np.asarray(demand.caps, np.int64), lengths) // size
+    sums = np.take_along_axis(table, order, 1).reshape(len(scores), -1, size)
+    # position by position over all layers: a stable sort by priority then leaves ties in the order promised
+    position, layer = np.nonzero((np.arange(sums.shape[1]) < counts[:, None]).T)
     cost = np.asarray(demand.costs, np.int64)[layer] * size
-    blocks = Blocks(layer, position, np.concatenate(sums) if sums else np.zeros(0), cost)
+    blocks = Blocks(layer, position, sums[layer, position].sum(1), cost)
 
     bought = position < (np.asarray(demand.floors, np.int64)[layer] // size)
     left = demand.amount - int(cost[bought].sum())
     for_sale = np.flatnonzero(~bought)
-    rank_of = np.lexsort((layer[for_sale], position[for_sale], -priority(blocks)[for_sale]))
-    queue = for_sale[rank_of]
+    queue = for_sale[np.argsort(-priority(blocks)[for_sale], kind="stable")]
     while len(queue):
         total = np.cumsum(cost[queue])
         fits = int(np.searchsorted(total, left, side="right"))
@@ -100,19 +98,23 @@ def fill(scores: Scores, demand: Demand, priority: Callable[[Blocks], np.ndarray
         queue = queue[fits:]
         queue = queue[cost[queue] <= left]
 
-    kept = []
-    for index, order in enumerate(orders):
-        mask = np.zeros(len(order), bool)
-        mask[order[: int(bought[layer == index].sum()) * size]] = True
-        kept.append(mask)
-    return kept
+    ranks = np.bincount(layer[bought], minlength=len(scores)) * size
+    kept = np.zeros(table.shape, bool)
+    np.put_along_axis(kept, order, np.arange(table.shape[1]) < ranks[:, None], 1)
+    return [row[:length] for row, length in zip(kept, lengths, strict=True)]
 
 
-def _falling(values: np.ndarray, index: int) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
-        raise RankallocError(
-            f"the scores of adapted layer {index} are not finite: the adapter's weights have most likely diverged; "
-            "lower the learning rate or clip the gradients"
-        )
-    return np.argsort(-values, kind="stable")
+def _table(scores: Scores, size: int) -> np.ndarray:
+    """All scores as one array (layers, highest rank rounded up to whole blocks); -inf where a layer has none."""
+    width = -(-max((len(values) for values in scores), default=0) // size) * size
+    table = np.full((len(scores), width), -np.inf)
+    for row, values in zip(table, scores, strict=True):
+        row[: len(values)] = values
+    finite = np.isfinite(table).sum(1)
+    for index, values in enumerate(scores):
+        if finite[index] < len(values):
+            raise RankallocError(
+                f"the scores of adapted layer {index} are not finite: the adapter's weights have most likely diverged; "
+                "lower the learning rate or clip the gradients"
+            )
+    return table
