@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import canonical, compact, resuming
+from . import canonical, compact, distributed, resuming
 from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
@@ -198,6 +198,7 @@ class RankController:
             )
         self._observed = False
         if self._last_update is None:
+            distributed.check_whole(self.adapters)
             compact.check(self.adapters, optimizer, bool(self.shrink))
             if self.canonical:
                 canonical.check(self.adapters, optimizer)
@@ -289,6 +290,7 @@ class RankController:
         for adapter, mask in zip(self.adapters, kept, strict=True):
             adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
         self.rule.allocated(masks, step, optimizer)
+        distributed.check_agreement(self.adapters, self.step)
         scores = values if self.score is not None else None
         self.trace.allocations.append(
             allocation_record(self.step, demand.amount, self.plan, before, kept, scores)
@@ -299,6 +301,8 @@ class RankController:
             if self.score is not None and not last:
                 self.score.select(held)
             compact.shrink(self.adapters, optimizer, held)
+            if distributed.several_processes():
+                distributed.rebuild(distributed.wrappers_of(self.adapters.model))
         if last:
             if scores is not None:
                 self.trace.scores = score_record(self.method.score, self.step, kept, scores)
