@@ -295,3 +295,13 @@ def test_an_untuned_side_makes_the_comparison_a_probe(adaptive, uniform, words):
     pair = record.pair.model_copy(update={"adaptive": 1, "uniform": 3 + best})
     sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
     assert (words in sentence) if words else ("probe" not in sentence)
+
+
+def test_a_rule_that_begins_below_the_peak_is_drawn_from_where_it_began(trace):
+    ranks = [1] * len(trace.layers)
+    began = AllocationRecord(step=0, asked=sum(ranks), reached=sum(ranks), ranks=ranks)
+    grown = trace.model_copy(update={"allocations": [began, *trace.allocations]})
+    course = tables.history(grown)
+    assert course.steps[:2] == [0, trace.allocations[0].step] and course.ranks[0] == ranks
+    assert {row.initial_rank for row in tables.layer_rows(grown)} == {1}
+    assert tables.history(trace).asked[0] == trace.budget.initial

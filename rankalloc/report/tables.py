@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rankalloc.trace import EvaluationRecord, LayerRecord, RankTrace
+from rankalloc.trace import AllocationRecord, EvaluationRecord, LayerRecord, RankTrace
 
 OUTSIDE = "outside blocks"
 
@@ -142,6 +142,7 @@ def cap(trace: RankTrace, layer: LayerRecord) -> int:
 
 def layer_rows(trace: RankTrace) -> list[LayerRow]:
     even, sigma, rows = uniform_rank(trace), spectra(trace), []
+    began = history(trace).ranks[0]
     adaptive = bool(trace.allocations) and len(set(trace.final_ranks)) > 1
     for i, (layer, final) in enumerate(zip(trace.layers, trace.final_ranks, strict=True)):
         state = "zero" if final == 0 else "cap" if adaptive and final >= cap(trace, layer) else ""
@@ -153,7 +154,7 @@ def layer_rows(trace: RankTrace) -> list[LayerRow]:
                 role=layer.role,
                 d_in=layer.d_in,
                 d_out=layer.d_out,
-                initial_rank=layer.initial_rank,
+                initial_rank=began[i],
                 final_rank=final,
                 uniform_rank=even,
                 params=final * (layer.d_in + layer.d_out),
@@ -215,13 +216,18 @@ def rank_map(trace: RankTrace) -> RankMap:
 
 
 def history(trace: RankTrace) -> History:
-    start = [layer.initial_rank for layer in trace.layers]
     events = trace.allocations
+    first = AllocationRecord(
+        step=0, asked=trace.budget.initial, reached=trace.budget.initial,
+        ranks=[layer.initial_rank for layer in trace.layers],
+    )
+    if events and events[0].step == 0:  # a rule that begins below the peak says what it began with
+        first, events = events[0], events[1:]
     return History(
         steps=[0, *(a.step for a in events)],
-        asked=[trace.budget.initial, *(a.asked for a in events)],
-        reached=[trace.budget.initial, *(a.reached for a in events)],
-        ranks=[start, *(a.ranks for a in events)],
+        asked=[first.asked, *(a.asked for a in events)],
+        reached=[first.reached, *(a.reached for a in events)],
+        ranks=[first.ranks, *(a.ranks for a in events)],
         dropped=[0, *(a.dropped for a in events)],
         returned=[0, *(a.returned for a in events)],
         lowest_kept=[None, *(a.lowest_kept for a in events)],
