@@ -69,10 +69,9 @@ class Adapter(nn.Module):
         self.drawn = 0  # rank of this training step, for rules that draw one; 0 for all
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
-        # without a triplet there is nothing to train, and DDP would wait for the gradient
-        self.P = nn.Parameter(torch.zeros(self.d_out, rank, **place), requires_grad=rank > 0)
-        self.lam = nn.Parameter(torch.zeros(rank, **place), requires_grad=rank > 0 and init != "lora")
-        self.Q = nn.Parameter(torch.zeros(rank, self.d_in, **place), requires_grad=rank > 0)
+        self.P = nn.Parameter(torch.zeros(self.d_out, rank, **place))
+        self.lam = nn.Parameter(torch.zeros(rank, **place), requires_grad=init != "lora")
+        self.Q = nn.Parameter(torch.zeros(rank, self.d_in, **place))
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=place["device"]))
         self._initialise()
 
@@ -191,9 +190,6 @@ class Adapter(nn.Module):
         replace_data(self.lam, self.lam.data.new_empty(rank))
         replace_data(self.Q, self.Q.data.new_empty(rank, self.d_in))
         self.kept = self.kept.new_ones(rank)
-        self.P.requires_grad_(rank > 0)
-        self.lam.requires_grad_(rank > 0 and self.init != "lora")
-        self.Q.requires_grad_(rank > 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # a checkpoint written after ranks were removed is smaller than a freshly attached adapter

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from . import distributed
 from .adapter import INITS, Adapter
 from .adapters import Adapters, parents_of
 from .base_layers import shape_of, weight_view
@@ -98,6 +99,7 @@ def attach(
     adapters = Adapters(model, modules, head_modules, rank, alpha, init, trainable_before)
     if plan is not None:
         initialise(adapters, plan)
+    distributed.leave_out_empty(model)
     return adapters
 
 

@@ -75,8 +75,6 @@ def shrink(
             state[key] = tensor
         for parameter, dim in _factors(adapter):
             replace_data(parameter, parameter.data.index_select(dim, index))
-            if not len(index):
-                parameter.requires_grad_(False)  # nothing to train: DDP would wait for its gradient
         adapter.kept = adapter.kept.index_select(0, index)
 
 

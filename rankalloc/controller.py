@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import statistics
-import time
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -23,13 +21,14 @@ from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
 from .checks import check_init, check_spendable
-from .errors import ConfigError, NotAdaptedError, RankallocError, unknown
+from .errors import ConfigError, NotAdaptedError, unknown
 from .methods import PLACEMENTS, find_method
 from .rank_plan import budget_after
 from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
 from .rules import RULES
 from .scores import SCORES, Score
+from .timing import StepClock
 from .trace import TRACE_NAME, LogRecord, RankTrace
 
 
@@ -122,9 +121,7 @@ class RankController:
             )
         self.step = 0
         self._observed = False
-        self._started = time.perf_counter()
-        self._last_update: float | None = None
-        self._durations: dict[bool, list[float]] = {False: [], True: []}
+        self.clock = StepClock()
         effective = {"canonical": self.canonical, "orthogonal": self.orthogonal, "placement": self.placement}
         if self.score_after_step:
             effective["score_after_step"] = True
@@ -197,7 +194,7 @@ class RankController:
                 "before optimizer.step()"
             )
         self._observed = False
-        if self._last_update is None:
+        if not self.clock.started:
             distributed.check_whole(self.adapters)
             compact.check(self.adapters, optimizer, bool(self.shrink))
             if self.canonical:
@@ -205,7 +202,7 @@ class RankController:
         self.step += 1
         if self.score_after_step and self.score is not None and self._scorable():
             self.score.observe()
-        self._clock()
+        self.clock.step(self.step > self.plan.freeze_step)
         self.rule.after_step(self.step, self.step > self.plan.freeze_step)
         if self.rule.allocates(self.step):
             self._allocate(self.step, optimizer)
@@ -238,8 +235,8 @@ class RankController:
         self.rule.end()
         self.count_time()
         close_trace(self.trace, self.adapters, self.step)
-        self.trace.step_seconds_before_freeze = _median(self._durations[False])
-        self.trace.step_seconds_after_freeze = _median(self._durations[True])
+        self.trace.step_seconds_before_freeze = self.clock.median(frozen=False)
+        self.trace.step_seconds_after_freeze = self.clock.median(frozen=True)
         if path is not None:
             path = Path(path)
             self.trace.save(path / TRACE_NAME if path.is_dir() or not path.suffix else path)
@@ -274,15 +271,15 @@ class RankController:
 
     def count_time(self) -> None:
         """Add the time since the last count to the trace's wall time."""
-        now = time.perf_counter()
-        self.trace.wall_seconds = (self.trace.wall_seconds or 0.0) + now - self._started
-        self._started = now
+        self.trace.wall_seconds = (self.trace.wall_seconds or 0.0) + self.clock.lap()
 
     def _allocate(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         if self.canonical:
             changes = [canonical.canonicalize(adapter, optimizer) for adapter in self.adapters]
             self.score.rebase([change.mixing for change in changes])
-        values = self._score_values()
+        names = list(self.adapters.modules)
+        flat = [np.zeros(adapter.rank) for adapter in self.adapters]
+        values = flat if self.score is None else self.score.arrays(names, self.step)
         demand = Demand.of(self.plan, self.rule.asked(step), self.seed)
         masks = [adapter.kept.clone() for adapter in self.adapters]
         before = [mask.cpu().numpy() for mask in masks]
@@ -301,8 +298,7 @@ class RankController:
             if self.score is not None and not last:
                 self.score.select(held)
             compact.shrink(self.adapters, optimizer, held)
-            if distributed.several_processes():
-                distributed.rebuild(distributed.wrappers_of(self.adapters.model))
+            distributed.rebuild(self.adapters.model)
         if last:
             if scores is not None:
                 self.trace.scores = score_record(self.method.score, self.step, kept, scores)
@@ -336,28 +332,3 @@ class RankController:
     def _scorable(self) -> bool:
         """Whether PEFT would score after this step: it no longer does at the freeze itself."""
         return self.step < self.plan.freeze_step and self.step not in self.trace.nonfinite_steps[-1:]
-
-    def _score_values(self) -> list[np.ndarray]:
-        if self.score is None:
-            return [np.zeros(adapter.rank) for adapter in self.adapters]
-        values = self.score.values()
-        exact = [v if v.dtype == torch.float64 else v.float() for v in values]
-        joined = torch.cat(exact).cpu().double().numpy()  # the one synchronisation
-        by_layer = np.split(joined, np.cumsum([len(v) for v in values])[:-1])
-        for name, layer in zip(self.adapters.modules, by_layer, strict=True):
-            if not np.isfinite(layer).all():
-                raise RankallocError(
-                    f"the scores of {name} are not finite at step {self.step}: its adapter has diverged; lower the "
-                    "learning rate, or clip the gradients (max_grad_norm)"
-                )
-        return by_layer
-
-    def _clock(self) -> None:
-        now = time.perf_counter()
-        if self._last_update is not None:
-            self._durations[self.step > self.plan.freeze_step].append(now - self._last_update)
-        self._last_update = now
-
-
-def _median(values: list[float]) -> float | None:
-    return statistics.median(values) if values else None

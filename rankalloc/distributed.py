@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import distributed as dist
@@ -45,22 +45,37 @@ def wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:
     return [wrapper for wrapper in found if any(module is model for module in wrapper.module.modules())]
 
 
-def rebuild(wrappers: Sequence[DistributedDataParallel]) -> None:
-    """Give each wrapper new buckets, after parameters have changed their size.
+def rebuild(model: nn.Module) -> None:
+    """Give every DDP wrapper of ``model`` new buckets, after parameters have changed their size.
 
     Raises:
         RankallocError: a wrapper was told that its graph never changes (static_graph).
     """
-    for wrapper in wrappers:
+    for wrapper in wrappers_of(model) if several_processes() else ():
         if wrapper.static_graph:
             raise RankallocError(
                 "DistributedDataParallel(static_graph=True) cannot follow ranks that leave memory; drop that option, "
                 "or use shrink=False"
             )
+        wrapper.parameters_to_ignore |= _empty(wrapper.module)
         parameters, sparse = wrapper._build_params_for_reducer()
         if parameters:
             names = wrapper._build_debug_param_to_name_mapping(parameters)
             wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
+
+
+def leave_out_empty(model: nn.Module) -> None:
+    """Tell the DDP wrapper that may come not to wait for gradients of adapters without a rank."""
+    if empty := _empty(model):
+        others = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(empty | others))
+
+
+def _empty(model: nn.Module) -> set[str]:
+    return {
+        f"{name}.{factor}" for name, module in model.named_modules() if isinstance(module, Adapter) and not module.rank
+        for factor in ("P", "lam", "Q")
+    }
 
 
 def check_agreement(adapters: Iterable[Adapter], step: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import compact
+from . import compact, distributed
 from .adapter import Adapter
 from .adapters import Adapters
 from .base_layers import shape_of
@@ -145,6 +145,7 @@ def begin(adapters: Adapters, plan: RankPlan, optimizer: torch.optim.Optimizer) 
     for name, adapter in adapters.modules.items():
         adapter.drop(torch.arange(adapter.rank) < plan[name])
     compact.shrink(adapters, optimizer)
+    distributed.rebuild(adapters.model)
     for adapter in adapters:
         adapter.initial_rank = adapter.rank
     initialise(adapters, plan)

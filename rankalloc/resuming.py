@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,7 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
     controller.plan, controller.step, controller.trace = plan, meta["step"], trace
     controller.rule.plan = plan
     controller.rule.prepare(controller.step + 1)
-    controller._started = time.perf_counter()
+    controller.clock.restart()
 
 
 def weights_key(adapters: Adapters) -> str:

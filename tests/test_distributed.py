@@ -43,9 +43,17 @@ def test_two_processes_end_alike_and_as_one_does(runs, run):
     one, two, whole = (tensors(runs / f"{run}-{name}.pt") for name in ("2-0", "2-1", "1-0"))
     assert_same(one, two)
     assert one.keys() == whole.keys()
-    for name, tensor in one.items():
-        assert tensor.shape == whole[name].shape, name
-        torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-5)
+    for name, tensor in updates(one).items():
+        torch.testing.assert_close(tensor, updates(whole)[name], rtol=1e-5, atol=1e-5)
+
+
+def updates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """ΔW of each adapter, and what else there is: singular vectors of nearly equal values may turn into each other."""
+    names = [name.removesuffix(".lam") for name in state if name.endswith(".lam")]
+    products = {name: state[f"{name}.P"] * state[f"{name}.lam"] @ state[f"{name}.Q"] for name in names}
+    others = {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
+    ranks = {f"{name}.rank": torch.tensor(len(state[f"{name}.lam"])) for name in names}
+    return {**products, **others, **ranks}
 
 
 def test_processes_that_choose_differently_all_say_so(runs):

@@ -75,6 +75,8 @@ class Dylora(Rule):
 
     @torch.no_grad()
     def after_step(self, step: int, frozen: bool) -> None:
+        if not self._copies:  # a step whose gradients were not finite was not looked at
+            return
         for adapter, (p, q) in zip(self.adapters, self._copies, strict=True):
             end = min(adapter.drawn, adapter.rank)
             still = [slice(end, None), *([slice(0, max(0, end - 1))] if self.frozen else [])]

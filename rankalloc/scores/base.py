@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from ..adapter import Adapter
-from ..errors import ConfigError
+from ..errors import ConfigError, RankallocError
 
 
 class Score(ABC):
@@ -30,6 +31,24 @@ class Score(ABC):
     @abstractmethod
     def values(self) -> list[torch.Tensor]:
         """The score of each triplet, per adapter a tensor (r,); higher stays."""
+
+    def arrays(self, names: Sequence[str], step: int) -> list[np.ndarray]:
+        """:meth:`values` as float64 arrays (r,), fetched from the device at once.
+
+        Raises:
+            RankallocError: one is not finite; ``names`` and ``step`` say which and when.
+        """
+        values = self.values()
+        exact = [v if v.dtype == torch.float64 else v.float() for v in values]
+        joined = torch.cat(exact).cpu().double().numpy()  # the one synchronisation
+        by_layer = np.split(joined, np.cumsum([len(v) for v in values])[:-1])
+        if not np.isfinite(joined).all():
+            broken = next(name for name, layer in zip(names, by_layer, strict=True) if not np.isfinite(layer).all())
+            raise RankallocError(
+                f"the scores of {broken} are not finite at step {step}: its adapter has diverged; lower the learning "
+                "rate, or clip the gradients (max_grad_norm)"
+            )
+        return by_layer
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The state, under names ``what.index.factor`` (factor P, lam or Q); the tensors themselves, so
@@ -87,7 +106,7 @@ class LambdaScore(Score):
     def observe(self) -> None:
         # a layer that took no part in this step has no gradient: its sensitivity was zero
         grads = [torch.zeros_like(lam) if lam.grad is None else lam.grad for lam in self.lam]
-        now = self.of_gradient([lam.detach().float() for lam in self.lam], [grad.float() for grad in grads])
+        now = self.of_gradient([lam.float() for lam in self.lam], [grad.float() for grad in grads])
         torch._foreach_mul_(self.average, self.beta)
         torch._foreach_add_(self.average, now, alpha=1 - self.beta)
 

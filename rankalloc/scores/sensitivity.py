@@ -45,7 +45,7 @@ class Sensitivity(Score):
     def observe(self) -> None:
         # a layer that took no part in this step has no gradient: its sensitivity was zero
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights]
-        now = torch._foreach_mul([w.detach().float() for w in self.weights], grads)
+        now = torch._foreach_mul([w.float() for w in self.weights], grads)
         torch._foreach_abs_(now)
         torch._foreach_mul_(self.sensitivity, self.beta1)
         torch._foreach_add_(self.sensitivity, now, alpha=1 - self.beta1)

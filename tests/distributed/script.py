@@ -21,9 +21,9 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 
 def plain_loop(method: str) -> dict[str, torch.Tensor]:
     """A loop of one's own under DDP; each process sees its part of the same global batch."""
-    model = make_mlp()
+    model = make_mlp(depth=4)
     torch.manual_seed(1)
-    adapters = ra.attach(model, rank=4, init=ra.METHODS[method].init)
+    adapters = ra.attach(model, rank=4, ranks={"2": 0}, init=ra.METHODS[method].init)
     wrapped = DistributedDataParallel(model) if WORLD > 1 else model
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     controller = ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS, method, seed=3)
