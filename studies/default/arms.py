@@ -37,6 +37,8 @@ ARMS = (
 )  # fmt: skip
 RATES = {"lora": (1.4e-3, 2.8e-3, 5.6e-3), "svd": (8e-3, 1.6e-2, 3.2e-2), "gate": (1.4e-3, 2.8e-3, 5.6e-3)}
 """First rates by parametrisation; B·A learns faster than P·Λ·Q from Λ = 0."""
+REFINED = ("uniform", CANDIDATE, f"{CANDIDATE}/uniform")
+"""Arms that also get the two rates half a step beside their best: the one to beat, the candidate, and its twin."""
 FACTOR, MOST_EXTENSIONS = 2.0, 3
 """When the best rate stands at an edge of its grid, the grid grows by this factor, this many times at most."""
 
@@ -99,9 +101,9 @@ def further_rate(losses: Mapping[float, float], first: tuple[float, ...], refine
     Args:
         losses: tuning loss by rate, infinite where training diverged.
         first: the rates the grid began with.
-        refine: then also the two rates half a step beside the best one. For the arm that all others are held
-            against: plain LoRA of rank 1 learns nothing half a step above its best rate, and a coarse grid would
-            make it lose to its tuning.
+        refine: then also the two rates half a step beside the best one. For the arms of :data:`REFINED`: plain
+            LoRA of rank 1 learns nothing half a step above its best rate, and a coarse grid would make an arm lose
+            to its tuning.
     """
     coarse = {rate: loss for rate, loss in losses.items() if _steps_between(first[0], rate).is_integer()}
     best = min(coarse, key=lambda rate: (coarse[rate], rate))  # all diverged: the lowest

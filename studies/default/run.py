@@ -31,7 +31,7 @@ from analysis import (
     sentences,
     tune_losses,
 )
-from arms import ARMS, arm_of, first_rates, further_rate
+from arms import ARMS, REFINED, arm_of, first_rates, further_rate
 from figure import forest_plot
 from one_run import Cell, run, settings, settings_id
 
@@ -82,7 +82,7 @@ def rate_cells(args: argparse.Namespace, runs: Sequence[Run]) -> Iterator[Cell]:
         first = first_rates(arm_of(arm))
         losses = tune_losses(runs, Path(task).stem, budget, arm, args.rate_seeds)
         rates = [*first, *(rate for rate in losses if rate not in first)]
-        if all(rate in losses for rate in first) and (further := further_rate(losses, first, arm == REFERENCE)):
+        if all(rate in losses for rate in first) and (further := further_rate(losses, first, arm in REFINED)):
             rates.append(further)
         for seed, rate in itertools.product(range(args.rate_seeds), rates):
             yield Cell(task, budget, arm, rate, seed, args.steps, SPLITS["rates"])
