@@ -21,7 +21,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 from analysis import (
-    REFERENCE,
     Run,
     chosen_rate,
     compare,
