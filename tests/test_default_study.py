@@ -55,7 +55,7 @@ def synthetic(arm, seed, phase, rate, value, task="t", **extra):
 def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study.arms, "MOST_EXTENSIONS", 0)
     monkeypatch.setattr(study.arms, "RATES", {"lora": (4e-3,), "svd": (8e-3,)})
-    arms = ["uniform", "auto", "auto/uniform", "uniform/truncated"]
+    arms = ["uniform", "singular-value", "singular-value/uniform", "uniform/truncated"]
     output = tmp_path / "results.json"
     command = ["--tasks", str(task), "--budgets", "1", "--arms", *arms, "--rate-seeds", "1", "--workers", "1",
                "--output", str(output)]  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, caps
     rate = {arm: {r["rate"] for r in runs if r["arm"] == arm and r["phase"] == "seeds"} for arm in arms}
     assert all(len(rates) == 1 for rates in rate.values()), "every arm is judged at one rate"
     assert (tmp_path / "forest.png").stat().st_size > 1000 and "<svg" in (tmp_path / "forest.svg").read_text()
-    assert "auto against auto/uniform" in (tmp_path / "findings.md").read_text()
+    assert "singular-value against singular-value/uniform" in (tmp_path / "findings.md").read_text()
 
     def refuse(cell):
         raise AssertionError(f"{cell} was finished and runs again")

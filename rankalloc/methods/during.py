@@ -18,11 +18,11 @@ _SMALL = "r numbers a layer in score state; QR and a small SVD at each allocatio
 DURING = (
     Method(
         name="auto",
-        summary="the default: singular-value, and what is cut leaves memory at once",
-        score="energy", shrinks="events", options=SHARED,
-        source="studies/default and studies/planted say why",
-        cost="no score state; QR and a small SVD at each allocation; memory falls with the budget",
-        weakness="sees only ΔW, not what the loss makes of it; what is cut does not come back",
+        summary="the default: singular values weighted by the loss's pull at them; what is cut leaves memory at once",
+        score="weighted-energy", shrinks="events", options={**_BETA, **SHARED},
+        source="studies/planted and studies/default say why",
+        cost="r numbers a layer in score state; QR and a small SVD at each allocation; memory falls with the budget",
+        weakness="what is cut does not come back",
     ),
     Method(
         name="adalora",
@@ -35,7 +35,7 @@ DURING = (
     Method(
         name="singular-value",
         summary="cut the smallest singular values of all updates, in canonical form",
-        score="energy", options=SHARED,
+        score="energy", shrinks="events", options=SHARED,
         source="Eckart and Young, 1936, at every allocation of a training run",
         cost="no score state; QR and a small SVD at each allocation",
         weakness="sees only ΔW, not what the loss makes of it",

@@ -11,6 +11,7 @@ from .gradient_norm import GradientNorm
 from .magnitude import Magnitude
 from .sensitivity import Sensitivity
 from .signal_to_noise import SignalToNoise
+from .weighted_energy import WeightedEnergy
 
 SCORES: dict[str, type[Score]] = {
     Sensitivity.name: Sensitivity,
@@ -20,6 +21,7 @@ SCORES: dict[str, type[Score]] = {
     GradientNorm.name: GradientNorm,
     Magnitude.name: Magnitude,
     Energy.name: Energy,
+    WeightedEnergy.name: WeightedEnergy,
     Gate.name: Gate,
 }
 

@@ -25,8 +25,8 @@ from rankalloc.methods import PLACEMENTS, find_method
 
 SCALING = 2.0
 PEAK, HIGHEST_PEAK = 4, 12
-CANDIDATE = "auto"
-"""The candidate for the default method: the one that gets every control."""
+CANDIDATE = "singular-value"
+"""The candidate that gets every control; ``auto`` differs from it in the score alone."""
 
 ARMS = (
     "uniform",
@@ -66,7 +66,9 @@ class Arm:
     @property
     def rates_of(self) -> Arm:
         """The arm whose best rate this one trains at: itself but for the controls that share all but the
-        placement with their method."""
+        placement with their method, and for ``auto``, which shares all but the score with the candidate."""
+        if self.method == "auto":
+            return Arm(CANDIDATE, self.control if self.control == "uniform" else "")
         return Arm(self.method) if self.control in ("random", "shuffled") else self
 
     @property

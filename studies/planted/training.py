@@ -25,7 +25,7 @@ BETAS = (0.9, 0.99)  # a short memory of squared gradients: they fall by many or
 RATES = {"svd": 1e-2, "svd, own basis": 2e-2, "lora": 2e-2, "gate": 4e-2}
 """Learning rate by parametrisation; see README.md for the runs, on a seed the study does not use, that chose them."""
 NEEDS_OPTIONS = ("manual",)
-CONTROLS = ("auto/uniform",)
+CONTROLS = ("singular-value/uniform",)
 
 
 def default_method() -> str:
