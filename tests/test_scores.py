@@ -165,5 +165,19 @@ def _peft_scores(allocator, name, layer):
     return entries("E").view(-1) + entries("A").mean(1) + entries("B").mean(0)
 
 
+def test_weighted_energy_is_lambda_times_the_averaged_first_order_change(mlp):
+    adapters = ra.attach(mlp, rank=3)
+    for adapter in adapters:
+        adapter.lam.data.normal_()
+    score, average = SCORES["weighted-energy"](list(adapters), beta=0.5), 0.0
+    for step in range(3):
+        mlp(torch.randn(4, 16, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        score.observe()
+        first = adapters.modules["0"].lam
+        average = 0.5 * average + 0.5 * (first * first.grad).abs()
+        mlp.zero_grad()
+    torch.testing.assert_close(score.values()[0], (first.abs() * average).detach())
+
+
 def test_the_registry_names_its_scores():
     assert all(cls.name == name for name, cls in SCORES.items())
