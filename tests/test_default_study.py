@@ -55,6 +55,7 @@ def synthetic(arm, seed, phase, rate, value, task="t", **extra):
 def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study.arms, "MOST_EXTENSIONS", 0)
     monkeypatch.setattr(study.arms, "RATES", {"lora": (4e-3,), "svd": (8e-3,)})
+    monkeypatch.setattr(study.run, "REFINED", ("uniform",))
     arms = ["uniform", "singular-value", "singular-value/uniform", "uniform/truncated"]
     output = tmp_path / "results.json"
     command = ["--tasks", str(task), "--budgets", "1", "--arms", *arms, "--rate-seeds", "1", "--workers", "1",
