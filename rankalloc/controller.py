@@ -23,6 +23,7 @@ from .budget import RankBudget
 from .checks import check_init, check_spendable
 from .errors import ConfigError, NotAdaptedError, unknown
 from .methods import PLACEMENTS, find_method
+from .option_values import flag, number
 from .rank_plan import budget_after
 from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
@@ -91,9 +92,10 @@ class RankController:
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
         check_init(self.method, adapters.init)
-        self.canonical = bool(options.pop("canonical", self.method.canonical))
-        self.orthogonal = float(options.pop("orthogonal", 0.0 if self.canonical else self.method.orthogonal))
-        self.score_after_step = bool(options.pop("score_after_step", False))
+        self.canonical = flag("canonical", options.pop("canonical", self.method.canonical))
+        weight = options.pop("orthogonal", 0.0 if self.canonical else self.method.orthogonal)
+        self.orthogonal = number("orthogonal", weight)
+        self.score_after_step = flag("score_after_step", options.pop("score_after_step", False))
         self.placement = options.pop("placement", "chosen")
         if self.placement not in PLACEMENTS:
             raise ConfigError(unknown("placement", self.placement, PLACEMENTS))
@@ -122,7 +124,10 @@ class RankController:
         self.step = 0
         self._observed = False
         self.clock = StepClock()
-        effective = {"canonical": self.canonical, "orthogonal": self.orthogonal, "placement": self.placement}
+        effective = {
+            "canonical": self.canonical, "orthogonal": self.orthogonal, "placement": self.placement,
+            "shrink": self.shrink,
+        }
         if self.score_after_step:
             effective["score_after_step"] = True
         self.trace = new_trace(

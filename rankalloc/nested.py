@@ -9,6 +9,7 @@ import torch
 
 from .adapters import Adapters
 from .errors import ConfigError, RankallocError, unknown
+from .option_values import whole
 
 
 @contextmanager
@@ -44,8 +45,7 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
     for name, value in wanted.items():
         if name not in adapters.modules:
             raise ConfigError(unknown("layer in rank=", name, adapters.modules))
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"rank must be a whole number of at least 0, got {value!r}")
+        whole("rank", value, 0)
     before = [(adapter.kept.clone(), adapter.lam.detach().clone()) for adapter in adapters]
     try:
         with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .config import RunConfig
 from .config_sections import FloatRange, IntRange
 from .errors import ConfigError, unknown
-from .methods import find_method
+from .methods import ANY_METHOD, find_method
 
 if TYPE_CHECKING:
     import optuna
@@ -59,14 +59,14 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
 
 def configured(config: RunConfig, params: dict[str, Any]) -> RunConfig:
     """The run that a point of the space stands for. Of ``method_options`` it has those its method knows."""
-    known = find_method(params.get("method", config.method)).options
+    known = (*find_method(params.get("method", config.method)).options, *ANY_METHOD)
     options = {name: value for name, value in config.method_options.items() if name in known}
     return config.replaced({**{PATHS[name]: value for name, value in params.items()}, "method_options": options})
 
 
 def check_options(config: RunConfig) -> None:
     """Raise ConfigError when an option of ``method_options`` is known to none of the methods to be searched."""
-    known = {name for method in config.searched_methods for name in find_method(method).options}
+    known = {*ANY_METHOD, *(name for method in config.searched_methods for name in find_method(method).options)}
     for name in config.method_options:
         if name not in known:
             raise ConfigError(unknown(f"option of the methods {', '.join(config.searched_methods)}:", name, known))

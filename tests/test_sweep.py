@@ -201,6 +201,9 @@ def test_options_go_to_the_methods_that_know_them():
     check_options(config)
     assert configured(config, {"method": "adalora"}).method_options == {"beta1": 0.9, "placement": "uniform"}
     assert configured(config, {"method": "uniform"}).method_options == {}
+    anywhere = config.replaced({"method_options": {"shrink": False}})
+    check_options(anywhere)
+    assert configured(anywhere, {"method": "uniform"}).method_options == {"shrink": False}
     wrong = config.replaced({"method_options": {"beta3": 0.9}})
     with pytest.raises(ConfigError, match="did you mean 'beta"):
         check_options(wrong)

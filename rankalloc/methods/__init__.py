@@ -4,13 +4,13 @@ it without paying for torch. A new one is one line here or, from outside, ``METH
 from __future__ import annotations
 
 from ..errors import ConfigError, unknown
-from .base import PLACEMENTS, Method
+from .base import ANY_METHOD, PLACEMENTS, Method
 from .before import BEFORE
 from .during import DURING
 
 METHODS: dict[str, Method] = {method.name: method for method in (*DURING, *BEFORE)}
 
-__all__ = ["METHODS", "PLACEMENTS", "Method", "find_method", "methods_table"]
+__all__ = ["ANY_METHOD", "METHODS", "PLACEMENTS", "Method", "find_method", "methods_table"]
 
 
 def methods_table() -> str:

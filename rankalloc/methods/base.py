@@ -10,6 +10,9 @@ PLACEMENTS = ("chosen", "uniform", "random", "shuffled", "grouped")
 the same parametrisation, schedule and peak rank: equal everywhere, drawn by chance, its own ranks
 handed to other layers, or one rank for all layers of a module type."""
 
+ANY_METHOD = ("shrink", "seed")
+"""Options that the controller takes whichever the method; ``method_options`` may hold them too."""
+
 SHARED = {
     "canonical": "rewrite P, Λ, Q as orthonormal factors and singular values at each allocation",
     "orthogonal": "weight of the orthogonality regulariser; 0 in the canonical basis, which needs none",

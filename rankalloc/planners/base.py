@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..budget import LayerShape
-from ..errors import ConfigError
+from ..option_values import whole
 from ..rank_plan import Factors
 from .probe import Probe
 
@@ -34,9 +34,7 @@ class Planner(ABC):
     """Whether it looks at batches."""
 
     def __init__(self, max_batches: int = 8) -> None:
-        if isinstance(max_batches, bool) or not isinstance(max_batches, int) or max_batches < 1:
-            raise ConfigError(f"max_batches must be a whole number of at least 1, got {max_batches!r}")
-        self.max_batches = max_batches
+        self.max_batches = whole("max_batches", max_batches, 1)
 
     @abstractmethod
     def scores(self, probe: Probe, choose: Choose) -> Scores:

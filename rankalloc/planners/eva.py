@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, RankallocError
+from ..option_values import whole
 from ..rank_plan import Factors
 from .base import Choose, Planner, Scores
 from .incremental_pca import IncrementalPCA
@@ -46,9 +47,7 @@ class EVA(Planner):
         super().__init__(max_batches)
         if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau <= 1:
             raise ConfigError(f"tau is a cosine above 0 and at most 1, got {tau!r}")
-        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
-            raise ConfigError(f"passes must be a whole number of at least 1, got {passes!r}")
-        self.tau, self.passes = float(tau), passes
+        self.tau, self.passes = float(tau), whole("passes", passes, 1)
 
     @torch.no_grad()
     def scores(self, probe: Probe, choose: Choose) -> Scores:
@@ -103,7 +102,13 @@ class EVA(Planner):
 
         def take(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
             if name in active:
-                self.pca[name].take_in(_rows(x, mask))
+                rows = _rows(x, mask)
+                if not torch.isfinite(rows).all():
+                    raise RankallocError(
+                        f"the inputs of {name} are not finite on a batch: ranks cannot be planned from them; check the "
+                        "batch and the model's weights"
+                    )
+                self.pca[name].take_in(rows)
 
         with probe.hooked(take):
             probe.forward(batch)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ..errors import NotAdaptedError
+from ..option_values import flag
 from .base import Arrays, Rule
 
 
@@ -42,7 +43,7 @@ class Dylora(Rule):
 
     def __init__(self, *args, frozen: bool = False, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.frozen = bool(frozen)
+        self.frozen = flag("frozen", frozen)
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def drawn(self, step: int) -> int:

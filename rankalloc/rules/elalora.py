@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..option_values import number, whole
 from .base import Arrays
 from .moving import Moving, empty_slots, places
 
@@ -38,11 +38,7 @@ class Elalora(Moving):
 
     def __init__(self, *args, move: float = 0.2, per_layer: int = 2, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= move <= 1:
-            raise ConfigError(f"move is a share between 0 and 1, got {move!r}")
-        if isinstance(per_layer, bool) or not isinstance(per_layer, int) or per_layer < 1:
-            raise ConfigError(f"per_layer must be a whole number of at least 1, got {per_layer!r}")
-        self.move, self.per_layer = move, per_layer
+        self.move, self.per_layer = number("move", move, 0, 1), whole("per_layer", per_layer, 1)
 
     def count(self, step: int, total: int) -> int:
         """b: how many of ``total`` live triplets move after ``step``."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..errors import ConfigError
+from ..option_values import number
 from .base import Arrays
 from .moving import Moving, empty_slots, places
 
@@ -28,16 +28,14 @@ class L1ra(Moving):
         weight: of the penalty, at least 0.
 
     Raises:
-        ConfigError: a weight below 0.
+        ConfigError: the weight is no number of at least 0.
     """
 
     name = "l1ra"
 
     def __init__(self, *args, weight: float = 1e-3, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"weight must be a number of at least 0, got {weight!r}")
-        self.weight = weight
+        self.weight = number("weight", weight)
 
     @torch.no_grad()
     def begin(self) -> None:

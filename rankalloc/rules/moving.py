@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from .base import Arrays, Rule
 from .slots import refresh
 
 
-class Moving(Rule):
+class Moving(Rule, ABC):
     """Ranks start equal at ``asked(0)`` and then move; who leaves and who grows is the subclass's.
 
     An adapter's rank is its room: live triplets occupy some of its slots, the others are zero throughout and
@@ -28,9 +29,9 @@ class Moving(Rule):
             return [-np.arange(len(mask), dtype=float) for mask in live]  # equal ranks everywhere
         return self.moves(values, live, step)
 
+    @abstractmethod
     def moves(self, values: Arrays, live: Sequence[np.ndarray], step: int) -> Arrays:
         """Per layer (r,): the order in which triplets and empty slots are bought, highest first."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def allocated(self, before, step, optimizer) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..errors import ConfigError
+from ..option_values import number
 from .base import Arrays, Rule
 
 
@@ -31,16 +31,14 @@ class Sora(Rule):
         threshold: τ of every step between allocations, at least 0.
 
     Raises:
-        ConfigError: a threshold below 0.
+        ConfigError: the threshold is no number of at least 0.
     """
 
     name = "sora"
 
     def __init__(self, *args, threshold: float = 1e-3, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= threshold < float("inf"):
-            raise ConfigError(f"threshold must be a number of at least 0, got {threshold!r}")
-        self.threshold = threshold
+        self.threshold = number("threshold", threshold)
         self._gates: Arrays = []
 
     @torch.no_grad()

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..adapter import Adapter
-from ..errors import ConfigError, RankallocError
+from ..errors import RankallocError
+from ..option_values import number
 
 
 class Score(ABC):
@@ -92,9 +93,7 @@ class LambdaScore(Score):
 
     def __init__(self, adapters: Sequence[Adapter], beta: float = 0.85) -> None:
         super().__init__(adapters)
-        if not 0 < beta < 1:
-            raise ConfigError(f"beta must lie between 0 and 1, got {beta!r}")
-        self.beta = beta
+        self.beta = number("beta", beta, 0, 1, ends=False)
         self.lam = [adapter.lam for adapter in self.adapters]
         self.average = [torch.zeros_like(lam, dtype=torch.float32) for lam in self.lam]
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from ..adapter import Adapter
-from ..errors import ConfigError
+from ..option_values import number
 from .base import Score
 
 
@@ -33,10 +33,7 @@ class Sensitivity(Score):
 
     def __init__(self, adapters: Sequence[Adapter], beta1: float = 0.85, beta2: float = 0.85) -> None:
         super().__init__(adapters)
-        for label, beta in (("beta1", beta1), ("beta2", beta2)):
-            if not 0 < beta < 1:
-                raise ConfigError(f"{label} must lie between 0 and 1, got {beta!r}")
-        self.beta1, self.beta2 = beta1, beta2
+        self.beta1, self.beta2 = number("beta1", beta1, 0, 1, ends=False), number("beta2", beta2, 0, 1, ends=False)
         self.weights = [w for a in self.adapters for w in (a.P, a.lam, a.Q)]
         self.sensitivity = [torch.zeros_like(w, dtype=torch.float32) for w in self.weights]
         self.uncertainty = [torch.zeros_like(w, dtype=torch.float32) for w in self.weights]

@@ -148,3 +148,9 @@ def test_an_input_that_never_varies_gets_no_rank_before_the_others():
     model.forward = lambda x: model["a"](x) + model["b"](torch.ones_like(x))
     plan = ra.plan_ranks(model, [x for x, _ in mlp_batches()], ra.RankBudget(ranks=4), "eva", rank=4)
     assert plan == {"a": 4, "b": 0}
+
+
+def test_inputs_that_are_not_finite_are_named():
+    batches = [torch.full((8, 16), float("nan"))] * 2
+    with pytest.raises(RankallocError, match="inputs of 0 are not finite"):
+        ra.plan_ranks(make_mlp(), batches, ra.RankBudget(ranks=4), "eva", rank=4)
