@@ -16,8 +16,9 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, ends
     """
     plain = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not plain or not (low <= value <= high if ends else low < value < high):
-        lowest = f"of at least {low:g}" if ends else f"above {low:g}"
-        bounds = f"between {low:g} and {high:g}{'' if ends else ', and neither'}" if math.isfinite(high) else lowest
+        least = f"of at least {low:g}" if ends else f"above {low:g}"
+        most = f" and at most {high:g}" if ends else f" and below {high:g}"
+        bounds = least + (most if math.isfinite(high) else "")
         raise ConfigError(f"{name} must be a number {bounds}, got {value!r}")
     return float(value)
 
