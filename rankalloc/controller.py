@@ -298,15 +298,18 @@ class RankController:
             allocation_record(self.step, demand.amount, self.plan, before, kept, scores)
         )
         last = step == self.plan.freeze_step
-        if optimizer is not None and (self.shrink == "events" or self.shrink and last):
-            held = [adapter.kept for adapter in self.adapters] if last else self._held()
+        shrinks = optimizer is not None and (self.shrink == "events" or self.shrink and last)
+        held = [adapter.kept for adapter in self.adapters] if last else self._held()
+        if scores is not None:
+            # what leaves at the last allocation was weighed against what stays: the record shows it as dropped
+            room = [mask.cpu().numpy() for mask in held] if shrinks and not last else [np.ones_like(k) for k in kept]
+            self.trace.scores = score_record(self.method.score, self.step, kept, scores, room, self.trace.scores)
+        if shrinks:
             if self.score is not None and not last:
                 self.score.select(held)
             compact.shrink(self.adapters, optimizer, held)
             distributed.rebuild(self.adapters.model)
         if last:
-            if scores is not None:
-                self.trace.scores = score_record(self.method.score, self.step, kept, scores)
             self.score = None  # nothing is scored any more: its state leaves memory too
 
     @torch.no_grad()

@@ -54,13 +54,22 @@ def allocation_record(
     )
 
 
-def score_record(score: str, step: int, kept: Masks, scores: Sequence[np.ndarray]) -> ScoreRecord:
-    """All scores of the last allocation, per layer those kept and those dropped."""
+def score_record(
+    score: str, step: int, kept: Masks, scores: Sequence[np.ndarray], held: Masks, earlier: ScoreRecord | None
+) -> ScoreRecord:
+    """All scores of an allocation, per layer: of triplets kept, of those dropped that stay in memory (``held``), and,
+    behind what ``earlier`` allocations took out of it, of those that leave now."""
+    left = earlier.left if earlier is not None and earlier.left else [[] for _ in kept]
     return ScoreRecord(
         score=score, step=step,
-        kept=[np.sort(values[mask])[::-1].tolist() for values, mask in zip(scores, kept, strict=True)],
-        dropped=[np.sort(values[~mask])[::-1].tolist() for values, mask in zip(scores, kept, strict=True)],
+        kept=[_falling(values[mask]) for values, mask in zip(scores, kept, strict=True)],
+        dropped=[_falling(v[~mask & stays]) for v, mask, stays in zip(scores, kept, held, strict=True)],
+        left=[_falling([*was, *v[~stays]]) for was, v, stays in zip(left, scores, held, strict=True)],
     )
+
+
+def _falling(values: Sequence[float]) -> list[float]:
+    return np.sort(np.asarray(values, dtype=np.float64))[::-1].tolist()
 
 
 def close_trace(trace: RankTrace, adapters: Adapters, steps: int) -> None:

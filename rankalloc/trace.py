@@ -72,12 +72,16 @@ class AllocationRecord(_Record):
 
 
 class ScoreRecord(_Record):
-    """Scores at the last allocation: per layer those kept and those dropped, each descending."""
+    """Scores at the last allocation: per layer those kept and those dropped, each descending.
+
+    ``left`` are those that earlier allocations took out of memory, with the score they had then.
+    """
 
     score: str
     step: int
     kept: list[list[float]]
     dropped: list[list[float]]
+    left: list[list[float]] = []
 
 
 class LogRecord(_Record):

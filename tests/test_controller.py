@@ -62,6 +62,18 @@ def test_every_allocation_meets_the_budget_and_the_last_one_stays(budget):
     ]
 
 
+@pytest.mark.parametrize("budget", [ra.RankBudget(ranks=5, every=2), ra.RankBudget(params=100, every=2)], ids=str)
+def test_scores_of_triplets_that_left_memory_stay_in_the_trace(budget):
+    model, adapters, controller, optimizer = begin(budget, method="auto")
+    train_mlp(model, controller, optimizer, STEPS)
+    scores = controller.finish().scores
+    assert any(scores.left) and any(any(s > 0 for s in layer) for layer in scores.left)
+    for adapter, rank, *sides in zip(
+        adapters, adapters.ranks().values(), scores.kept, scores.dropped, scores.left, strict=True
+    ):
+        assert len(sides[0]) == rank and sum(map(len, sides)) == adapter.initial_rank
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_tiny_runs_end_on_the_budget(steps):
     model, adapters, controller, optimizer = begin(steps=steps)

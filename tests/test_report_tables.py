@@ -113,6 +113,8 @@ def test_score_table():
     table = tables.score_table(two_layers(scores=scores))
     assert (table.lowest_kept, table.highest_dropped, table.margin, table.unplotted) == (2.0, 1.0, 2.0, 1)
     assert tables.score_table(two_layers()) is None
+    left = tables.score_table(two_layers(scores=scores.model_copy(update={"left": [[9.0], []]})))
+    assert left.dropped == [[1.0, 9.0], [0.5, 0.0]] and (left.left, left.highest_dropped) == (1, 1.0)
     nothing = ScoreRecord(score="s", step=30, kept=[[], []], dropped=[[], []])
     assert tables.score_table(two_layers(scores=nothing)) is None
 

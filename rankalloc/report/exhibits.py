@@ -138,6 +138,11 @@ def why(trace: RankTrace) -> list[Exhibit]:
             f"Scores at the last allocation (step {count(table.step)}), one dash a triplet; the dotted line is the "
             f"lowest kept. {_margin(table)}"
         )
+        if table.left:
+            caption += (
+                f" Drawn as dropped too: {plural(table.left, 'triplet')} that left memory at earlier allocations, with "
+                "the score of that time, which may stand above the line."
+            )
         if table.unplotted:
             caption += f" {plural(table.unplotted, 'score')} of zero or below cannot be drawn on a log axis."
         made.append(
@@ -176,7 +181,9 @@ def why(trace: RankTrace) -> list[Exhibit]:
 
 def _margin(table: tables.ScoreTable) -> str:
     if table.lowest_kept is None or table.highest_dropped is None:
-        return "Nothing was dropped." if table.highest_dropped is None else "Nothing was kept."
+        if table.highest_dropped is None:
+            return "It dropped nothing." if table.left else "Nothing was dropped."
+        return "Nothing was kept."
     if table.margin is None:
         return "All dropped scores are zero or below."
     if table.margin < 1:

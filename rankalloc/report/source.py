@@ -129,6 +129,7 @@ def _check_lengths(trace: RankTrace, source: object) -> None:
     lists = [(f"the allocation at step {a.step}", a.ranks) for a in trace.allocations]
     if trace.scores is not None:
         lists += [("scores.kept", trace.scores.kept), ("scores.dropped", trace.scores.dropped)]
+        lists += [("scores.left", trace.scores.left)] if trace.scores.left else []
     if trace.singular_values is not None:
         lists.append(("singular_values", trace.singular_values))
     for what, values in lists:

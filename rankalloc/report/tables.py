@@ -74,13 +74,15 @@ class History:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of the last allocation. ``margin`` = lowest kept / highest dropped (None when either
-    side is empty or the divisor is not positive); ``unplotted`` counts scores <= 0."""
+    """Scores of the last allocation, and behind ``dropped`` those of triplets that left memory at earlier ones, with
+    the score they had then (``left`` in all). ``margin`` = lowest kept / highest dropped of the last allocation (None
+    when either side is empty or the divisor is not positive); ``unplotted`` counts scores <= 0."""
 
     score: str
     step: int
     kept: list[list[float]]
     dropped: list[list[float]]
+    left: int
     lowest_kept: float | None
     highest_dropped: float | None
     margin: float | None
@@ -242,16 +244,18 @@ def score_table(trace: RankTrace) -> ScoreTable | None:
         return None
     kept = [s for layer in record.kept for s in layer]
     dropped = [s for layer in record.dropped for s in layer]
+    left = [s for layer in record.left for s in layer]
     low, high = min(kept, default=None), max(dropped, default=None)
     return ScoreTable(
         score=record.score,
         step=record.step,
         kept=record.kept,
-        dropped=record.dropped,
+        dropped=[one + two for one, two in zip(record.dropped, record.left or [[]] * len(record.dropped), strict=True)],
+        left=len(left),
         lowest_kept=low,
         highest_dropped=high,
         margin=low / high if low is not None and high is not None and high > 0 else None,
-        unplotted=sum(s <= 0 for s in kept + dropped),
+        unplotted=sum(s <= 0 for s in kept + dropped + left),
     )
 
 

@@ -1,6 +1,6 @@
 """Can one DyLoRA run stand for a LoRA run at every rank? See README.md in this folder.
 
-    python studies/dylora/run.py [--rank 8] [--steps 96] [--workers 2] [--report]
+    python studies/dylora/run.py [--rank 8] [--steps 160] [--seeds 3] [--workers 2] [--report]
 
 Every run is kept in results.json and not run again. ``--report`` only draws the figure and prints the table.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RATES = {"lora": (1.4e-3, 2.8e-3, 4e-3), "dylora": (1e-3, 2e-3, 4e-3)}
-SCALING = 2.0
-"""alpha / rank of every separate LoRA run; DyLoRA's alpha is the same multiple of its top rank."""
+RATES = (1.4e-3, 2e-3, 2.8e-3)
+"""The first rates of every arm; a best one at the edge asks for the next, a factor √2 away."""
+ALPHA = 8.0
+"""Of every run, whatever its rank: DyLoRA at rank b is LoRA of rank b with scaling ALPHA / b."""
+
+Key = tuple[str, int, float, int]
+"""kind, rank, rate, seed"""
 
 
 def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[str, Any]:
@@ -35,7 +41,7 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[st
     task = ra.load_task("punctuation", data={"limit_tune": 200, "max_length": 32})
     set_seed(seed)
     model = task.build_model()
-    adapters = ra.attach(model, rank=rank, alpha=SCALING * rank, init="lora")
+    adapters = ra.attach(model, rank=rank, alpha=ALPHA, init="lora")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -59,32 +65,62 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[st
             "tune": tune.metrics, "report": report.metrics, "report_losses": report.example_losses,
         }
     return {
-        "kind": kind, "rank": rank, "rate": rate, "steps": steps, "seed": seed, "seconds": seconds,
+        "kind": kind, "rank": rank, "alpha": ALPHA, "rate": rate, "steps": steps, "seed": seed, "seconds": seconds,
         "evaluations": evaluations,
     }
 
 
-def best(runs: list[dict], kind: str, rank: int) -> dict:
-    """The run of the rate with the lowest tuning loss; DyLoRA's is the mean over the ranks it serves."""
-    def tuning_loss(run: dict) -> float:
-        return float(np.mean([e["tune"]["loss"] for e in run["evaluations"].values()]))
+def tuning_loss(run: dict[str, Any]) -> float:
+    """Loss on the tune split; of a DyLoRA run the mean over the ranks it serves."""
+    return float(np.mean([e["tune"]["loss"] for e in run["evaluations"].values()]))
 
-    return min((run for run in runs if run["kind"] == kind and run["rank"] == rank), key=tuning_loss)
+
+def rate_of(runs: list[dict], kind: str, rank: int) -> float:
+    """The rate with the lowest tuning loss at seed 0."""
+    own = [run for run in runs if (run["kind"], run["rank"], run["seed"]) == (kind, rank, 0)]
+    return min(own, key=tuning_loss)["rate"]
+
+
+def wanted(runs: list[dict], rank: int, seeds: int) -> Iterator[Key]:
+    """What is still to be run, as far as can be said now: rates at seed 0, then the other seeds at the best rate."""
+    done = {(run["kind"], run["rank"], run["rate"], run["seed"]) for run in runs}
+    for kind, own in [("dylora", rank), *(("lora", served) for served in range(rank, 0, -1))]:
+        tried = sorted({rate for k, r, rate, seed in done if (k, r, seed) == (kind, own, 0)})
+        missing = [rate for rate in RATES if rate not in tried]
+        if missing:
+            yield from ((kind, own, rate, 0) for rate in missing)
+            continue
+        best = rate_of(runs, kind, own)
+        further = {tried[0]: best / math.sqrt(2), tried[-1]: best * math.sqrt(2)}.get(best)
+        if further:
+            yield kind, own, float(f"{further:.2g}"), 0
+        else:
+            yield from ((kind, own, best, s) for s in range(1, seeds) if (kind, own, best, s) not in done)
 
 
 def compare(runs: list[dict], rank: int) -> list[dict[str, Any]]:
-    """Per served rank: report losses of both, and their paired difference over windows with its standard error."""
-    nested = best(runs, "dylora", rank)
+    """Per served rank: report losses and F1 of both, seed by seed, and the paired difference of the losses with its
+    standard error over seeds (that over windows of one run knows nothing of the scatter between runs)."""
+    rate = rate_of(runs, "dylora", rank)
+    nested = {run["seed"]: run for run in runs if (run["kind"], run["rate"]) == ("dylora", rate)}
     rows = []
     for served in range(1, rank + 1):
-        own = best(runs, "lora", served)
-        one, two = (r["evaluations"][str(served)] for r in (nested, own))
-        difference = np.asarray(one["report_losses"]) - np.asarray(two["report_losses"])
-        error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+        own_rate = rate_of(runs, "lora", served)
+        own = {r["seed"]: r for r in runs if (r["kind"], r["rank"], r["rate"]) == ("lora", served, own_rate)}
+        seeds = sorted(set(nested) & set(own))
+        pairs = [tuple(run[seed]["evaluations"][str(served)] for run in (nested, own)) for seed in seeds]
+        differences = [one["report"]["loss"] - two["report"]["loss"] for one, two in pairs]
+        mean = float(np.mean(differences))
+        error = float(np.std(differences, ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else math.nan
+        windows = np.mean([np.subtract(one["report_losses"], two["report_losses"]) for one, two in pairs], axis=0)
         rows.append({
-            "rank": served, "dylora": one["report"], "lora": two["report"], "rates": (nested["rate"], own["rate"]),
-            "difference": float(difference.mean()), "standard_error": error,
-            "within": bool(difference.mean() <= 2 * error),
+            "rank": served, "seeds": seeds, "rates": (rate, own_rate),
+            "dylora": {m: float(np.mean([one["report"][m] for one, _ in pairs])) for m in ("loss", "f1")},
+            "lora": {m: float(np.mean([two["report"][m] for _, two in pairs])) for m in ("loss", "f1")},
+            "losses": {"dylora": [p[0]["report"]["loss"] for p in pairs], "lora": [p[1]["report"]["loss"] for p in pairs]},
+            "difference": mean, "standard_error": error,
+            "window_error": float(windows.std(ddof=1) / math.sqrt(len(windows))),
+            "within": bool(mean <= 2 * error) if math.isfinite(error) else mean <= 0,
         })
     return rows
 
@@ -92,14 +128,15 @@ def compare(runs: list[dict], rank: int) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The comparison in Markdown."""
     lines = [
-        "| rank | DyLoRA loss | LoRA loss | difference ± standard error | DyLoRA F1 | LoRA F1 | within 2, or better |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| rank | DyLoRA loss | LoRA loss (its rate) | difference ± standard error over seeds | over windows | DyLoRA F1 | "
+        "LoRA F1 | within 2, or better |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         lines.append(
-            f"| {row['rank']} | {row['dylora']['loss']:.4f} | {row['lora']['loss']:.4f} (rate {row['rates'][1]:g}) | "
-            f"{row['difference']:+.4f} ± {row['standard_error']:.4f} | {row['dylora']['f1']:.3f} | "
-            f"{row['lora']['f1']:.3f} | {'yes' if row['within'] else 'no'} |"
+            f"| {row['rank']} | {row['dylora']['loss']:.4f} | {row['lora']['loss']:.4f} ({row['rates'][1]:g}) | "
+            f"{row['difference']:+.4f} ± {row['standard_error']:.4f} | ± {row['window_error']:.4f} | "
+            f"{row['dylora']['f1']:.3f} | {row['lora']['f1']:.3f} | {'yes' if row['within'] else 'no'} |"
         )
     return "\n".join(lines)
 
@@ -113,8 +150,11 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 
     ranks = [row["rank"] for row in rows]
     fig, (top, below) = plt.subplots(2, 1, figsize=(6, 5.2), sharex=True, height_ratios=(2, 1), layout="constrained")
-    top.plot(ranks, [row["dylora"]["loss"] for row in rows], "o-", color="#0072b2", label="one DyLoRA run")
+    top.plot(ranks, [row["dylora"]["loss"] for row in rows], "o-", color="#0072b2", label="one DyLoRA run (mean over seeds; dots: each)")
     top.plot(ranks, [row["lora"]["loss"] for row in rows], "s--", color="#d55e00", label="a LoRA run for each rank")
+    for kind, colour in (("dylora", "#0072b2"), ("lora", "#d55e00")):
+        for row in rows:
+            top.plot([row["rank"]] * len(row["seeds"]), row["losses"][kind], ".", color=colour, alpha=0.45, markersize=4)
     top.set_ylabel("loss on the report split (nats)")
     top.legend(frameon=False)
     below.axhline(0, color="0.5", linewidth=0.8)
@@ -137,33 +177,37 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=96)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--seeds", type=int, default=3, help="paired seeds at the best rate; rates are chosen at seed 0")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rates", type=float, nargs="+", help="of DyLoRA, instead of its usual ones")
-    parser.add_argument("--only", choices=RATES, help="only the runs of one kind")
     parser.add_argument("--report", action="store_true", help="draw and print what has finished")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     args = parser.parse_args()
 
     record = json.loads(args.output.read_text()) if args.output.exists() else {"runs": []}
-    wanted = [("dylora", args.rank, rate) for rate in args.rates or RATES["dylora"]]
-    wanted += [("lora", rank, rate) for rank in range(1, args.rank + 1) for rate in RATES["lora"]]
-    done = {(r["kind"], r["rank"], r["rate"], r["steps"], r["seed"]) for r in record["runs"]}
-    todo = [key for key in wanted if (*key, args.steps, args.seed) not in done and args.only in (None, key[0])]
-    if not args.report and todo:
-        with ProcessPoolExecutor(args.workers) as pool:
-            futures = [pool.submit(one_run, *key, args.steps, args.seed) for key in todo]
-            for count, future in enumerate(as_completed(futures), start=1):
-                run = future.result()
-                record["runs"].append(run)
-                record["environment"] = describe("cpu").model_dump()
-                write_json(args.output, record)
-                shown = ", ".join(f"{e['tune']['loss']:.3f}" for e in run["evaluations"].values())
-                what = f"{run['kind']} rank {run['rank']} rate {run['rate']:g}"
-                print(f"[{count}/{len(todo)}] {what}: tune loss {shown}, {run['seconds']:.0f} s", flush=True)
-    runs = [run for run in record["runs"] if (run["steps"], run["seed"]) == (args.steps, args.seed)]
-    rows = compare(runs, args.rank)
+
+    def ours() -> list[dict]:
+        return [run for run in record["runs"] if (run["steps"], run.get("alpha")) == (args.steps, ALPHA)]
+
+    with ProcessPoolExecutor(args.workers) as pool:
+        running: dict = {}
+        while not args.report:
+            for key in wanted(ours(), args.rank, args.seeds):
+                if key not in running.values() and len(running) < args.workers:
+                    kind, rank, rate, seed = key
+                    running[pool.submit(one_run, kind, rank, rate, args.steps, seed)] = key
+            if not running:
+                break
+            future = next(as_completed(running))
+            del running[future]
+            run = future.result()
+            record["runs"].append(run)
+            record["environment"] = describe("cpu").model_dump()
+            write_json(args.output, record)
+            shown = ", ".join(f"{e['tune']['loss']:.3f}" for e in run["evaluations"].values())
+            what = f"{run['kind']} rank {run['rank']} rate {run['rate']:g} seed {run['seed']}"
+            print(f"{what}: tune loss {shown}, {run['seconds']:.0f} s", flush=True)
+    rows = compare(ours(), args.rank)
     print(table(rows))
     figure(rows, HERE / "dylora")
     print(f"within 2 standard errors, or better: {sum(row['within'] for row in rows)} of {len(rows)} ranks")
