@@ -117,9 +117,7 @@ def compare(runs: list[dict], rank: int) -> list[dict[str, Any]]:
             "rank": served, "seeds": seeds, "rates": (rate, own_rate),
             "dylora": {m: float(np.mean([one["report"][m] for one, _ in pairs])) for m in ("loss", "f1")},
             "lora": {m: float(np.mean([two["report"][m] for _, two in pairs])) for m in ("loss", "f1")},
-            "losses": {
-                "dylora": [one["report"]["loss"] for one, _ in pairs], "lora": [two["report"]["loss"] for _, two in pairs]
-            },
+            "losses": {kind: [pair[i]["report"]["loss"] for pair in pairs] for i, kind in enumerate(("dylora", "lora"))},
             "difference": mean, "standard_error": error,
             "window_error": float(windows.std(ddof=1) / math.sqrt(len(windows))),
             "within": bool(mean <= 2 * error) if math.isfinite(error) else mean <= 0,
