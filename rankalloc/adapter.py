@@ -66,8 +66,8 @@ class Adapter(nn.Module):
         self.scaling = float(scaling)
         self.init = init
         self.initial_rank = rank
-        self.drawn = 0  # rank of this training step, for rules that draw one; 0 for all
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.drawn = 0  # rank of this training step at scale α / rank, for rules that draw one; 0 for all
+        self.register_module("dropout", nn.Dropout(dropout) if dropout else None)
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
         self.P = nn.Parameter(torch.zeros(self.d_out, rank, **place))
         self.lam = nn.Parameter(torch.zeros(rank, **place), requires_grad=init != "lora")
@@ -121,35 +121,34 @@ class Adapter(nn.Module):
         return self.d_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.rank:
-            return self.base_layer(x)
-        q, scaled = self._factors()
+        # looked up once: an attribute of a module costs as much as a small operator
+        base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
+        p, lam, q = factors = parameters["P"], parameters["lam"], parameters["Q"]
+        if not lam.numel():
+            return base(x)
+        scaling = self.scaling
         if self.training:
-            dtype = compute_dtype(self.base_layer, self.kind, x, (self.P, self.lam, self.Q))
+            if self.drawn:
+                rank = min(self.drawn, lam.numel())
+                p, lam, q = factors = p[:, :rank], lam.new_ones(rank), q[:rank]
+                scaling *= self.initial_rank / rank
+            dtype = compute_dtype(base, self.kind, x, factors)
             if dtype is not None:
-                return fused_linear(self.base_layer, self.kind, x, self.dropout(x), q, scaled, dtype)
-        out = self.base_layer(x)
-        x = self.dropout(x)
+                seen = x if dropout is None else dropout(x)
+                return fused_linear(base, self.kind, x, seen, factors, scaling, dtype)
+        out = base(x)
+        if dropout is not None:
+            x = dropout(x)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(q.dtype)
-        return out + F.linear(F.linear(x, q), scaled).to(out.dtype)
-
-    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Q and P Λ s of this pass: of all triplets, or while training of the first ``drawn`` at α / drawn."""
-        if not (self.drawn and self.training):
-            return self.Q, self._scaled()
-        rank = min(self.drawn, self.rank)
-        return self.Q[:rank], self.P[:, :rank] * (self.scaling * self.initial_rank / rank)
-
-    def _scaled(self) -> torch.Tensor:
         # Λ·s goes into P, as it does in the exported file: same products in the same order, so the same numbers;
         # and d_out · r numbers are scaled instead of one row of outputs a token
-        return self.P * (self.lam * self.scaling)
+        return out + F.linear(F.linear(x, q), p * (lam * scaling)).to(out.dtype)
 
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:
         """ΔW = s · P Λ Q, (d_out, d_in), in the adapter's dtype."""
-        return self._scaled() @ self.Q
+        return (self.P * (self.lam * self.scaling)) @ self.Q
 
     @torch.no_grad()
     def singular_values(self) -> torch.Tensor:

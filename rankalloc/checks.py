@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
 from .adapters import Adapters
 from .budget import BudgetPlan
 from .errors import BudgetError, ConfigError
@@ -45,3 +50,16 @@ def check_spendable(plan: BudgetPlan, adapters: Adapters) -> None:
             f"the budget of {plan.target:,} {plan.unit} is {unspent:,} above what these adapters still hold after "
             "ranks were removed; lower it, or attach anew"
         )
+
+
+def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether every number is finite: one synchronisation, and as many operators as dtypes and devices."""
+    alike: dict[Any, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    norms = [
+        # in half precision the norm of finite numbers may be too large a number
+        torch.stack(torch._foreach_norm(some, 2, torch.float32 if some[0].itemsize < 4 else None)).float().sum()
+        for some in alike.values()
+    ]
+    return bool(torch.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms])).all())

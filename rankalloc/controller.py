@@ -20,7 +20,7 @@ from . import canonical, compact, distributed, resuming
 from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
-from .checks import check_init, check_spendable
+from .checks import all_finite, check_init, check_spendable
 from .errors import ConfigError, NotAdaptedError, unknown
 from .methods import PLACEMENTS, find_method
 from .option_values import flag, number
@@ -171,8 +171,7 @@ class RankController:
                 "no adapter received a gradient. Call observe() after backward and before zero_grad(); with reentrant "
                 "gradient checkpointing call model.enable_input_require_grads() or use use_reentrant=False"
             )
-        norms = torch.stack([norm.float().to(grads[0].device) for norm in torch._foreach_norm(grads)])
-        if not torch.isfinite(norms).all():
+        if not all_finite(grads):
             self.trace.nonfinite_steps.append(self.step + 1)
             return
         if self.orthogonal:

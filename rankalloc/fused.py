@@ -1,12 +1,11 @@
 """A frozen linear layer and its adapter as one autograd.Function.
 
-    forward    y = x Wᵀ + b;   z = x Aᵀ;   y += z Bᵀ            with A = Q and B = P Λ s
-    backward   ∂z = ∂y B;      ∂x = ∂y W;  ∂x += ∂z A;   ∂A = ∂zᵀ x;   ∂B = ∂yᵀ z
+    forward    z = x Qᵀ;   B = P Λ s;   y = [z 1] [B b]ᵀ;   y += x Wᵀ
+    backward   ∂z = ∂y B;  ∂x = ∂z Q;   ∂x += ∂y W;   ∂Q = ∂zᵀ x;   ∂B = ∂yᵀ z;   ∂P = ∂B Λ s;   ∂λ = s Σ ∂B ⊙ P
 
-Most of what a LoRA layer costs beside a frozen one is passes over activations, not arithmetic: the
-adapter's own output, its sum with the layer's, and the same once more for ∂x. Here both products go
-into the tensor that is there already, and only x and z are kept for the backward pass. From B on to P
-and Λ, and through every cast, the gradients are autograd's.
+Most of what a LoRA layer costs beside a frozen one is passes over activations and calls from Python, not
+arithmetic. Here the adapter writes its output where the layer would have written its bias, and the layer's
+product is added in place; ∂x likewise. Only x and z are kept for the backward pass, and autograd sees one node.
 
 Weakness: a product that is added in place may be rounded otherwise than one that is added afterwards,
 so the last bit may differ from the plain formula's. That is why only training comes here: in
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
-from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
 
 # vmap, grad, jvp and their like cannot pass through a Function that is written to in place; torch has no public
@@ -62,28 +60,32 @@ def compute_dtype(base: nn.Module, kind: str | None, x: torch.Tensor, factors: t
 
 
 def fused_linear(
-    base: nn.Module, kind: str | None, x: torch.Tensor, seen: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
-    dtype: torch.dtype,
+    base: nn.Module, kind: str | None, x: torch.Tensor, seen: torch.Tensor,
+    factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scaling: float, dtype: torch.dtype,
 ) -> torch.Tensor:
-    """base(x) + seen Aᵀ Bᵀ, differentiable in x, seen, A and B, twice as well.
+    """base(x) + scaling · P Λ Q seen, differentiable in x, seen and the factors, twice as well.
 
     Args:
         base, kind: the frozen layer and its :func:`rankalloc.base_layers.kind_of`.
         x: what the layer sees, (..., d_in), two dimensions or more.
         seen: what the adapter sees: ``x`` itself, or x after dropout.
-        a, b: the factors, (r, d_in) and (d_out, r).
+        factors: P (d_out, r), lam (r,) and Q (r, d_in).
+        scaling: s.
         dtype: from :func:`compute_dtype`; everything is brought to it.
 
     Returns:
         (..., d_out) in ``dtype``.
     """
-    weight = base.weight.t() if kind == "conv1d" else base.weight
-    bias = base.bias if base.bias is None else base.bias.to(dtype)
-    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    parameters = base._parameters
+    weight, bias = parameters["weight"], parameters["bias"]
+    if kind == "conv1d":
+        weight = weight.t()
     # None, and not x once more: two inputs would get two gradients of x's size
-    dropped = None if seen is x else seen.reshape(-1, x.shape[-1]).to(dtype)
-    out = _FusedLinear.apply(rows, dropped, weight.to(dtype), bias, a.to(dtype), b.to(dtype))
-    return out.view(*x.shape[:-1], out.shape[-1])
+    dropped = None if seen is x else seen
+    tensors = (x, dropped, weight, bias, *factors)
+    if any(t is not None and t.dtype != dtype for t in tensors):
+        tensors = tuple(t if t is None else t.to(dtype) for t in tensors)
+    return _FusedLinear.apply(*tensors, scaling)
 
 
 def _is_plain_call(base: nn.Module) -> bool:
@@ -93,47 +95,59 @@ def _is_plain_call(base: nn.Module) -> bool:
 
 
 class _FusedLinear(torch.autograd.Function):
-    """The formula of the module docstring over rows, x (n, d_in); all tensors of one dtype, W and b frozen."""
+    """The formula of the module docstring, x (..., d_in); all tensors of one dtype, W and b frozen."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, x: torch.Tensor, dropped: torch.Tensor | None, weight: torch.Tensor,
-        bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
+        bias: torch.Tensor | None, p: torch.Tensor, lam: torch.Tensor, q: torch.Tensor, scaling: float,
     ) -> torch.Tensor:
-        seen = x if dropped is None else dropped
-        out = F.linear(x, weight, bias)
-        z = F.linear(seen, a)
-        out.addmm_(z, b.t())
-        ctx.shared = dropped is None
-        ctx.save_for_backward(seen, z, weight, a, b)
-        return out
+        rows = x.reshape(-1, x.shape[-1])
+        seen = rows if dropped is None else dropped.reshape(rows.shape)
+        b = p * (lam * scaling)
+        if bias is None:
+            z = torch.mm(seen, q.t())
+            out = torch.mm(z, b.t())
+        else:  # the bias is one more triplet, whose z is 1: no pass over the outputs of its own
+            room = seen.new_ones(seen.shape[0], q.shape[0] + 1)
+            z = room[:, :-1]
+            torch.mm(seen, q.t(), out=z)
+            out = torch.mm(room, torch.cat((b.t(), bias[None])))
+        out.addmm_(rows, weight.t())
+        ctx.shared, ctx.scaling = dropped is None, scaling
+        ctx.save_for_backward(x if dropped is None else dropped, z, weight, p, lam, q, b)
+        return out.resize_(*x.shape[:-1], out.shape[-1])  # and not a view, which may not be changed in place
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if not torch.is_autocast_enabled(grad.device.type):
+            return _gradients(ctx, grad)
         # all are of one dtype already; a backward pass inside autocast would have some products cast and some not
         with torch.autocast(grad.device.type, enabled=False):
-            return _gradients(grad, *ctx.saved_tensors, ctx.shared, ctx.needs_input_grad)
+            return _gradients(ctx, grad)
 
 
-def _gradients(
-    grad: torch.Tensor, seen: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
-    shared: bool, needed: tuple[bool, ...],
-) -> tuple[torch.Tensor | None, ...]:
-    """One gradient, or None, for each input of the Function; ``shared`` when base and adapter see one tensor."""
-    needs_x, needs_dropped, _, _, needs_a, needs_b = needed
-    grad_x = grad_dropped = grad_a = grad_b = None
-    if torch.is_grad_enabled():
-        z = F.linear(seen, a)  # the saved one has no history, which a second derivative needs
-    if needs_b:
-        grad_b = (z.t() @ grad).t()  # and not gradᵀ z, which is up to twice as slow for a few columns
+def _gradients(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """One gradient, or None, for each input of the Function."""
+    x, z, weight, p, lam, q, b = ctx.saved_tensors
+    needs_x, needs_dropped, _, _, needs_p, needs_lam, needs_q, _ = ctx.needs_input_grad
+    grad_x = grad_dropped = grad_p = grad_lam = grad_q = None
+    seen, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    if torch.is_grad_enabled():  # what was computed in forward has no history, which a second derivative needs
+        z, b = torch.mm(seen, q.t()), p * (lam * ctx.scaling)
+    if needs_x or needs_dropped or needs_q:
+        grad_z = torch.mm(grad, b)
+    if needs_p or needs_lam:
+        grad_b = torch.mm(z.t(), grad).t()  # and not gradᵀ z, which is up to twice as slow for a few columns
+        if needs_p:
+            grad_p = grad_b * (lam * ctx.scaling)
+        if needs_lam:
+            grad_lam = (grad_b * p).sum(0) * ctx.scaling
+    if needs_dropped:
+        grad_dropped = torch.mm(grad_z, q).view(x.shape)
     if needs_x:
-        grad_x = grad @ weight
-    if needs_x or needs_dropped or needs_a:
-        grad_z = grad @ b
-        if needs_a:
-            grad_a = grad_z.t() @ seen
-        if needs_dropped:
-            grad_dropped = grad_z @ a
-        elif needs_x and shared:
-            grad_x.addmm_(grad_z, a)
-    return grad_x, grad_dropped, None, None, grad_a, grad_b
+        grad_x = torch.mm(grad_z, q).addmm_(grad, weight) if ctx.shared else torch.mm(grad, weight)
+        grad_x = grad_x.view(x.shape)
+    if needs_q:
+        grad_q = torch.mm(grad_z.t(), seen)
+    return grad_x, grad_dropped, None, None, grad_p, grad_lam, grad_q, None

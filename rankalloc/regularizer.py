@@ -11,6 +11,7 @@ computes the loss, and gradient accumulation does not multiply it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -21,19 +22,26 @@ from .adapter import Adapter
 def add_orthogonal_gradient(adapters: Sequence[Adapter], weight: float, live_only: bool = False) -> None:
     """Add ``weight`` · ∂R/∂P and ∂R/∂Q to the gradients that exist; factors without one are left alone.
 
+    Factors of one shape are taken together, so that the number of operators is that of the shapes, not of the layers.
     ``live_only`` counts kept triplets alone, as if the dropped ones were out of memory already.
     """
     held = [a for a in adapters if (a.live_rank if live_only else a.rank)]
-    factors = [(a.P, False, a.kept) for a in held] + [(a.Q, True, a.kept) for a in held]
-    for factor, is_rows, kept in factors:
-        if factor.grad is None:
-            continue
-        gram = factor @ factor.T if is_rows else factor.T @ factor
-        gram.diagonal().sub_(1.0)
+    alike: dict[Any, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for adapter in held:
+        for factor, is_rows in ((adapter.P, False), (adapter.Q, True)):
+            if factor.grad is not None:
+                key = (is_rows, factor.shape, factor.dtype, factor.grad.dtype, factor.device)
+                alike.setdefault(key, []).append((factor, adapter.kept))
+    for (is_rows, *_), members in alike.items():
+        factors = torch.stack([factor for factor, _ in members])  # (n, r, d_in) or (n, d_out, r)
+        gram = factors @ factors.mT if is_rows else factors.mT @ factors
+        gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
         if live_only:
-            gram.mul_(kept).mul_(kept[:, None])
-        gram.mul_(2 * weight / (len(factors) * torch.linalg.matrix_norm(gram).clamp_min(1e-12)))
-        factor.grad.add_(gram @ factor if is_rows else factor @ gram)
+            kept = torch.stack([kept for _, kept in members])
+            gram.mul_(kept[:, None]).mul_(kept[:, :, None])
+        norms = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(1e-12)
+        gram.mul_(2 * weight / (2 * len(held) * norms))
+        torch._foreach_add_([f.grad for f, _ in members], list(gram @ factors if is_rows else factors @ gram))
 
 
 @torch.no_grad()

@@ -138,7 +138,8 @@ def test_a_dylora_run_can_be_used_saved_and_loaded_at_every_rank(tmp_path):
     controller.finish()
     whole = logits_of(model)
     model.train()
-    assert torch.equal(model(torch.randn(5, 16, generator=torch.Generator().manual_seed(1))), whole)
+    again = model(torch.randn(5, 16, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(again, whole, rtol=1e-5, atol=1e-6)  # the last bit of a sum is the fused layer's own
     first = adapters.modules["0"]
     p, q = first.P.detach(), first.Q.detach()
     seen = []

@@ -101,6 +101,7 @@ def wanted(runs: list[dict], rank: int, seeds: int) -> Iterator[Key]:
 def compare(runs: list[dict], rank: int) -> list[dict[str, Any]]:
     """Per served rank: report losses and F1 of both, seed by seed, and the paired difference of the losses with its
     standard error over seeds (that over windows of one run knows nothing of the scatter between runs)."""
+    kinds = ("dylora", "lora")
     rate = rate_of(runs, "dylora", rank)
     nested = {run["seed"]: run for run in runs if (run["kind"], run["rate"]) == ("dylora", rate)}
     rows = []
@@ -117,7 +118,7 @@ def compare(runs: list[dict], rank: int) -> list[dict[str, Any]]:
             "rank": served, "seeds": seeds, "rates": (rate, own_rate),
             "dylora": {m: float(np.mean([one["report"][m] for one, _ in pairs])) for m in ("loss", "f1")},
             "lora": {m: float(np.mean([two["report"][m] for _, two in pairs])) for m in ("loss", "f1")},
-            "losses": {kind: [pair[i]["report"]["loss"] for pair in pairs] for i, kind in enumerate(("dylora", "lora"))},
+            "losses": {kind: [pair[i]["report"]["loss"] for pair in pairs] for i, kind in enumerate(kinds)},
             "difference": mean, "standard_error": error,
             "window_error": float(windows.std(ddof=1) / math.sqrt(len(windows))),
             "within": bool(mean <= 2 * error) if math.isfinite(error) else mean <= 0,
