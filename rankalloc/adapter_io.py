@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import fingerprint
 from .adapter import Adapter
 from .adapters import Adapters
 from .errors import ConfigError, RankallocError, unknown
@@ -89,8 +90,12 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         config["alpha_pattern"] = dict(pattern)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder = Path(path)
+    metadata = {"format": "pt", "rankalloc_config": sha256_of(text)}
+    base = fingerprint.fingerprint(adapters)
+    if base is not None:
+        metadata[fingerprint.KEY] = base.encode()
     with replacing(folder / WEIGHTS_NAME) as temporary:
-        temporary.write_bytes(encode(tensors, {"format": "pt", "rankalloc_config": sha256_of(text)}))
+        temporary.write_bytes(encode(tensors, metadata))
         # both files are on disk before either is renamed: a full disk leaves the old pair in place
         with replacing(folder / CONFIG_NAME) as temporary_config:
             temporary_config.write_text(text, encoding="utf-8")
