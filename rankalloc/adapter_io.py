@@ -33,6 +33,8 @@ _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS",
 }
+WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+"""Task types for which PEFT looks for a head in the file, and fails when there is none."""
 
 
 def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *, pad_multiple: int = 1) -> Path:
@@ -115,8 +117,11 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     model = adapters.model
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
     class_name = type(model).__name__
+    task_type = next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None)
+    if not adapters.heads and task_type in WITH_HEAD:
+        task_type = None
     return {
-        "peft_type": "LORA", "task_type": next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None),
+        "peft_type": "LORA", "task_type": task_type,
         "base_model_name_or_path": base or None, "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
         "target_modules": _target_modules(adapters, written), "rank_pattern": {}, "alpha_pattern": {},
         "modules_to_save": sorted(adapters.heads) or None, "inference_mode": True, "use_rslora": False,
