@@ -60,6 +60,20 @@ def test_an_export_computes_the_same_here_and_in_peft(name, source, layout, pad_
     assert stored == ({-(-4 // pad_to) * pad_to} if layout == "uniform" else {1, 2, 3, 4})
 
 
+@pytest.mark.parametrize("layout", ["uniform", "compact"])
+def test_a_base_in_bfloat16(layout, tmp_path):
+    model = make_llama().bfloat16()
+    adapters = ra.attach(model, rank=4, alpha=6)
+    randomize(adapters)
+    for adapter in adapters:
+        adapter.scaling *= 0.2
+    ra.save(adapters, tmp_path / "a")
+    ra.export(tmp_path / "a", tmp_path / "b", layout=layout)
+    there = peft.PeftModel.from_pretrained(make_llama().bfloat16(), tmp_path / "b")
+    assert (logits_of(model) - logits_of(make_llama().bfloat16())).abs().max() > 0.05
+    torch.testing.assert_close(logits_of(there), logits_of(model), rtol=1e-2, atol=1e-2)
+
+
 def test_a_lora_of_pefts_own_is_exported_with_its_scales_folded_in(tmp_path):
     config = peft.LoraConfig(
         r=4, lora_alpha=3, target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 2},

@@ -23,7 +23,7 @@ _SMALL = 768
 _OVERSAMPLED = 16
 _ITERATIONS = 3
 _SHORT = 1e-4
-_COLUMNS = 1 << 22  # numbers brought to float64 at a time
+_COLUMNS = 1 << 20  # numbers brought to float64 at a time
 _NOTHING = 1e-7  # of the largest singular value: rounding of float32
 
 

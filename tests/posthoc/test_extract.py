@@ -193,25 +193,32 @@ def test_random_numbers_of_the_caller_stay():
 # --- memory ----------------------------------------------------------------------------------------------------
 
 MEASURE = """
-import resource, sys
+import sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import rankalloc as ra
-from rankalloc.posthoc import extract
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
 warm, folder = ra.RankBudget(ranks=8), sys.argv[1]
 ra.extract(folder + "/small_a", folder + "/small_b", warm, folder + "/out_small", rank=8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
 ra.extract(folder + "/a", folder + "/b", warm, folder + "/out", rank=8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(resident("VmHWM") - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can only be reset on Linux")
 def test_memory_is_bounded_by_the_largest_matrix_and_not_by_the_checkpoint(tmp_path):
     """51 MB a checkpoint in matrices of 3.2 MB; the bench in studies/speed does 2 GB."""
     width, count = 896, 16
-    for scale, (a, b) in ((8, ("small_a", "small_b")), (1, ("a", "b"))):
-        tensors = {f"layers.{i}.weight": torch.randn(width // scale, width // scale) for i in range(count // scale)}
-        tuned = {k: t + 0.01 * torch.randn(len(t), 1) @ torch.randn(1, len(t)) for k, t in tensors.items()}
+    for (a, b), amount in ((("small_a", "small_b"), 2), (("a", "b"), count)):
+        tensors = {f"layers.{i}.weight": torch.randn(width, width) for i in range(amount)}
+        tuned = {k: t + 0.01 * torch.randn(width, 1) @ torch.randn(1, width) for k, t in tensors.items()}
         for name, content in ((a, tensors), (b, tuned)):
             (tmp_path / name).mkdir()
             half = sorted(content)[: len(content) // 2]
@@ -223,8 +230,9 @@ def test_memory_is_bounded_by_the_largest_matrix_and_not_by_the_checkpoint(tmp_p
     command = [sys.executable, "-c", MEASURE, str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert run.returncode == 0, run.stderr
-    matrix, grown = 4 * width * width, int(run.stdout) * 1024
-    assert grown < 9 * matrix, f"grew by {grown / matrix:.1f} matrices; a checkpoint is {count}"
+    matrix, grown = 4 * width * width, int(run.stdout)
+    # both checkpoints whole would be 32; a decomposition takes a few copies, and allocators keep some
+    assert matrix < grown < 14 * matrix, f"grew by {grown / matrix:.1f} matrices"
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------
