@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import fingerprint
 from .adapter import Adapter
 from .adapters import Adapters
 from .errors import ConfigError, RankallocError, unknown
@@ -32,6 +33,8 @@ _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS",
 }
+WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+"""Task types for which PEFT looks for a head in the file, and fails when there is none."""
 
 
 def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *, pad_multiple: int = 1) -> Path:
@@ -89,8 +92,12 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         config["alpha_pattern"] = dict(pattern)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder = Path(path)
+    metadata = {"format": "pt", "rankalloc_config": sha256_of(text)}
+    base = fingerprint.fingerprint(adapters)
+    if base is not None:
+        metadata[fingerprint.KEY] = base.encode()
     with replacing(folder / WEIGHTS_NAME) as temporary:
-        temporary.write_bytes(encode(tensors, {"format": "pt", "rankalloc_config": sha256_of(text)}))
+        temporary.write_bytes(encode(tensors, metadata))
         # both files are on disk before either is renamed: a full disk leaves the old pair in place
         with replacing(folder / CONFIG_NAME) as temporary_config:
             temporary_config.write_text(text, encoding="utf-8")
@@ -110,8 +117,11 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     model = adapters.model
     base = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
     class_name = type(model).__name__
+    task_type = next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None)
+    if not adapters.heads and task_type in WITH_HEAD:
+        task_type = None
     return {
-        "peft_type": "LORA", "task_type": next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None),
+        "peft_type": "LORA", "task_type": task_type,
         "base_model_name_or_path": base or None, "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
         "target_modules": _target_modules(adapters, written), "rank_pattern": {}, "alpha_pattern": {},
         "modules_to_save": sorted(adapters.heads) or None, "inference_mode": True, "use_rslora": False,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import fingerprint
 from .adapter import Adapter
 from .adapter_io import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from .adapters import Adapters
@@ -25,10 +26,14 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def load(model: nn.Module, path: str | os.PathLike) -> Adapters:
+def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) -> Adapters:
     """Attach the plain LoRA in folder ``path`` to ``model``: rankalloc's own or any PEFT LoRA.
 
     Zero padding is taken off, so ``ranks()`` is what was saved. λ is 1 and trainable.
+
+    Args:
+        check_base: refuse a model that is not the base whose fingerprint the file carries
+            (:mod:`rankalloc.fingerprint`); another precision of it is no other base.
 
     Raises:
         AdapterFileError: a file is missing, truncated or pickled, the adapter is of another kind
@@ -43,6 +48,8 @@ def load(model: nn.Module, path: str | os.PathLike) -> Adapters:
     heads = _head_names(rest, modules, folder)
     for name, (lora_a, lora_b) in pairs.items():
         _check_fit(name, lora_a, lora_b, modules, folder)
+    if check_base:
+        fingerprint.check(model, folder / WEIGHTS_NAME)
     states = {
         head: {key[len(head) + 1 :]: value for key, value in rest.items() if key.startswith(head + ".")}
         for head in heads

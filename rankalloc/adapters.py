@@ -39,6 +39,7 @@ class Adapters:
         trainable_before: names of the parameters that were trainable before attach.
         adaptation: the controller or callback that chooses these adapters' ranks, once there is one.
         plan: the plan they began with, if ranks were chosen before training.
+        merge_loss: {module name: share of its update that rounding lost}, once they were merged.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Adapters:
     trainable_before: set[str] = field(repr=False, default_factory=set)
     adaptation: Adaptation | None = field(repr=False, default=None)
     plan: RankPlan | None = field(repr=False, default=None)
+    merge_loss: dict[str, float] = field(repr=False, default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.modules)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
-from . import distributed
+from . import distributed, quantized
 from .adapter import INITS, Adapter
 from .adapters import Adapters, parents_of
-from .base_layers import shape_of, weight_view
-from .errors import ConfigError, RankallocError, TargetError, unknown
+from .base_layers import shape_of
+from .errors import ConfigError, TargetError, unknown
 from .rank_plan import RankPlan, initialise
 from .targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets
 
@@ -100,6 +99,7 @@ def attach(
     if plan is not None:
         initialise(adapters, plan)
     distributed.leave_out_empty(model)
+    quantized.let_trainer_train(model)
     return adapters
 
 
@@ -114,46 +114,8 @@ def detach(adapters: Adapters) -> nn.Module:
     for name, parameter in adapters.model.named_parameters():
         parameter.requires_grad_(name in adapters.trainable_before)
     adapters.modules.clear()
+    quantized.take_back(adapters.model)
     return adapters.model
-
-
-@torch.no_grad()
-def merge(adapters: Adapters) -> nn.Module:
-    """Fold ΔW = s·P·Λ·Q into the weights and take the adapters out.
-
-    The product is formed in the adapters' dtype and rounded once to the weight's. Returns the
-    plain model.
-
-    Raises:
-        RankallocError: an adapted weight is tied to another module's, which folding would change
-            too, or is computed from other parameters, or ΔW is not finite. Nothing has been changed then.
-        NotAdaptedError: ranks were to be chosen for these adapters and never were.
-    """
-    adapters.check_adapted()
-    owners: dict[int, set[str]] = {}
-    for name, parameter in adapters.model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), set()).add(name)
-    deltas = {}
-    for name, adapter in adapters.modules.items():
-        if "weight" not in adapter.base_layer._parameters:
-            raise RankallocError(
-                f"the weight of {name} is computed from other parameters, so nothing can be folded into it; remove its "
-                "parametrization first, or keep the adapter unmerged"
-            )
-        holders = {id(m) for m in adapters.model.modules() if getattr(m, "_parameters", {}).get("weight")
-                   is adapter.base_layer.weight}
-        if len(holders) > 1:
-            raise RankallocError(
-                f"{name} shares its weight with another module ({', '.join(sorted(owners[id(adapter.weight)]))}), "
-                "which merging would change too; untie them first, or keep the adapter unmerged"
-            )
-        deltas[name] = adapter.delta_weight()
-        if not torch.isfinite(deltas[name]).all():
-            raise RankallocError(f"the update of {name} is not finite; merging would destroy the model")
-    for name, adapter in adapters.modules.items():
-        view = weight_view(adapter.base_layer)
-        view.copy_((view.to(deltas[name].dtype) + deltas[name]).to(view.dtype))
-    return detach(adapters)
 
 
 def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]) -> dict[str, int]:

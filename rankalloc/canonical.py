@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import eight_bit
 from .adapter import Adapter
 from .errors import NotAdaptedError, RankallocError
 
@@ -112,15 +113,18 @@ def _carry(adapter: Adapter, optimizer: torch.optim.Optimizer, change: Change | 
     while hasattr(optimizer, "optimizer"):  # accelerate's AcceleratedOptimizer
         optimizer = optimizer.optimizer
     for parameter, name in ((adapter.P, "p"), (adapter.lam, "lam"), (adapter.Q, "q")):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        state = optimizer.state.get(parameter, {})
+        for key, value in list(state.items()):
+            if not isinstance(value, torch.Tensor) or value.dim() == 0 or eight_bit.belongs_to_packed(state, key):
                 continue
             if parameter.dim() == 2 and key in (*_ROWS, *_COLUMNS):
                 if change is not None and (key in _COLUMNS) == (name == "p"):
                     turn, flat = getattr(change, name).square(), value.double().flatten()
                     value.copy_((turn @ flat if name == "q" else flat @ turn).reshape(value.shape))
                 continue
-            if key not in (*_FIRST, *_SECOND) or value.shape != parameter.shape:
+            order = eight_bit.meaning(optimizer, key) or ("first" if key in _FIRST else "second")
+            named = key in (*_FIRST, *_SECOND) or eight_bit.meaning(optimizer, key)
+            if not named or value.shape != parameter.shape:
                 raise RankallocError(
                     f"{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)}, which cannot be carried to "
                     "another basis; use AdamW, Adafactor or SGD, or the option canonical=False"
@@ -128,5 +132,11 @@ def _carry(adapter: Adapter, optimizer: torch.optim.Optimizer, change: Change | 
             if change is None:
                 continue
             matrix = getattr(change, name)
-            turn, old = matrix.square() if key in _SECOND else matrix, value.double()
-            value.copy_(turn @ old if name == "q" else old @ turn)
+            is_packed = eight_bit.is_packed(state, key)
+            old = (eight_bit.unpacked(state, key) if is_packed else value).double()
+            turn = matrix.square() if order == "second" else matrix
+            new = turn @ old if name == "q" else old @ turn
+            if is_packed:
+                state.update(eight_bit.packed(state, key, new))
+            else:
+                value.copy_(new)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
+from . import eight_bit
 from .adapter import Adapter, replace_data
 from .errors import NotAdaptedError, RankallocError
 
@@ -92,8 +93,16 @@ def _sliced_state(
         for key, value in state.items():
             if not isinstance(value, torch.Tensor) or (value.numel() == 1 and value.dim() == 0):
                 continue
+            if eight_bit.belongs_to_packed(state, key):
+                continue
+            if eight_bit.is_packed(state, key) and value.shape == parameter.shape:
+                sliced = eight_bit.unpacked(state, key).index_select(dim, index.to(value.device))
+                for part, tensor in eight_bit.packed(state, key, sliced).items():
+                    yield state, part, tensor
+                continue
             lost = _FACTORED.get(key) if parameter.dim() == 2 and value.shape != parameter.shape else None
-            if value.shape == parameter.shape:
+            # a subclass (torchao's 8-bit and 4-bit states) packs its numbers in an order of its own
+            if value.shape == parameter.shape and type(value) in (torch.Tensor, nn.Parameter):
                 yield state, key, value.index_select(dim, index.to(value.device))
             elif lost is not None:
                 kept_dim = 0 if lost == -1 else 1
@@ -102,9 +111,14 @@ def _sliced_state(
                     yield state, key, value.index_select(where, index.to(value.device))
             else:
                 raise RankallocError(
-                    f"{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)} for a parameter of shape "
-                    f"{tuple(parameter.shape)}, which rankalloc cannot shrink; use another optimizer or shrink=False"
+                    f"{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)}{_packed_as(value)} for a "
+                    f"parameter of shape {tuple(parameter.shape)}, which rankalloc cannot "
+                    "shrink; use another optimizer or shrink=False"
                 )
+
+
+def _packed_as(value: torch.Tensor) -> str:
+    return "" if type(value) in (torch.Tensor, nn.Parameter) else f" ({type(value).__name__})"
 
 
 def unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

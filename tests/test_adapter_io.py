@@ -182,6 +182,13 @@ def test_heads_travel_as_modules_to_save(tmp_path):
     assert torch.equal(fresh.classifier.weight, model.classifier.weight)
 
 
+def test_peft_loads_an_adapter_without_a_head_of_a_model_that_has_one(tmp_path):
+    adapters = ra.attach(make_bert(), rank=2, modules_to_save=(), exclude_modules=["classifier"])
+    randomize(adapters)
+    ra.save(adapters, tmp_path)
+    torch.testing.assert_close(logits_of(in_peft("bert", tmp_path)), logits_of(adapters.model), **CLOSE)
+
+
 def test_a_head_is_the_one_of_that_name_and_no_other(tmp_path):
     def make():
         torch.manual_seed(0)

@@ -182,12 +182,7 @@ def quantised_dynamic():
         return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear}, dtype=torch.qint8)[0]
 
 
-def quantised_nf4():
-    bnb = pytest.importorskip("bitsandbytes")
-    return bnb.nn.Linear4bit(64, 64, quant_type="nf4").to("cpu")
-
-
-@pytest.mark.parametrize("make", [quantised_int8, quantised_dynamic, quantised_nf4])
+@pytest.mark.parametrize("make", [quantised_int8, quantised_dynamic])
 def test_quantised_layers_are_refused_even_by_all_linear(make):
     model = nn.ModuleDict({"plain": nn.Linear(8, 8), "packed": make()})
     refused(TargetError, lambda: ra.attach(model, rank=2), "cannot adapt packed", "quantised", "plain (1)")

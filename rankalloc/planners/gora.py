@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..base_layers import weight_view
+from ..base_layers import full_weight
 from ..errors import ConfigError
 from ..rank_plan import Factors
 from .base import Choose, Planner, Scores, constant
@@ -49,7 +49,7 @@ class GoRA(Planner):
     def scores(self, probe: Probe, choose: Choose) -> Scores:
         self.gradients = weight_gradients(probe)
         importance = {
-            name: (weight_view(probe.targets[name]).float().cpu() * gradient).abs().mean().item()
+            name: (full_weight(probe.targets[name]).float().cpu() * gradient).abs().mean().item()
             for name, gradient in self.gradients.mean.items()
         }
         total = sum(importance.values()) or 1.0

@@ -1,0 +1,126 @@
+"""``export``, ``import`` and ``extract``: adapters in other forms, and out of checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .output import count, number, results_only, say, show, show_json, show_table
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Layout = Annotated[
+    str, typer.Option("--layout", metavar="L", help="uniform (one rank, for every reader) or compact (a rank_pattern).")
+]
+PadTo = Annotated[
+    int, typer.Option("--pad-to", min=1, metavar="N", help="Round the one rank up to a multiple; servers want 8 or 16.")
+]
+_SHOWN = 10
+
+
+def export(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a PEFT LoRA, rankalloc's or any other.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="Folder, or file for kohya.")],
+    layout: Layout = "uniform",
+    pad_to: PadTo = 1,
+    form: Annotated[str, typer.Option("--format", metavar="F", help="peft or kohya.")] = "peft",
+    prefix: Annotated[
+        str, typer.Option("--prefix", metavar="P", help="What kohya's names begin with: lora_unet, lora_te, ...")
+    ] = "lora_unet",
+) -> None:
+    """Write a finished adapter again in the form that another tool reads.
+
+    What it computes stays the same.
+    """
+    with results_only():
+        from ..interchange import export as run
+
+        run(adapter, output, layout=layout, pad_to=pad_to, format=form, prefix=prefix)
+    show(f"wrote {output}")
+
+
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A kohya, diffusers or bare PEFT .safetensors file.")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The model it is for: a folder or a hub id.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The adapter's folder.")],
+    component: Annotated[
+        str | None, typer.Option("--component", metavar="C", help="Which part of the file: unet, text_encoder, ...")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that the model brings.")
+    ] = False,
+) -> None:
+    """Turn another tool's LoRA file into an adapter folder.
+
+    The model's configuration alone is read: kohya's names can only be told apart by its layers.
+    """
+    with results_only():
+        from ..interchange import import_lora
+        from ..skeletons import build_skeleton
+
+        lora = import_lora(file, build_skeleton(base, trust_remote_code), output, component=component)
+    show(f"wrote {output}: {count(len(lora.pairs), 'layer')}, {number(lora.num_params())} parameters")
+
+
+def extract(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or safetensors file of the base.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Folder or safetensors file of the fine-tuned model.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The adapter's folder.")],
+    ranks: Annotated[int | None, typer.Option("--ranks", metavar="N", help="Budget: ranks of all layers.")] = None,
+    params: Annotated[int | None, typer.Option("--params", metavar="N", help="Budget: parameters.")] = None,
+    bytes_: Annotated[int | None, typer.Option("--bytes", metavar="N", help="Budget: bytes, in --dtype.")] = None,
+    fraction: Annotated[
+        float | None, typer.Option("--fraction", metavar="X", help="Budget: share of --rank in every layer.")
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", min=1, metavar="R", help="The highest rank of a layer.")] = 64,
+    layout: Layout = "uniform",
+    pad_to: PadTo = 1,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="T", help="float32, float16 or bfloat16.")] = "float32",
+    modules_to_save: Annotated[
+        list[str] | None, typer.Option("--save-module", metavar="NAME", help="Carry a module whole; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a fully fine-tuned checkpoint an adapter of its base, within a budget.
+
+    Reads both tensor by tensor. What is no matrix is left out and listed.
+    """
+    with results_only():
+        from ..budget import RankBudget
+        from ..posthoc.extract import extract as run
+        from ..posthoc.extraction import summary
+
+        budget = RankBudget(ranks=ranks, params=params, bytes=bytes_, fraction=fraction)
+        done = run(
+            base, tuned, budget, output, rank=rank, layout=layout, pad_to=pad_to, dtype=dtype,
+            modules_to_save=modules_to_save or (),
+        )
+        for note in done.notes:
+            say(note)
+    if as_json:
+        return show_json(done.record())
+    show(f"wrote {output}: {summary(done)}")
+    rows = [
+        (layer.name, layer.rank, number(layer.relative), number(layer.error / layer.change if layer.change else 0.0))
+        for layer in done.layers
+    ]
+    show_table(rows, ("layer", "rank", "change", "error"), right=(1, 2, 3))
+    if done.leftovers:
+        show("left out, by relative change:")
+        show_table([("", row.name, number(row.relative)) for row in done.leftovers[:_SHOWN]], right=(2,))
+
+
+COMMANDS = {
+    "export": (export, "rankalloc export out/adapter -o out/served --pad-to 8",
+               "rankalloc export out/adapter -o out/lora.safetensors --format kohya --prefix lora_te"),
+    "import": (import_, "rankalloc import lora.safetensors --base ./my-model -o out/adapter",
+               "rankalloc import lora.safetensors --base ./text-encoder --component text_encoder -o out/adapter"),
+    "extract": (extract, "rankalloc extract ./base ./tuned --params 2000000 -o out/adapter",
+                "rankalloc extract ./base ./tuned --ranks 448 --save-module classifier -o out/adapter --json"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to ``app``."""
+    for name, (function, *lines) in COMMANDS.items():
+        app.command(name, epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines))(function)
