@@ -5,8 +5,9 @@
 
 Most of what a LoRA layer costs beside a frozen one is passes over activations, not arithmetic: the
 adapter's own output, its sum with the layer's, and the same once more for ∂x. Here both products go
-into the tensor that is there already, and only x and z are kept for the backward pass. From B on to P
-and Λ, and through every cast, the gradients are autograd's.
+into the tensor that is there already, and only x and z are kept for the backward pass; where A is not
+trained (LoRA-FA, VeRA), z alone. From B on to P and Λ, and through every cast, the gradients are
+autograd's.
 
 Weakness: a product that is added in place may be rounded otherwise than one that is added afterwards,
 so the last bit may differ from the plain formula's. That is why only training comes here: in
@@ -22,6 +23,9 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
+
+from .errors import RankallocError
+from .layer_kinds import LINEAR
 
 # vmap, grad, jvp and their like cannot pass through a Function that is written to in place; torch has no public
 # name for this question, which its own Function.apply asks
@@ -44,7 +48,7 @@ def compute_dtype(base: nn.Module, kind: str | None, x: torch.Tensor, factors: t
     """
     if torch.compiler.is_compiling() or _transformed():  # a compiler fuses the plain formula by itself
         return None
-    if kind is None or kind == "linear" and type(base) is not nn.Linear or not _is_plain_call(base):
+    if kind not in LINEAR or kind == "linear" and type(base) is not nn.Linear or not _is_plain_call(base):
         return None
     parameters = base._parameters
     weight, bias = parameters.get("weight"), parameters.get("bias")
@@ -105,7 +109,8 @@ class _FusedLinear(torch.autograd.Function):
         z = F.linear(seen, a)
         out.addmm_(z, b.t())
         ctx.shared = dropped is None
-        ctx.save_for_backward(seen, z, weight, a, b)
+        # of x, only the gradient of A needs it: frozen, its r numbers a token do
+        ctx.save_for_backward(seen if ctx.needs_input_grad[4] else None, z, weight, a, b)
         return out
 
     @staticmethod
@@ -116,13 +121,18 @@ class _FusedLinear(torch.autograd.Function):
 
 
 def _gradients(
-    grad: torch.Tensor, seen: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
-    shared: bool, needed: tuple[bool, ...],
+    grad: torch.Tensor, seen: torch.Tensor | None, z: torch.Tensor, weight: torch.Tensor, a: torch.Tensor,
+    b: torch.Tensor, shared: bool, needed: tuple[bool, ...],
 ) -> tuple[torch.Tensor | None, ...]:
     """One gradient, or None, for each input of the Function; ``shared`` when base and adapter see one tensor."""
     needs_x, needs_dropped, _, _, needs_a, needs_b = needed
     grad_x = grad_dropped = grad_a = grad_b = None
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and (needs_x or needs_dropped or needs_a):
+        if seen is None:
+            raise RankallocError(
+                "second derivatives of an adapter whose Q is not trained need the input that it does not keep; take "
+                "them in evaluation mode (model.eval())"
+            )
         z = F.linear(seen, a)  # the saved one has no history, which a second derivative needs
     if needs_b:
         grad_b = (z.t() @ grad).t()  # and not gradᵀ z, which is up to twice as slow for a few columns

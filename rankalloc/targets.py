@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from .base_layers import SUPPORTED, is_quantized, kind_of, why_not
+from .base_layers import SUPPORTED, is_quantized, kind_of, stacked_weights, why_not
 from .errors import TargetError, did_you_mean
+from .layer_kinds import LINEAR
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -23,7 +24,7 @@ def find_targets(
     """The modules to adapt, by full name, in the model's order.
 
     Args:
-        targets: "all-linear" (every supported layer but heads, output heads and tied embeddings), a
+        targets: "all-linear" (every linear layer but heads, output heads and tied embeddings), a
             list of names or suffixes, a regular expression for the whole name, or a callable
             (name, module) -> bool.
         exclude: names or suffixes never to adapt.
@@ -66,6 +67,23 @@ def find_targets(
     if not callable(targets) and not isinstance(targets, str):
         _check_names("target_modules", targets, modules)
     return found
+
+
+def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
+    """What "all-linear" would adapt if it could, in one sentence: experts whose weights are stacked in one tensor."""
+    if targets != ALL_LINEAR:
+        return []
+    stacks = {
+        f"{name}.{weight}": module for name, module in model.named_modules() for weight in stacked_weights(module)
+        if not _has_suffix(name, exclude)
+    }
+    if not stacks:
+        return []
+    experts = sum(len(getattr(module, name.rsplit(".", 1)[-1])) for name, module in stacks.items())
+    return [
+        f"{len(stacks)} stacked expert weights ({experts} matrices; {next(iter(stacks))} is the first) are not "
+        "adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
+    ]
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -115,7 +133,7 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence
             continue
         if is_quantized(module):
             found[name] = module  # refused by the caller with its reason: never passed over in silence
-        elif kind_of(module):
+        elif kind_of(module) in LINEAR:
             found[name] = module
     return found
 
@@ -147,6 +165,15 @@ def _check_names(argument: str, names: Sequence[str], modules: dict[str, nn.Modu
         raise TargetError(f"{argument} takes a list of names, got {names!r}")
     for name in names:
         if not any(_has_suffix(full, [name]) for full in modules):
+            stacks = [
+                f"{full}.{weight}" for full, module in modules.items() for weight in stacked_weights(module)
+                if _has_suffix(f"{full}.{weight}", [name])
+            ]
+            if stacks:
+                raise TargetError(
+                    f"{argument} names {name!r}, which are weights of experts, stacked in {len(stacks)} tensors such "
+                    f"as {stacks[0]}; rankalloc adapts layers, and leaves such stacks frozen"
+                )
             endings = sorted({full.rsplit(".", 1)[-1] for full in modules})
             raise TargetError(f"{argument} names {name!r}, which the model does not have{did_you_mean(name, endings)}")
 

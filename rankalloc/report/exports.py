@@ -58,6 +58,6 @@ def attach_call(trace: RankTrace) -> str:
     pairs = zip(trace.layers, trace.final_ranks, strict=True)
     ranks = "\n".join(f"        {layer.name!r}: {rank}," for layer, rank in pairs)
     call = (
-        f"ra.attach(\n    model,\n    rank={trace.rank},\n    alpha={trace.alpha:g},\n    ranks={{\n{ranks}\n    }},\n)"
+        f"ra.attach(\n    model,\n    rank={trace.rank},\n    alpha={trace.scaling * trace.rank:g},\n    ranks={{\n{ranks}\n    }},\n)"
     )
     return f"import rankalloc as ra\n\n{call}"
