@@ -41,6 +41,7 @@ def load(model: nn.Module, path: str | os.PathLike) -> Adapters:
     tensors = _read_tensors(folder)
     pairs, rest = _split(tensors, folder)
     modules = dict(model.named_modules())
+    rest = _without_copies(rest, modules, folder)
     heads = _head_names(rest, modules, folder)
     stored = {name: lora_a.shape[0] for name, (lora_a, _) in pairs.items()}
     pairs = {name: _fitting(name, *pair, modules, folder) for name, pair in pairs.items()}
@@ -135,6 +136,22 @@ def _split(
     if not halves:
         raise AdapterFileError(f"{folder} holds no LoRA weights")
     return {name: (pair["A"], pair["B"]) for name, pair in halves.items()}, rest
+
+
+def _without_copies(
+    rest: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Module], folder: Path
+) -> dict[str, torch.Tensor]:
+    """``rest`` without the embedding weights that PEFT writes along with an adapted embedding."""
+    own = {key: key.replace(".base_layer.", ".") for key in rest if ".base_layer." in key}
+    for key, plain in own.items():
+        owner, _, attribute = plain.rpartition(".")
+        weight, copy = getattr(modules.get(owner), attribute, None), rest[key]
+        if weight is None or weight.shape != copy.shape or not torch.equal(weight.cpu(), copy.to(weight.dtype)):
+            raise AdapterFileError(
+                f"{folder} was made for another model: {key} in it is not this model's {plain} (a vocabulary that was "
+                "resized, perhaps)"
+            )
+    return {key: value for key, value in rest.items() if key not in own}
 
 
 def _head_names(rest: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Module], folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 
@@ -35,7 +35,7 @@ def find_targets(
             lists what could be.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    _check_names("exclude_modules", exclude, modules)
+    _check_names("exclude_modules", exclude, [*modules, *stacked_in(model)])
     if targets == ALL_LINEAR:
         found = _all_linear(model, modules, heads)
     else:
@@ -56,6 +56,14 @@ def find_targets(
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise TargetError(f"cannot adapt {name}{more}: {reason}. {_could_be(callable_layers)}")
+    if not callable(targets) and not isinstance(targets, str):
+        asked = [n for n in stacked_in(model) if _has_suffix(n, targets)]
+        if asked:
+            more = f" and {len(asked) - 1} more" if asked[1:] else ""
+            raise TargetError(
+                f"target_modules names weights of experts, {asked[0]}{more}: stacked in one tensor for all experts, "
+                "they are no layer and stay frozen; leave them out"
+            )
     if not found:
         hint = ""
         if isinstance(targets, str) and targets != ALL_LINEAR:
@@ -74,16 +82,21 @@ def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -
     if targets != ALL_LINEAR:
         return []
     stacks = {
-        f"{name}.{weight}": module for name, module in model.named_modules() for weight in stacked_weights(module)
-        if not _has_suffix(name, exclude)
+        name: count for name, count in stacked_in(model).items()
+        if not any(_has_suffix(part, exclude) for part in (name, name.rpartition(".")[0]))
     }
     if not stacks:
         return []
-    experts = sum(len(getattr(module, name.rsplit(".", 1)[-1])) for name, module in stacks.items())
     return [
-        f"{len(stacks)} stacked expert weights ({experts} matrices; {next(iter(stacks))} is the first) are not "
-        "adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
+        f"{len(stacks)} stacked expert weights ({sum(stacks.values())} matrices; {next(iter(stacks))} is the first) "
+        "are not adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
     ]
+
+
+def stacked_in(model: nn.Module) -> dict[str, int]:
+    """{full name of a parameter in which the weights of experts are stacked: how many there are}."""
+    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+    return {f"{n}{w}": len(getattr(module, w)) for n, module in modules for w in stacked_weights(module)}
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -160,20 +173,11 @@ def _bypassed(model: nn.Module) -> dict[int, str]:
     return {id(linear): reason for layer in layers for linear in (layer.linear1, layer.linear2)}
 
 
-def _check_names(argument: str, names: Sequence[str], modules: dict[str, nn.Module]) -> None:
+def _check_names(argument: str, names: Sequence[str], modules: Collection[str]) -> None:
     if isinstance(names, str):
         raise TargetError(f"{argument} takes a list of names, got {names!r}")
     for name in names:
         if not any(_has_suffix(full, [name]) for full in modules):
-            stacks = [
-                f"{full}.{weight}" for full, module in modules.items() for weight in stacked_weights(module)
-                if _has_suffix(f"{full}.{weight}", [name])
-            ]
-            if stacks:
-                raise TargetError(
-                    f"{argument} names {name!r}, which are weights of experts, stacked in {len(stacks)} tensors such "
-                    f"as {stacks[0]}; rankalloc adapts layers, and leaves such stacks frozen"
-                )
             endings = sorted({full.rsplit(".", 1)[-1] for full in modules})
             raise TargetError(f"{argument} names {name!r}, which the model does not have{did_you_mean(name, endings)}")
 

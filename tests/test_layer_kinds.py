@@ -12,7 +12,7 @@ from rankalloc.adapter import INITS, Adapter
 from rankalloc.base_layers import weight_view
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError, TargetError
 
-from .conftest import prune, randomize, tensors_of
+from .conftest import logits_of, make_llama, prune, randomize, tensors_of
 
 CONVOLUTIONS = {
     "plain": lambda: nn.Conv2d(4, 6, 3),
@@ -271,3 +271,19 @@ def test_an_embedding_tied_to_the_head_is_not_merged(llama):
     randomize(adapters)
     with pytest.raises(RankallocError, match="shares its weight"):
         ra.merge(adapters)
+
+
+def test_an_embedding_adapted_by_peft_brings_its_base_weight_along(llama, tmp_path):
+    peft = pytest.importorskip("peft")
+    theirs = peft.get_peft_model(llama, peft.LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    ours = make_llama()
+    ra.load(ours, tmp_path)
+    torch.testing.assert_close(logits_of(ours), logits_of(theirs), rtol=1e-5, atol=1e-5)
+    resized = make_llama()
+    resized.model.embed_tokens.weight.data += 1
+    with pytest.raises(AdapterFileError, match="is not this model's model.embed_tokens.weight"):
+        ra.load(resized, tmp_path)
