@@ -7,8 +7,10 @@ import warnings
 import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from typer.testing import CliRunner
 
 import rankalloc as ra
+from rankalloc.cli.app import app
 from rankalloc.errors import AdapterFileError, TargetError
 
 from .conftest import logits_of, make_bert, token_ids
@@ -86,3 +88,10 @@ def test_an_adapter_of_pefts_over_experts_is_refused(tmp_path):
     peft.get_peft_model(make_mixtral(), config).save_pretrained(tmp_path)
     with pytest.raises(AdapterFileError, match="MixtralExperts keeps the weights of 3 experts stacked"):
         ra.load(make_mixtral(), tmp_path)
+
+
+def test_ls_targets_names_them_too(tmp_path):
+    make_mixtral().config.save_pretrained(tmp_path)
+    done = CliRunner().invoke(app, ["ls", "targets", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "note: 4 stacked expert weights (12 matrices" in " ".join(done.output.split())

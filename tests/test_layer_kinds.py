@@ -94,7 +94,7 @@ def test_gradients_of_a_convolution(kind):
     base = CONVOLUTIONS[kind]().double().requires_grad_(False)
     adapter = Adapter(base, 2, 0.7, dtype=torch.float64)
     nn.init.normal_(adapter.lam)
-    x = torch.randn(1, 4, *[5] * (base.weight.dim() - 2), dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, 4, *[4] * (base.weight.dim() - 2), dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(adapter, (x,))
     adapter(x).square().sum().backward()
     whole = base.weight.detach().clone().requires_grad_()
@@ -287,3 +287,22 @@ def test_an_embedding_adapted_by_peft_brings_its_base_weight_along(llama, tmp_pa
     resized.model.embed_tokens.weight.data += 1
     with pytest.raises(AdapterFileError, match="is not this model's model.embed_tokens.weight"):
         ra.load(resized, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16 base"])
+@pytest.mark.parametrize("kind", ["plain", "groups"])
+def test_narrow_types(kind, how):
+    model, adapters = adapt(kind)
+    randomize(adapters)
+    exact = model(ids()).detach()
+    if how == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = model.train()(ids())
+    else:
+        for adapter in adapters:
+            adapter.base_layer.bfloat16()
+        out = model.train()(ids())
+        assert all(p.dtype == torch.float32 for p in adapters.parameters())
+    torch.testing.assert_close(out.float(), exact, rtol=0.1, atol=0.1)
+    out.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in adapters.parameters())
