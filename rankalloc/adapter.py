@@ -8,7 +8,7 @@ is to a layer that is not linear is its kind's (:mod:`rankalloc.layer_kinds`).
 LoRA's variants are the same adapter with fewer factors trained (:data:`TRAINED`):
 
 - "lora-fa" (Zhang et al., arXiv 2308.03303): Q stays as drawn. The backward pass then needs z = Q x and
-  not x, so an adapter beside a frozen layer keeps r numbers a token instead of d_in.
+  not x, so an adapter beside a frozen linear layer keeps r numbers a token instead of d_in.
 - "vera" (Kopiczko et al., arXiv 2310.11454): P and Q stay as drawn, and an output scale joins them; see
   :mod:`rankalloc.vera`.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -125,9 +127,12 @@ def test_a_file_comes_back_and_peft_computes_the_same_from_it(kind, layout, tmp_
     if kind not in PEFT_IS_WRONG:
         other = peft.PeftModel.from_pretrained(make(kind), tmp_path)
         torch.testing.assert_close(other(ids()), model(ids()), rtol=1e-5, atol=1e-5)
-    elif kind == "reflect":  # a file of PEFT's own kind: merged, it is right there too
-        other = peft.PeftModel.from_pretrained(make(kind), tmp_path).merge_and_unload()
-        torch.testing.assert_close(other(ids()), model(ids()), rtol=1e-4, atol=1e-5)
+        return
+    other = peft.PeftModel.from_pretrained(make(kind), tmp_path)
+    with contextlib.suppress(RuntimeError):  # the warning is needed as long as this is so
+        assert not torch.allclose(other(ids()), model(ids()), atol=1e-3)
+    if kind in ("dilated", "reflect"):  # merged, they are right there too
+        torch.testing.assert_close(other.merge_and_unload()(ids()), model(ids()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["strided", "1d", "3d"])
@@ -164,8 +169,9 @@ def test_a_grouped_convolution_of_pefts_is_refused(tmp_path):
         ra.load(make("plain"), tmp_path)
 
 
-@pytest.mark.parametrize("method", ["auto", "adalora", "elalora", "sora"])
-@pytest.mark.parametrize("kind", ["groups", "reflect"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("groups", "auto"), ("reflect", "auto"), ("groups", "elalora"), ("groups", "sora")]
+)
 def test_ranks_are_chosen_over_all_kinds_of_layers_and_a_run_resumes_to_the_bit(kind, method):
     budget = ra.RankBudget(params=250, every=2)
 

@@ -276,8 +276,9 @@ def test_what_would_turn_the_basis_is_refused(init, options):
     assert controller.orthogonal == 0.0
 
 
-@pytest.mark.parametrize("budget", [{"ranks": 5}, {"params": 230}])
-@pytest.mark.parametrize("shrink", ["events", "freeze", False])
+@pytest.mark.parametrize(
+    ("shrink", "budget"), [("events", {"params": 230}), ("freeze", {"ranks": 5}), (False, {"params": 230})]
+)
 @pytest.mark.parametrize("method", OF_FIXED)
 @pytest.mark.parametrize("init", FIXED)
 def test_budgets_are_met_and_runs_resume_to_the_bit(init, method, shrink, budget):
