@@ -121,7 +121,7 @@ class Adapter(nn.Module):
                 self.lam.normal_()
             else:
                 self.lam.fill_(1.0)
-            # kaiming-uniform with a = √5, which for an embedding would have its one-hot inputs as its fan
+            # kaiming-uniform with a = √5; the fan of an embedding's one-hot input is 1
             gain = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
             bound = math.sqrt(3.0) * (gain / math.sqrt(self.layout.fan_in(self.d_in)))
             self.Q.uniform_(-bound, bound)

@@ -109,7 +109,7 @@ class _FusedLinear(torch.autograd.Function):
         z = F.linear(seen, a)
         out.addmm_(z, b.t())
         ctx.shared = dropped is None
-        # of x, only the gradient of A needs it: frozen, its r numbers a token do
+        # x is for the gradient of A alone: where A is frozen, z is all that is kept, r numbers a token
         ctx.save_for_backward(seen if ctx.needs_input_grad[4] else None, z, weight, a, b)
         return out
 
