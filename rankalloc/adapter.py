@@ -1,8 +1,16 @@
 """The adapter: ΔW = s·P·Λ·Q beside a frozen layer.
 
 P is (d_out, r), Λ = diag(lam) with lam (r,), Q is (r, d_in); row i of Q, column i of P and lam[i]
-are one triplet, the unit that is scored, kept and dropped. s = alpha / rank is fixed for the whole
-run, whatever the live rank (AdaLoRA's author reports that rescaling hurts).
+are one triplet, the unit that is scored, kept and dropped. s, alpha / rank or alpha / √rank, is fixed for
+the whole run, whatever the live rank (AdaLoRA's author reports that rescaling hurts). What the product
+is to a layer that is not linear is its kind's (:mod:`rankalloc.layer_kinds`).
+
+LoRA's variants are the same adapter with fewer factors trained (:data:`TRAINED`):
+
+- "lora-fa" (Zhang et al., arXiv 2308.03303): Q stays as drawn. The backward pass then needs z = Q x and
+  not x, so an adapter beside a frozen linear layer keeps r numbers a token instead of d_in.
+- "vera" (Kopiczko et al., arXiv 2310.11454): P and Q stay as drawn, and an output scale joins them; see
+  :mod:`rankalloc.vera`.
 """
 
 from __future__ import annotations
@@ -12,17 +20,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .base_layers import kind_of, shape_of
 from .errors import RankallocError
 from .fused import compute_dtype, fused_linear
+from .layer_kinds import KINDS, Kind
+from .vera import shared_pair
 
-INITS = ("svd", "lora", "gate")
+TRAINED = {
+    "svd": ("P", "lam", "Q"),
+    "lora": ("P", "Q"),
+    "gate": ("P", "lam", "Q"),
+    "lora-fa": ("P",),
+    "vera": ("lam", "lam_out"),
+}
+"""{init: the factors it trains}."""
+
+INITS = tuple(TRAINED)
+FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
+"""Parametrisations whose basis must stay as it is."""
 
 
 class Adapter(nn.Module):
-    """A frozen linear layer and its low-rank update: y = base(x) + s · P Λ Q dropout(x).
+    """A frozen layer and its low-rank update: y = base(x) + s · P Λ Q dropout(x).
 
     Args:
         base_layer: the layer to adapt; kept, not copied.
@@ -31,11 +51,14 @@ class Adapter(nn.Module):
         init: "svd": lam = 0 and P, Q ~ N(0, 0.02), all three trained (AdaLoRA, arXiv 2303.10512).
             "lora": P = 0, Q kaiming-uniform with a = √5, lam = 1 and not trained, which is plain
             LoRA (arXiv 2106.09685). "gate": like "lora" with a trained lam ~ N(0, 1) between the two
-            factors (SoRA, arXiv 2311.11696). All start at ΔW = 0.
-        dropout: probability of zeroing an input of the adapter while training.
+            factors (SoRA, arXiv 2311.11696). "lora-fa": like "lora" with Q not trained. "vera": lam and an output
+            scale alone. All start at ΔW = 0.
+        dropout: probability of zeroing an input of the adapter while training; token ids are not dropped.
         dtype: of P, lam and Q.
+        pair: the (A, B) of :func:`rankalloc.vera.shared_pair` for "vera"; None draws one for this layer alone.
 
-    Shapes: input (..., d_in), output (..., d_out).
+    Shapes: input (..., d_in), output (..., d_out) beside a linear layer; the layer's own beside an embedding or a
+    convolution, whose weight is read as a matrix (d_out, d_in).
 
     Example:
         >>> import torch
@@ -48,6 +71,7 @@ class Adapter(nn.Module):
     P: nn.Parameter
     lam: nn.Parameter
     Q: nn.Parameter
+    lam_out: nn.Parameter | None
     kept: torch.Tensor
 
     def __init__(
@@ -58,10 +82,14 @@ class Adapter(nn.Module):
         init: str = "svd",
         dropout: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        pair: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.kind = kind_of(base_layer)
+        self.layout: Kind = KINDS[self.kind or "linear"]
+        for name in self.layout.attributes:  # what other code reads from the layer it thinks it has
+            setattr(self, name, getattr(base_layer, name))
         self.d_in, self.d_out = shape_of(base_layer)
         self.scaling = float(scaling)
         self.init = init
@@ -69,24 +97,35 @@ class Adapter(nn.Module):
         self.drawn = 0  # rank of this training step at scale α / rank, for rules that draw one; 0 for all
         self.register_module("dropout", nn.Dropout(dropout) if dropout else None)
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
-        self.P = nn.Parameter(torch.zeros(self.d_out, rank, **place))
-        self.lam = nn.Parameter(torch.zeros(rank, **place), requires_grad=init != "lora")
-        self.Q = nn.Parameter(torch.zeros(rank, self.d_in, **place))
+        shapes = {"P": (self.d_out, rank), "lam": (rank,), "Q": (rank, self.d_in), "lam_out": (self.d_out,)}
+        for name, shape in shapes.items():
+            trained = name in TRAINED[init]
+            held = trained or name != "lam_out"
+            factor = nn.Parameter(torch.zeros(shape, **place), requires_grad=trained) if held else None
+            self.register_parameter(name, factor)
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=place["device"]))
-        self._initialise()
+        self._initialise(pair)
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def _initialise(self, pair: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         if self.init == "svd":
             self.P.normal_(0.0, 0.02)
             self.Q.normal_(0.0, 0.02)
+        elif self.init == "vera":
+            a, b = pair or shared_pair([(self.d_in, self.d_out)], self.rank)
+            self.P.copy_(b[: self.d_out, : self.rank])
+            self.Q.copy_(a[: self.rank, : self.d_in])
+            self.lam.fill_(0.1)
         else:
             if self.init == "gate":
                 self.lam.normal_()
             else:
                 self.lam.fill_(1.0)
-            if self.rank:
-                nn.init.kaiming_uniform_(self.Q, a=math.sqrt(5))
+            # kaiming-uniform with a = √5; the fan of an embedding's one-hot input is 1
+            gain = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
+            bound = math.sqrt(3.0) * (gain / math.sqrt(self.layout.fan_in(self.d_in)))
+            self.Q.uniform_(-bound, bound)
+        self.layout.blank(self.base_layer, self.Q)
 
     @property
     def rank(self) -> int:
@@ -110,7 +149,7 @@ class Adapter(nn.Module):
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return self.base_layer.bias
+        return getattr(self.base_layer, "bias", None)
 
     @property
     def in_features(self) -> int:
@@ -126,6 +165,8 @@ class Adapter(nn.Module):
         p, lam, q = factors = parameters["P"], parameters["lam"], parameters["Q"]
         if not lam.numel():
             return base(x)
+        if parameters["lam_out"] is not None:
+            p, lam, q = factors = self.left(), lam, q
         scaling = self.scaling
         if self.training:
             if self.drawn:
@@ -137,18 +178,45 @@ class Adapter(nn.Module):
                 seen = x if dropout is None else dropout(x)
                 return fused_linear(base, self.kind, x, seen, factors, scaling, dtype)
         out = base(x)
-        if dropout is not None:
-            x = dropout(x)
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(q.dtype)
-        # Λ·s goes into P, as it does in the exported file: same products in the same order, so the same numbers;
-        # and d_out · r numbers are scaled instead of one row of outputs a token
-        return out + F.linear(F.linear(x, q), p * (lam * scaling)).to(out.dtype)
+        if self.layout.takes_numbers:
+            if dropout is not None:
+                x = dropout(x)
+            if not torch.is_autocast_enabled(x.device.type):
+                x = x.to(q.dtype)
+        # the same products in the same order as in an exported file, so the same numbers
+        return out + self.layout.update(base, x, q, p * (lam * scaling)).to(out.dtype)
+
+    def left(self) -> torch.Tensor:
+        """P, (d_out, r), with the output scale of "vera" in it."""
+        return self.P if self.lam_out is None else self.P * self.lam_out[:, None]
+
+    def scaled(self) -> torch.Tensor:
+        """P Λ s, (d_out, r): what an exported file holds beside Q."""
+        # d_out · r numbers are scaled, and not one row of outputs a token
+        return self.left() * (self.lam * self.scaling)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The factors that are trained."""
+        return [p for p in (self.P, self.lam, self.Q, self.lam_out) if p is not None and p.requires_grad]
+
+    def is_finite(self) -> bool:
+        """Whether every number of the adapter is finite."""
+        return all(bool(torch.isfinite(p).all()) for p in (self.P, self.lam, self.Q, self.lam_out) if p is not None)
+
+    def lam_gradient(self) -> torch.Tensor | None:
+        """∂L/∂lam, (r,); None before a backward pass.
+
+        A Λ that is not trained has no gradient of its own, but P has: P and lam act through their product alone, so
+        lam_i ∂L/∂lam_i = P_:i · ∂L/∂P_:i.
+        """
+        if self.lam.requires_grad or self.P.grad is None:
+            return self.lam.grad
+        return (self.P.detach() * self.P.grad).sum(0) / torch.where(self.lam == 0, 1.0, self.lam)
 
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:
         """ΔW = s · P Λ Q, (d_out, d_in), in the adapter's dtype."""
-        return (self.P * (self.lam * self.scaling)) @ self.Q
+        return self.scaled() @ self.Q
 
     @torch.no_grad()
     def singular_values(self) -> torch.Tensor:
@@ -159,13 +227,13 @@ class Adapter(nn.Module):
         """
         if not self.rank:
             return torch.zeros(0, dtype=torch.float64)
-        if not all(torch.isfinite(factor).all() for factor in (self.P, self.lam, self.Q)):
+        if not self.is_finite():
             raise RankallocError(
                 "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
                 "gradients (max_grad_norm)"
             )
         # the r ≤ d columns fit a thin QR; a rank above min(d_in, d_out) is refused at attach
-        r_p = torch.linalg.qr(self.P.double().cpu(), mode="r").R
+        r_p = torch.linalg.qr(self.left().double().cpu(), mode="r").R
         r_q = torch.linalg.qr(self.Q.double().cpu().T, mode="r").R
         return torch.linalg.svdvals((r_p * (self.lam.double().cpu() * self.scaling)) @ r_q.T)
 
@@ -174,8 +242,12 @@ class Adapter(nn.Module):
         """Mark the triplets that stay, (r,) bool, and set lam of the others to zero.
 
         They keep their P and Q, so a dropped triplet can come back at a later allocation; with ``erase``
-        those become zero too, and with them every gradient the triplet would have.
+        those become zero too, and with them every gradient the triplet would have. Where neither lam nor Q is
+        trained ("lora-fa"), a triplet that comes back begins again with P = 0.
         """
+        if self.init == "lora-fa":
+            self.P.mul_(self.kept & kept.to(self.kept.device))
+            self.lam.copy_(kept)
         self.kept.copy_(kept)
         self.lam.mul_(self.kept)
         if erase:

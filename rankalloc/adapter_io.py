@@ -5,6 +5,9 @@ lora_A = Q, lora_B = P·(Λ·s), so the file's own scale is 1. Two layouts:
 - "uniform": every module padded with zeros to one rank R, r = lora_alpha = R, no patterns. Right
   also in tools that read one global scale and ignore rank_pattern.
 - "compact": no padding; rank_pattern = alpha_pattern = the ranks; modules of rank 0 are left out.
+
+How the pair of an embedding or a convolution lies in the file is in :mod:`rankalloc.layer_kinds`. A grouped
+convolution has a rank_pattern of its own even in the uniform layout, since PEFT counts its ranks once a group.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,8 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     Raises:
         NotAdaptedError: ranks were to be chosen for these adapters and never were.
         RankallocError: the folder cannot be written; what was there is unchanged.
+
+    Warns of a convolution that PEFT would compute otherwise (dilated, or with a padding mode).
     """
     adapters.check_adapted()
     if not adapters.modules:
@@ -60,6 +66,8 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         raise ConfigError(unknown("layout", layout, LAYOUTS))
     if not isinstance(pad_multiple, int) or pad_multiple < 1 or (layout == "compact" and pad_multiple != 1):
         raise ConfigError(f"pad_multiple={pad_multiple} is for the uniform layout, and at least 1")
+    for note in caveats(adapters):
+        warnings.warn(note, stacklevel=2)
     factors = {name: _factors(adapter) for name, adapter in adapters.modules.items()}
     ranks = {name: a.shape[0] for name, (a, _) in factors.items()}
     top = max(1, *ranks.values())
@@ -72,8 +80,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
             lora_b = nn.functional.pad(lora_b, (0, missing))
         elif not ranks[name]:
             continue
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = lora_a.contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = lora_b.contiguous()
+        tensors |= _packed(name, adapters.modules[name], lora_a, lora_b)
     for head, module in adapters.heads.items():
         for key, value in module.state_dict().items():
             tensors[f"{PREFIX}{head}.{key}"] = value.detach().cpu().contiguous().clone()
@@ -82,14 +89,15 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         # a LoRA file must adapt something: one module of rank 1 that adds zero
         name = written[0]
         adapter = adapters.modules[name]
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = torch.zeros(1, adapter.d_in)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = torch.zeros(adapter.d_out, 1)
+        tensors |= _packed(name, adapter, torch.zeros(1, adapter.d_in), torch.zeros(adapter.d_out, 1))
         ranks = {name: 1}
     config = _config(adapters, written, top)
-    if layout == "compact":
-        pattern = {f"^{re.escape(name)}": ranks[name] for name in written if ranks[name] != top}
-        config["rank_pattern"] = pattern
-        config["alpha_pattern"] = dict(pattern)
+    # a grouped convolution holds each rank once a group, in either layout
+    groups = {name: a.layout.groups(a.base_layer) for name, a in adapters.modules.items()}
+    stored = {name: (ranks[name] if layout == "compact" else top) * groups[name] for name in written}
+    pattern = {f"^{re.escape(name)}": rank for name, rank in stored.items() if rank != top}
+    config["rank_pattern"] = pattern
+    config["alpha_pattern"] = dict(pattern)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder = Path(path)
     metadata = {"format": "pt", "rankalloc_config": sha256_of(text)}
@@ -109,8 +117,21 @@ def _factors(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
     lam = adapter.lam.detach()
     keep = adapter.kept | (lam != 0)
     lora_a = adapter.Q.detach()[keep]
-    lora_b = adapter.P.detach()[:, keep] * (lam[keep] * adapter.scaling)
+    lora_b = adapter.scaled().detach()[:, keep]
     return lora_a.cpu().clone(), lora_b.cpu().clone()
+
+
+def _packed(name: str, adapter: Adapter, lora_a: torch.Tensor, lora_b: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{key: tensor} of one module, from (k, d_in) and (d_out, k)."""
+    pair = adapter.layout.pack(adapter.base_layer, lora_a, lora_b)
+    keys = adapter.layout.keys
+    return {f"{PREFIX}{name}.{key}": tensor.contiguous() for key, tensor in zip(keys, pair, strict=True)}
+
+
+def caveats(adapters: Adapters) -> list[str]:
+    """Where PEFT would compute otherwise than these adapters do, one sentence each."""
+    found = {name: adapter.layout.caveat(adapter.base_layer) for name, adapter in adapters.modules.items()}
+    return [f"{name}: {caveat}" for name, caveat in found.items() if caveat]
 
 
 def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from .adapter import Adapter
 from .adapter_io import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from .adapters import Adapters
 from .attachment import attach
-from .base_layers import shape_of, why_not
-from .errors import AdapterFileError, TargetError
+from .base_layers import kind_of, shape_of, why_not
+from .errors import AdapterFileError, RankallocError, TargetError
 from .files import sha256_of
+from .layer_kinds import KINDS
 from .tensor_files import read_tensors
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -45,9 +46,10 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     tensors = _read_tensors(folder)
     pairs, rest = _split(tensors, folder)
     modules = dict(model.named_modules())
+    rest = _without_copies(rest, modules, folder)
     heads = _head_names(rest, modules, folder)
-    for name, (lora_a, lora_b) in pairs.items():
-        _check_fit(name, lora_a, lora_b, modules, folder)
+    stored = {name: lora_a.shape[0] for name, (lora_a, _) in pairs.items()}
+    pairs = {name: _fitting(name, *pair, modules, folder) for name, pair in pairs.items()}
     if check_base:
         fingerprint.check(model, folder / WEIGHTS_NAME)
     states = {
@@ -56,7 +58,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     }
     for head, state in states.items():
         _check_head(head, state, modules[head], folder)
-    scales = {name: _scale(config, name, lora_a.shape[0], folder) for name, (lora_a, _) in pairs.items()}
+    scales = {name: _scale(config, name, rank, folder) for name, rank in stored.items()}
     trimmed = {name: _trim(*pair) for name, pair in pairs.items()}
     rank = max(1, *(a.shape[0] for a, _ in trimmed.values()))
     adapters = attach(
@@ -128,9 +130,9 @@ def _split(
     rest = {}
     for key, value in tensors.items():
         name = key.removeprefix(PREFIX)
-        match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
+        match = re.fullmatch(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))", name)
         if match:
-            halves.setdefault(match[1], {})[match[2]] = value
+            halves.setdefault(match[1], {})[match[2] or match[3]] = value
         elif "lora_" in name:
             raise AdapterFileError(f"{folder}: {key} is a kind of adapter weight this version does not read")
         else:
@@ -141,6 +143,22 @@ def _split(
     if not halves:
         raise AdapterFileError(f"{folder} holds no LoRA weights")
     return {name: (pair["A"], pair["B"]) for name, pair in halves.items()}, rest
+
+
+def _without_copies(
+    rest: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Module], folder: Path
+) -> dict[str, torch.Tensor]:
+    """``rest`` without the embedding weights that PEFT writes along with an adapted embedding."""
+    own = {key: key.replace(".base_layer.", ".") for key in rest if ".base_layer." in key}
+    for key, plain in own.items():
+        owner, _, attribute = plain.rpartition(".")
+        weight, copy = getattr(modules.get(owner), attribute, None), rest[key]
+        if weight is None or weight.shape != copy.shape or not torch.equal(weight.cpu(), copy.to(weight.dtype)):
+            raise AdapterFileError(
+                f"{folder} was made for another model: {key} in it is not this model's {plain} (a vocabulary that was "
+                "resized, perhaps)"
+            )
+    return {key: value for key, value in rest.items() if key not in own}
 
 
 def _head_names(rest: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Module], folder: Path) -> list[str]:
@@ -158,10 +176,10 @@ def _head_names(rest: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Modul
     return heads
 
 
-def _check_fit(
+def _fitting(
     name: str, lora_a: torch.Tensor, lora_b: torch.Tensor, modules: Mapping[str, nn.Module], folder: Path
-) -> None:
-
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair as matrices (k, d_in) and (d_out, k) for the layer of that name."""
     if name not in modules:
         raise AdapterFileError(f"{folder} was made for another model: this one has no layer {name}")
     if isinstance(modules[name], Adapter):
@@ -169,13 +187,16 @@ def _check_fit(
     if why_not(modules[name]):
         raise AdapterFileError(f"{folder}: cannot adapt {name}: {why_not(modules[name])}")
     d_in, d_out = shape_of(modules[name])
-    if lora_a.dim() != 2 or lora_b.dim() != 2 or lora_a.shape[0] != lora_b.shape[1]:
-        raise AdapterFileError(f"{folder}: the factors of {name} do not fit each other")
+    try:
+        lora_a, lora_b = KINDS[kind_of(modules[name])].unpack(modules[name], lora_a, lora_b)
+    except RankallocError as error:
+        raise AdapterFileError(f"{folder} does not fit {name}: {error}") from None
     if (lora_a.shape[1], lora_b.shape[0]) != (d_in, d_out):
         raise AdapterFileError(
             f"{folder} was made for another model: {name} is {lora_a.shape[1]} → {lora_b.shape[0]} in the adapter and "
             f"{d_in} → {d_out} here"
         )
+    return lora_a, lora_b
 
 
 def _check_head(head: str, state: Mapping[str, torch.Tensor], module: nn.Module, folder: Path) -> None:

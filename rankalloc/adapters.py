@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,10 +13,19 @@ from torch import nn
 from .adapter import Adapter
 from .budget import LayerShape
 from .layer_names import places
+from .parameter_groups import parameter_groups
 from .trace import LayerRecord
 
 if TYPE_CHECKING:
     from .rank_plan import RankPlan
+
+
+SCALES: dict[str, Callable[[float, int], float]] = {
+    "lora": lambda alpha, rank: alpha / rank,
+    "rslora": lambda alpha, rank: alpha / math.sqrt(rank),
+}
+"""s from alpha and the rank at the start: LoRA's, and rsLoRA's, whose updates do not vanish as the rank grows
+(Kalajdzievski, arXiv 2312.03732). The exported files hold s, so no reader needs to know which it was."""
 
 
 class Adaptation(Protocol):
@@ -34,12 +44,14 @@ class Adapters:
         model: the adapted model.
         modules: {module name: Adapter}.
         heads: {module name: module} of the task heads that train along.
-        rank, alpha: as given to attach; every adapter's scaling is alpha / rank.
-        init: parametrisation, "svd" or "lora".
+        rank, alpha: as given to attach; every adapter's scaling is alpha / rank, or alpha / √rank.
+        init: parametrisation, a key of ``rankalloc.adapter.TRAINED``.
         trainable_before: names of the parameters that were trainable before attach.
         adaptation: the controller or callback that chooses these adapters' ranks, once there is one.
         plan: the plan they began with, if ranks were chosen before training.
         merge_loss: {module name: share of its update that rounding lost}, once they were merged.
+        scale: "lora" or "rslora", a key of :data:`SCALES`.
+        notes: what the user should know, one sentence each; they become alerts of a run's trace.
     """
 
     model: nn.Module
@@ -52,6 +64,8 @@ class Adapters:
     adaptation: Adaptation | None = field(repr=False, default=None)
     plan: RankPlan | None = field(repr=False, default=None)
     merge_loss: dict[str, float] = field(repr=False, default_factory=dict)
+    scale: str = "lora"
+    notes: list[str] = field(repr=False, default_factory=list)
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -65,8 +79,8 @@ class Adapters:
 
     @property
     def scaling(self) -> float:
-        """s = alpha / rank, the same for every layer."""
-        return self.alpha / self.rank
+        """s, the same for every layer."""
+        return SCALES[self.scale](self.alpha, self.rank)
 
     def ranks(self) -> dict[str, int]:
         """{module name: live rank}."""
@@ -82,8 +96,19 @@ class Adapters:
 
     def parameters(self) -> list[nn.Parameter]:
         """Trainable parameters: those of the adapters, then those of the heads."""
-        own = [p for a in self for p in (a.P, a.lam, a.Q) if p.requires_grad]
+        own = [p for adapter in self for p in adapter.trained()]
         return own + [p for head in self.heads.values() for p in head.parameters()]
+
+    def trainable_params(self) -> int:
+        """Numbers that the optimizer trains in the adapters now, heads apart: fewer than :meth:`num_params` where
+        factors are frozen (LoRA-FA, VeRA), and more by λ where it is trained."""
+        return sum(p.numel() for adapter in self for p in adapter.trained())
+
+    def parameter_groups(
+        self, lr: float, plus_ratio: float = 16.0, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer with LoRA+'s two rates; see :mod:`rankalloc.parameter_groups`."""
+        return parameter_groups(self, lr, plus_ratio, weight_decay)
 
     def shapes(self) -> list[LayerShape]:
         """The layers as a budget sees them; ``rank`` is the number of triplets held now."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from . import distributed, quantized
 from .adapter import INITS, Adapter
-from .adapters import Adapters, parents_of
+from .adapters import SCALES, Adapters, parents_of
 from .base_layers import shape_of
 from .errors import ConfigError, TargetError, unknown
 from .rank_plan import RankPlan, initialise
-from .targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets
+from .targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets, unadapted
+from .vera import shared_pair
 
 
 def attach(
@@ -26,6 +28,7 @@ def attach(
     modules_to_save: Sequence[str] | None = None,
     dropout: float = 0.0,
     init: str | None = None,
+    scale: str = "lora",
 ) -> Adapters:
     """Freeze ``model`` and put a P·Λ·Q adapter beside each target layer.
 
@@ -33,27 +36,31 @@ def attach(
 
     Args:
         model: any nn.Module; changed in place.
-        rank: triplets of each adapter, and the denominator of the scaling alpha / rank; None for the rank
+        rank: triplets of each adapter, and the denominator of the scaling; None for the rank
             that a plan in ``ranks`` was made at, and else 12.
         alpha: numerator of the scaling; None for 2 · rank.
         target_modules: "all-linear" (not output heads and tied embeddings), a list of names or
             suffixes, a regular expression for whole names, or a callable (name, module) -> bool.
         ranks: {full module name: rank} where a layer's rank differs from ``rank``; 0 is allowed. The
-            scaling stays alpha / rank. A plan from :func:`rankalloc.plan_ranks` also says what the adapters
+            scaling stays that of ``rank``. A plan from :func:`rankalloc.plan_ranks` also says what the adapters
             begin with.
         exclude_modules: names or suffixes never to adapt.
         modules_to_save: modules trained whole and saved with the adapter; None for the task heads
             (classifier, score, ...) that the model has, () for none.
         dropout: input dropout of the adapters while training.
-        init: "svd", "lora" or "gate", see :class:`rankalloc.adapter.Adapter`; None for the plan's, and else "svd".
+        init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapter.Adapter`; None for the plan's,
+            and else "svd".
+        scale: "lora" for alpha / rank, "rslora" for alpha / √rank (arXiv 2312.03732).
 
     Returns:
-        The adapters; only they and the heads are trainable afterwards.
+        The adapters; only they and the heads are trainable afterwards. Weights that no adapter can stand beside,
+        experts stacked in one tensor, are named in a warning and in ``adapters.notes``.
 
     Raises:
         TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a
             rank is above min(d_in, d_out).
-        ConfigError: a number is out of its range, or ``init`` is unknown.
+        ConfigError: a number is out of its range, ``init`` or ``scale`` is unknown, or the plan begins with factors
+            that ``init`` does not have.
 
     Example:
         >>> import torch, rankalloc as ra
@@ -78,15 +85,27 @@ def attach(
         raise ConfigError(f"dropout must lie in [0, 1), got {dropout!r}")
     if init not in INITS:
         raise ConfigError(unknown("init", init, INITS))
+    if scale not in SCALES:
+        raise ConfigError(unknown("scale", scale, SCALES))
+    if init == "vera" and plan is not None and plan.factors:
+        raise ConfigError(
+            f"the plan of method {plan.method!r} begins with factors of its own, and init='vera' with the same random "
+            "ones in every layer; pass ranks=dict(plan) for its ranks alone"
+        )
     heads = find_heads(model) if modules_to_save is None else check_heads(model, modules_to_save)
     targets = find_targets(model, target_modules, exclude_modules, heads)
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
+    notes = unadapted(model, target_modules, exclude_modules)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
 
     trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
     model.requires_grad_(False)
     modules: dict[str, Adapter] = {}
+    shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
     for name, base in targets.items():
-        adapter = Adapter(base, layer_ranks[name], alpha / rank, init=init, dropout=dropout)
+        scaling = SCALES[scale](alpha, rank)
+        adapter = Adapter(base, layer_ranks[name], scaling, init=init, dropout=dropout, pair=shared)
         adapter.train(base.training)
         for parent, attribute in parents_of(model, base):
             if parent is not adapter:
@@ -95,7 +114,9 @@ def attach(
     head_modules = {name: model.get_submodule(name) for name in heads}
     for head in head_modules.values():
         head.requires_grad_(True)
-    adapters = Adapters(model, modules, head_modules, rank, alpha, init, trainable_before)
+    adapters = Adapters(
+        model, modules, head_modules, rank, alpha, init, trainable_before, scale=scale, notes=notes
+    )
     if plan is not None:
         initialise(adapters, plan)
     distributed.leave_out_empty(model)

@@ -1,8 +1,5 @@
-"""Which layers can be adapted, and how their weights lie.
-
-nn.Linear keeps its weight as (d_out, d_in), transformers' Conv1D as (d_in, d_out), and a quantised layer packs it
-(:mod:`rankalloc.quantized`). Everything that depends on these differences is here.
-"""
+"""Which layers can be adapted, and as matrices of which shape; what differs from kind to kind is in
+:mod:`rankalloc.layer_kinds`, and how a quantised layer packs its weight in :mod:`rankalloc.quantized`."""
 
 from __future__ import annotations
 
@@ -10,13 +7,15 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from .layer_kinds import KINDS
 from .quantized import KNOWN, dequantized, scheme_of
 
-SUPPORTED = "nn.Linear and transformers' Conv1D"
+SUPPORTED = "nn.Linear, transformers' Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d and nn.Conv3d"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """ "linear" or "conv1d" when the module is one rankalloc adapts, else None."""
+    """A key of :data:`rankalloc.layer_kinds.KINDS` when the module is one rankalloc adapts, else None."""
     return None if why_not(module) else _kind(module)
 
 
@@ -28,8 +27,24 @@ def why_not(module: nn.Module) -> str | None:
     if is_quantized(module) and not scheme_of(module):
         return f"its weights are quantised ({type(module).__name__}) in a way that is not known here; known: {KNOWN}"
     if kind is None:
-        return f"{type(module).__name__} is neither {SUPPORTED.replace(' and ', ' nor ')}"
+        stacked = stacked_weights(module)
+        if stacked:
+            return (
+                f"{type(module).__name__} keeps the weights of {len(getattr(module, stacked[0]))} experts stacked in "
+                f"one tensor ({', '.join(stacked)}), and a triplet of such a stack is none of a matrix"
+            )
+        if isinstance(module, (nn.Embedding, *_CONVOLUTIONS)):
+            return f"{type(module).__name__} computes its output in a way of its own"
+        return f"{type(module).__name__} is none of {SUPPORTED}"
+    if kind == "embedding" and module.max_norm is not None:
+        return "an embedding with max_norm changes its own weight at each call, which an adapter cannot follow"
     return None
+
+
+def stacked_weights(module: nn.Module) -> list[str]:
+    """Names of the parameters in which this module keeps the matrices of several experts, (experts, …, …)."""
+    is_experts = hasattr(module, "num_experts") or "expert" in type(module).__name__.lower()
+    return [n for n, p in module.named_parameters(recurse=False) if p.dim() == 3] if is_experts else []
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -38,24 +53,25 @@ def is_quantized(module: nn.Module) -> bool:
         return True
     if not hasattr(module, "in_features") and _kind(module) is None:
         return False
+    dimensions = 2 if not isinstance(module, _CONVOLUTIONS) else len(module.kernel_size) + 2
     weight = getattr(module, "weight", None)
     if weight is None or callable(weight):  # torch.ao's quantized Linear has weight()
         return hasattr(module, "qweight") or callable(weight)
-    plain = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.dim() == 2
+    plain = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.dim() == dimensions
     return not plain or type(weight) not in (nn.Parameter, torch.Tensor) or weight.element_size() < 2
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
-    """(d_in, d_out) of a supported layer."""
+    """(d_in, d_out) of a supported layer's weight as a matrix; of a convolution d_in = in / groups · kernel."""
     if scheme_of(module):  # the packed weight has a shape of its own
         return module.in_features, module.out_features
-    rows, columns = module.weight.shape
-    return (rows, columns) if _kind(module) == "conv1d" else (columns, rows)
+    d_out, d_in = weight_view(module).shape
+    return d_in, d_out
 
 
 def weight_view(module: nn.Module) -> torch.Tensor:
-    """The weight as (d_out, d_in), a view of the stored one."""
-    return module.weight.data.T if _kind(module) == "conv1d" else module.weight.data
+    """The weight as (d_out, d_in), a view of the stored one wherever its strides allow one."""
+    return KINDS[_kind(module) or "linear"].matrix(module.weight.data)
 
 
 def full_weight(module: nn.Module) -> torch.Tensor:
@@ -64,9 +80,16 @@ def full_weight(module: nn.Module) -> torch.Tensor:
 
 
 def _kind(module: nn.Module) -> str | None:
-    if scheme_of(module) or (type(module).forward is nn.Linear.forward and isinstance(module, nn.Linear)):
+    forward = type(module).forward
+    if scheme_of(module) or (forward is nn.Linear.forward and isinstance(module, nn.Linear)):
         return "linear"
     # by name, so that torch alone is enough for models that are not from transformers
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return "conv1d"
+    if forward is nn.Embedding.forward and isinstance(module, nn.Embedding):
+        return "embedding"
+    for convolution in _CONVOLUTIONS:
+        plain = forward is convolution.forward and type(module)._conv_forward is convolution._conv_forward
+        if isinstance(module, convolution) and plain:
+            return "convolution"
     return None

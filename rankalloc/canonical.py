@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from . import eight_bit
-from .adapter import Adapter
+from .adapter import TRAINED, Adapter
 from .errors import NotAdaptedError, RankallocError
 
 _FIRST = ("exp_avg", "momentum_buffer")
@@ -63,8 +63,11 @@ def canonicalize(adapter: Adapter, optimizer: torch.optim.Optimizer | None = Non
         RankallocError: a weight is not finite, the adapter has a fixed Λ, or the optimizer remembers
             something that cannot be carried over.
     """
-    if adapter.init == "lora":
-        raise RankallocError("canonical form needs a trained Λ; these adapters were attached with init='lora'")
+    if not {"P", "lam", "Q"} <= set(TRAINED[adapter.init]):
+        raise RankallocError(
+            f"canonical form needs a trained Λ between trained factors; these adapters were attached with "
+            f"init={adapter.init!r}"
+        )
     if not adapter.rank:
         empty = adapter.lam.new_zeros(0, 0, dtype=torch.float64)
         return Change(empty, empty, empty)

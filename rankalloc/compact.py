@@ -39,7 +39,7 @@ def check(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer | None, 
     optimizer = unwrap(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for adapter in adapters:
-        if any(p.requires_grad and id(p) not in held for p in (adapter.P, adapter.lam, adapter.Q)):
+        if any(id(p) not in held for p in adapter.trained()):
             raise NotAdaptedError(
                 "the optimizer does not hold the adapters' parameters, so they would never learn; make it after "
                 "rankalloc.attach"

@@ -93,10 +93,13 @@ class FileTask(Section):
 
 
 class AdapterConfig(Section):
-    """The adapter at the start: ``rank`` triplets a layer, scaled by ``alpha / rank``."""
+    """The adapter at the start: ``rank`` triplets a layer, scaled by ``alpha / rank`` (``scale: rslora``: by
+    ``alpha / √rank``). ``init`` null is the method's own parametrisation; "lora-fa" and "vera" freeze factors."""
 
     rank: Count = 12
     alpha: Positive = 24.0
+    scale: Literal["lora", "rslora"] = "lora"
+    init: Literal["svd", "lora", "gate", "lora-fa", "vera"] | None = None
     target_modules: either(str, several=Choices[str]) = "all-linear"
     exclude_modules: Choices[str] | None = None
     modules_to_save: list[str] | None = None
@@ -146,13 +149,15 @@ class BudgetConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The training loop. ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps."""
+    """The training loop. ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps.
+    ``learning_rate`` is that of Q and of the heads; P and Λ have ``plus_ratio`` times it (LoRA+)."""
 
     epochs: Positive | None = None
     steps: Count | None = None
     batch_size: Count = 16
     eval_batch_size: Count = 64
     learning_rate: Positive = 5e-3
+    plus_ratio: Positive = 1.0
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"

@@ -20,10 +20,10 @@ from . import canonical, compact, distributed, resuming
 from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
-from .checks import all_finite, check_init, check_spendable
+from .checks import all_finite, basis_of, check_init, check_spendable
 from .errors import ConfigError, NotAdaptedError, unknown
 from .methods import PLACEMENTS, find_method
-from .option_values import flag, number
+from .option_values import flag
 from .rank_plan import budget_after
 from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
@@ -91,10 +91,8 @@ class RankController:
         strangers = [name for name in options if name not in self.method.options]
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
-        check_init(self.method, adapters.init)
-        self.canonical = flag("canonical", options.pop("canonical", self.method.canonical))
-        weight = options.pop("orthogonal", 0.0 if self.canonical else self.method.orthogonal)
-        self.orthogonal = number("orthogonal", weight)
+        check_init(self.method, adapters.init, adapters.scale)
+        self.canonical, self.orthogonal = basis_of(self.method, adapters.init, options)
         self.score_after_step = flag("score_after_step", options.pop("score_after_step", False))
         self.placement = options.pop("placement", "chosen")
         if self.placement not in PLACEMENTS:

@@ -30,7 +30,7 @@ def several_processes() -> bool:
 def check_whole(adapters: Iterable[Adapter]) -> None:
     """Raise RankallocError when adapters are sharded over processes (FSDP, tensor parallelism)."""
     for adapter in adapters:
-        for factor in (adapter.P, adapter.lam, adapter.Q):
+        for factor in adapter.parameters(recurse=False):
             if hasattr(factor, "device_mesh") or hasattr(factor, "_is_flat_param"):
                 raise RankallocError(
                     "these adapters are sharded over processes (FSDP), and scoring a triplet takes all of it: keep "
@@ -74,7 +74,7 @@ def leave_out_empty(model: nn.Module) -> None:
 def _empty(model: nn.Module) -> set[str]:
     return {
         f"{name}.{factor}" for name, module in model.named_modules() if isinstance(module, Adapter) and not module.rank
-        for factor in ("P", "lam", "Q")
+        for factor, _ in module.named_parameters(recurse=False)
     }
 
 

@@ -5,7 +5,8 @@
 
 Most of what a LoRA layer costs beside a frozen one is passes over activations and calls from Python, not
 arithmetic. Here the adapter writes its output where the layer would have written its bias, and the layer's
-product is added in place; ∂x likewise. Only x and z are kept for the backward pass, and autograd sees one node.
+product is added in place; ∂x likewise. Only x and z are kept for the backward pass, z alone where Q is not
+trained (LoRA-FA, VeRA), and autograd sees one node.
 
 Weakness: a product that is added in place may be rounded otherwise than one that is added afterwards,
 so the last bit may differ from the plain formula's. That is why only training comes here: in
@@ -20,6 +21,9 @@ import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.modules import module as module_hooks
+
+from .errors import RankallocError
+from .layer_kinds import LINEAR
 
 # vmap, grad, jvp and their like cannot pass through a Function that is written to in place; torch has no public
 # name for this question, which its own Function.apply asks
@@ -42,7 +46,7 @@ def compute_dtype(base: nn.Module, kind: str | None, x: torch.Tensor, factors: t
     """
     if torch.compiler.is_compiling() or _transformed():  # a compiler fuses the plain formula by itself
         return None
-    if kind is None or kind == "linear" and type(base) is not nn.Linear or not _is_plain_call(base):
+    if kind not in LINEAR or kind == "linear" and type(base) is not nn.Linear or not _is_plain_call(base):
         return None
     parameters = base._parameters
     weight, bias = parameters.get("weight"), parameters.get("bias")
@@ -114,8 +118,10 @@ class _FusedLinear(torch.autograd.Function):
             torch.mm(seen, q.t(), out=z)
             out = torch.mm(room, torch.cat((b.t(), bias[None])))
         out.addmm_(rows, weight.t())
-        ctx.shared, ctx.scaling = dropped is None, scaling
-        ctx.save_for_backward(x if dropped is None else dropped, z, weight, p, lam, q, b)
+        ctx.shared, ctx.scaling, ctx.shape = dropped is None, scaling, x.shape
+        # x is for the gradient of Q alone: where Q is frozen, z is all that is kept, r numbers a token
+        kept = x if dropped is None else dropped
+        ctx.save_for_backward(kept if ctx.needs_input_grad[6] else None, z, weight, p, lam, q, b)
         return out.resize_(*x.shape[:-1], out.shape[-1])  # and not a view, which may not be changed in place
 
     @staticmethod
@@ -132,8 +138,13 @@ def _gradients(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | Non
     x, z, weight, p, lam, q, b = ctx.saved_tensors
     needs_x, needs_dropped, _, _, needs_p, needs_lam, needs_q, _ = ctx.needs_input_grad
     grad_x = grad_dropped = grad_p = grad_lam = grad_q = None
-    seen, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    seen, grad = x if x is None else x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     if torch.is_grad_enabled():  # what was computed in forward has no history, which a second derivative needs
+        if seen is None:
+            raise RankallocError(
+                "second derivatives of an adapter whose Q is not trained need the input that it does not keep; take "
+                "them in evaluation mode (model.eval())"
+            )
         z, b = torch.mm(seen, q.t()), p * (lam * ctx.scaling)
     if needs_x or needs_dropped or needs_q:
         grad_z = torch.mm(grad, b)
@@ -144,10 +155,10 @@ def _gradients(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | Non
         if needs_lam:
             grad_lam = (grad_b * p).sum(0) * ctx.scaling
     if needs_dropped:
-        grad_dropped = torch.mm(grad_z, q).view(x.shape)
+        grad_dropped = torch.mm(grad_z, q).view(ctx.shape)
     if needs_x:
         grad_x = torch.mm(grad_z, q).addmm_(grad, weight) if ctx.shared else torch.mm(grad, weight)
-        grad_x = grad_x.view(x.shape)
+        grad_x = grad_x.view(ctx.shape)
     if needs_q:
         grad_q = torch.mm(grad_z.t(), seen)
     return grad_x, grad_dropped, None, None, grad_p, grad_lam, grad_q, None

@@ -36,10 +36,10 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
         >>> adapters.ranks()
         {'0': 4}
     """
-    if adapters.init != "lora":
+    if adapters.init != "lora" or adapters.scale != "lora":
         raise RankallocError(
             "only nested adapters can be cut from the end: train with method='dylora' on adapters attached with "
-            "init='lora'"
+            "init='lora' and scale='lora'"
         )
     wanted = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(adapters.modules, rank)
     for name, value in wanted.items():

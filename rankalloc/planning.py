@@ -14,9 +14,12 @@ from torch import nn
 from . import compact, distributed
 from .adapter import Adapter
 from .adapters import Adapters
-from .base_layers import shape_of
+from .base_layers import kind_of, shape_of
 from .budget import LayerShape, RankBudget
+from .checks import check_init
 from .errors import ConfigError, RankallocError, TargetError
+from .layer_kinds import LINEAR
+from .methods import find_method
 from .plan_checks import Prepared, prepare_plan
 from .planners.probe import LossFn, Probe, unchanged
 from .rank_plan import RankPlan, budget_of, initialise
@@ -116,7 +119,7 @@ def plan_adapters(
     Raises RankallocError when one has, and otherwise as plan_ranks does.
     """
     for name, adapter in adapters.modules.items():
-        if (adapter.P * adapter.lam).any() and adapter.Q.any():
+        if (adapter.left() * adapter.lam).any() and adapter.Q.any():
             raise RankallocError(
                 f"the adapter of {name} has learned already (its ΔW is not zero): method {method!r} chooses ranks "
                 "before training; attach anew"
@@ -130,6 +133,7 @@ def prepare_adapters(
     adapters: Adapters, budget: RankBudget, method: str, *, placement: str = "chosen", seed: int = 0, **options: Any
 ) -> Prepared:
     """What :func:`plan_adapters` checks before it looks at data; raises as it does."""
+    check_init(find_method(method), adapters.init, adapters.scale)
     prepared = prepare_plan(adapters.shapes(), budget, method, placement, adapters.bytes_per_param(), seed, options)
     for shape in adapters.shapes() if prepared.given is not None else ():
         if prepared.given[shape.name] > shape.rank:
@@ -181,6 +185,7 @@ def _plan(
     elif planner is None:
         ranks = prepared.choose({shape.name: np.zeros(shape.rank) for shape in prepared.shapes})
     else:
+        _check_linear(method.name, planner.needs_data, targets)
         with unchanged(model):
             held = _held(method.name, batches, planner.max_batches) if planner.needs_data else []
             peaks = {shape.name: shape.rank for shape in prepared.shapes}
@@ -188,6 +193,16 @@ def _plan(
             ranks = prepared.choose(planner.scores(probe, prepared.choose))
             factors, notes = planner.initial(probe, ranks), probe.notes
     return RankPlan(ranks, method.name, method.init, rank, prepared.budget, factors, notes)
+
+
+def _check_linear(method: str, looks: bool, targets: Mapping[str, nn.Module]) -> None:
+    others = [name for name, module in targets.items() if kind_of(module) not in LINEAR]
+    if looks and others:
+        raise ConfigError(
+            f"method {method!r} looks at the inputs of linear layers, and {others[0]} is a "
+            f"{type(targets[others[0]]).__name__}; leave it out of target_modules, or choose its rank by a method that "
+            "trains or by 'manual'"
+        )
 
 
 def _held(method: str, batches: Iterable[Any] | None, count: int) -> list[Any]:

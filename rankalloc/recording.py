@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from .adapters import Adapters
 from .budget import BudgetPlan, RankBudget
@@ -35,7 +34,7 @@ def new_trace(
             warmup_steps=plan.warmup_steps, freeze_step=plan.freeze_step, allocate_every=plan.every,
         ),
         adapter_params_initial=adapters.num_params(), allocator_state_bytes=state_bytes,
-        environment=describe(next(iter(adapters)).P.device.type),
+        environment=describe(next(iter(adapters)).P.device.type), alerts=list(adapters.notes),
     )
 
 
@@ -76,10 +75,7 @@ def close_trace(trace: RankTrace, adapters: Adapters, steps: int) -> None:
     """Add what is known at the end of a run: steps, sizes and the singular values of every update."""
     trace.steps_done = steps
     trace.adapter_params_final = adapters.num_params()
-    broken = [
-        name for name, adapter in adapters.modules.items()
-        if not all(torch.isfinite(factor).all() for factor in (adapter.P, adapter.lam, adapter.Q))
-    ]
+    broken = [name for name, adapter in adapters.modules.items() if not adapter.is_finite()]
     if broken:
         trace.alerts.append(
             f"the weights of {broken[0]} ({len(broken)} adapters in all) are not finite: training diverged; lower the "

@@ -66,12 +66,14 @@ def train(
     write_text(folder / CONFIG_FILE, config.to_yaml())
     ranking = RankCallback(adapters, budget, config.method, **config.method_options)
     tracking = trackers(config, folder, ranking)
+    arguments = _arguments(config, folder)
     trainer = Trainer(
         model,
-        _arguments(config, folder),
+        arguments,
         train_dataset=prepared.splits["train"],
         data_collator=prepared.collator,
         callbacks=[ranking, _Watch(config, prepared, ranking, progress), *tracking],
+        optimizers=(_optimizer(config, adapters, arguments), None),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -115,7 +117,11 @@ def attach_for(
     method = find_method(config.method)
     budget = budget_from(config)
     rank, targets = config.adapter.rank, _targets(config)
-    common = {"rank": rank, "alpha": config.adapter.alpha, "dropout": config.adapter.dropout, "init": method.init}
+    adapter = config.adapter
+    common = {
+        "rank": rank, "alpha": adapter.alpha, "scale": adapter.scale, "dropout": adapter.dropout,
+        "init": adapter.init or method.init,
+    }
     if method.when == "during":
         return attach(model, **common, **targets), budget
     if method.planner is not None and not plan:
@@ -206,6 +212,17 @@ def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
         save_total_limit=2, seed=config.seed, data_seed=config.seed, report_to=[], disable_tqdm=True,
         use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=False, remove_unused_columns=False,
     )
+
+
+def _optimizer(config: RunConfig, adapters: Adapters, arguments: TrainingArguments) -> torch.optim.Optimizer | None:
+    """The Trainer's own kind of optimizer over LoRA+'s groups; None, for the Trainer's own groups, where neither the
+    rates nor the weight decay of its parameters differ."""
+    training = config.training
+    if training.plus_ratio == 1 and not training.weight_decay:
+        return None
+    groups = adapters.parameter_groups(training.learning_rate, training.plus_ratio, training.weight_decay)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    return kind(groups, **options)
 
 
 def _last_checkpoint(folder: Path) -> str:

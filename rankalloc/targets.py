@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 
-from .base_layers import SUPPORTED, is_quantized, kind_of, why_not
+from .base_layers import SUPPORTED, is_quantized, kind_of, stacked_weights, why_not
 from .errors import TargetError, did_you_mean
+from .layer_kinds import LINEAR
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -23,7 +24,7 @@ def find_targets(
     """The modules to adapt, by full name, in the model's order.
 
     Args:
-        targets: "all-linear" (every supported layer but heads, output heads and tied embeddings), a
+        targets: "all-linear" (every linear layer but heads, output heads and tied embeddings), a
             list of names or suffixes, a regular expression for the whole name, or a callable
             (name, module) -> bool.
         exclude: names or suffixes never to adapt.
@@ -34,7 +35,7 @@ def find_targets(
             lists what could be.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    _check_names("exclude_modules", exclude, modules)
+    _check_names("exclude_modules", exclude, [*modules, *stacked_in(model)])
     if targets == ALL_LINEAR:
         found = _all_linear(model, modules, heads)
     else:
@@ -55,6 +56,14 @@ def find_targets(
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise TargetError(f"cannot adapt {name}{more}: {reason}. {_could_be(callable_layers)}")
+    if not callable(targets) and not isinstance(targets, str):
+        asked = [n for n in stacked_in(model) if _has_suffix(n, targets)]
+        if asked:
+            more = f" and {len(asked) - 1} more" if asked[1:] else ""
+            raise TargetError(
+                f"target_modules names weights of experts, {asked[0]}{more}: stacked in one tensor for all experts, "
+                "they are no layer and stay frozen; leave them out"
+            )
     if not found:
         hint = ""
         if isinstance(targets, str) and targets != ALL_LINEAR:
@@ -66,6 +75,28 @@ def find_targets(
     if not callable(targets) and not isinstance(targets, str):
         _check_names("target_modules", targets, modules)
     return found
+
+
+def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
+    """What "all-linear" would adapt if it could, in one sentence: experts whose weights are stacked in one tensor."""
+    if targets != ALL_LINEAR:
+        return []
+    stacks = {
+        name: count for name, count in stacked_in(model).items()
+        if not any(_has_suffix(part, exclude) for part in (name, name.rpartition(".")[0]))
+    }
+    if not stacks:
+        return []
+    return [
+        f"{len(stacks)} stacked expert weights ({sum(stacks.values())} matrices; {next(iter(stacks))} is the first) "
+        "are not adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
+    ]
+
+
+def stacked_in(model: nn.Module) -> dict[str, int]:
+    """{full name of a parameter in which the weights of experts are stacked: how many there are}."""
+    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+    return {f"{n}{w}": len(getattr(module, w)) for n, module in modules for w in stacked_weights(module)}
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -115,7 +146,7 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence
             continue
         if is_quantized(module):
             found[name] = module  # refused by the caller with its reason: never passed over in silence
-        elif kind_of(module):
+        elif kind_of(module) in LINEAR:
             found[name] = module
     return found
 
@@ -142,7 +173,7 @@ def _bypassed(model: nn.Module) -> dict[int, str]:
     return {id(linear): reason for layer in layers for linear in (layer.linear1, layer.linear2)}
 
 
-def _check_names(argument: str, names: Sequence[str], modules: dict[str, nn.Module]) -> None:
+def _check_names(argument: str, names: Sequence[str], modules: Collection[str]) -> None:
     if isinstance(names, str):
         raise TargetError(f"{argument} takes a list of names, got {names!r}")
     for name in names:

@@ -197,3 +197,23 @@ def test_a_dry_run_refuses_the_options_a_planned_run_would(config):
     for options in ({"bogus": 1}, {"max_batches": 0}):
         with pytest.raises(ConfigError):
             preview(config.replaced({"method": "eva", "method_options": options}))
+
+
+def test_a_configuration_names_the_variants(config, home):
+    from safetensors.torch import load_file
+
+    plain, prepared = config.replaced({"training.steps": 4}), prepare(config)
+    sizes = {}
+    for name, values in {
+        "plain": {}, "plus": {"training.plus_ratio": 8}, "rslora": {"adapter.scale": "rslora"},
+        "fa": {"adapter.init": "lora-fa", "method": "magnitude"},
+        "vera": {"adapter.init": "vera", "method": "first-order"}, "decay": {"training.weight_decay": 0.5},
+    }.items():
+        trace = train(plain.replaced(values), home / name, prepared=prepared, splits=())
+        assert sum(trace.final_ranks) == trace.budget.target
+        assert trace.scaling == (4.0 if name == "rslora" else 2.0)
+        tensors = load_file(home / name / "adapter" / "adapter_model.safetensors")
+        sizes[name] = sum(float(t.square().sum()) for key, t in tensors.items() if "lora_B" in key)
+    assert sizes["plus"] > 4 * sizes["plain"] > 4 * sizes["decay"] and len(set(sizes.values())) == 6
+    with pytest.raises(ConfigError, match="adapter.init: .*did you mean 'lora-fa'"):
+        plain.replaced({"adapter.init": "lorafa"})

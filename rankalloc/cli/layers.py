@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..base_layers import shape_of
 from ..layer_names import places
 from ..skeletons import build_skeleton
-from ..targets import ALL_LINEAR, find_heads, find_targets
+from ..targets import ALL_LINEAR, find_heads, find_targets, unadapted
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class Adaptable:
-    """What "all-linear" adapts in a model, and its heads with their parameters."""
+    """What "all-linear" adapts in a model, its heads with their parameters, and what cannot be adapted."""
 
     architecture: str
     groups: list[LayerGroup]
     heads: dict[str, int]
+    notes: list[str]
 
 
 def adaptable(model: str, trust_remote_code: bool = False) -> Adaptable:
@@ -53,4 +54,5 @@ def adaptable(model: str, trust_remote_code: bool = False) -> Adaptable:
             for (role, d_in, d_out), amount in groups.items()
         ],
         heads={name: sum(p.numel() for p in skeleton.get_submodule(name).parameters()) for name in heads},
+        notes=unadapted(skeleton, ALL_LINEAR),
     )

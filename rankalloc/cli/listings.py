@@ -83,6 +83,8 @@ def targets(
     show_table([tuple(map(number, astuple(group))) for group in found.groups], header, right=range(1, 6))
     heads = ", ".join(f"{name} ({params:,} parameters)" for name, params in found.heads.items())
     show(f"heads, trained whole: {heads or 'none in this checkpoint; a task adds its own'}")
+    for note in found.notes:
+        show(f"note: {note}")
     show("adapter.target_modules takes endings of these names; an ending that several share takes them all")
 
 

@@ -57,7 +57,6 @@ def attach_call(trace: RankTrace) -> str:
     """Python that attaches adapters of the final ranks to a model."""
     pairs = zip(trace.layers, trace.final_ranks, strict=True)
     ranks = "\n".join(f"        {layer.name!r}: {rank}," for layer, rank in pairs)
-    call = (
-        f"ra.attach(\n    model,\n    rank={trace.rank},\n    alpha={trace.alpha:g},\n    ranks={{\n{ranks}\n    }},\n)"
-    )
+    alpha = trace.scaling * trace.rank  # which says the same whatever the scale was named
+    call = f"ra.attach(\n    model,\n    rank={trace.rank},\n    alpha={alpha:g},\n    ranks={{\n{ranks}\n    }},\n)"
     return f"import rankalloc as ra\n\n{call}"

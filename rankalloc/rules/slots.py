@@ -24,8 +24,9 @@ def refresh(
     old = adapter.kept & ~slots
     count = int(slots.sum())
     gate = adapter.init == "gate"
-    deviation = 1 / math.sqrt(3 * adapter.d_in) if gate else 0.02
+    deviation = 1 / math.sqrt(3 * adapter.layout.fan_in(adapter.d_in)) if gate else 0.02
     drawn = torch.randn(count, adapter.d_in, generator=generator, dtype=torch.float64) * deviation
+    adapter.layout.blank(adapter.base_layer, drawn)
     adapter.Q[slots] = _orthogonal(drawn.to(adapter.Q.device), adapter.Q[old]).to(adapter.Q.dtype)
     if gate:
         adapter.P[:, slots] = 0.0

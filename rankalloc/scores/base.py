@@ -22,6 +22,8 @@ class Score(ABC):
     """
 
     name: ClassVar[str]
+    any_basis: ClassVar[bool] = False
+    """Whether it means something of triplets whose basis stays as it was drawn (LoRA-FA, VeRA)."""
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)
@@ -104,7 +106,8 @@ class LambdaScore(Score):
     @torch.no_grad()
     def observe(self) -> None:
         # a layer that took no part in this step has no gradient: its sensitivity was zero
-        grads = [torch.zeros_like(lam) if lam.grad is None else lam.grad for lam in self.lam]
+        given = [adapter.lam_gradient() for adapter in self.adapters]
+        grads = [torch.zeros_like(lam) if grad is None else grad for lam, grad in zip(self.lam, given, strict=True)]
         now = self.of_gradient([lam.float() for lam in self.lam], [grad.float() for grad in grads])
         torch._foreach_mul_(self.average, self.beta)
         torch._foreach_add_(self.average, now, alpha=1 - self.beta)

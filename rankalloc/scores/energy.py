@@ -17,6 +17,7 @@ class Energy(Magnitude):
     """Squared norm of each triplet's own part of the update; see the module docstring."""
 
     name = "energy"
+    any_basis = False
 
     def values(self) -> list[torch.Tensor]:
         return [value.square() for value in super().values()]

@@ -18,6 +18,7 @@ class FirstOrder(LambdaScore):
     """Moving average of |lam · ∂L/∂lam|; see the module docstring."""
 
     name = "first-order"
+    any_basis = True
 
     def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
         product = torch._foreach_mul(lam, grad)

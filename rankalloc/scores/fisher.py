@@ -19,6 +19,7 @@ class Fisher(LambdaScore):
     """½ lam² times the moving average of (∂L/∂lam)²; see the module docstring."""
 
     name = "fisher"
+    any_basis = True
 
     def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
         return torch._foreach_mul(grad, grad)

@@ -16,6 +16,7 @@ class GradientNorm(LambdaScore):
     """Moving average of |∂L/∂lam|; see the module docstring."""
 
     name = "gradient-norm"
+    any_basis = True
 
     def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
         return torch._foreach_abs(grad)

@@ -15,10 +15,11 @@ class Magnitude(Score):
     """Norm of each triplet's own part of the update; see the module docstring."""
 
     name = "magnitude"
+    any_basis = True
 
     @torch.no_grad()
     def values(self) -> list[torch.Tensor]:
         return [
-            adapter.lam.float().abs() * adapter.P.float().norm(dim=0) * adapter.Q.float().norm(dim=1)
+            adapter.lam.float().abs() * adapter.left().float().norm(dim=0) * adapter.Q.float().norm(dim=1)
             for adapter in self.adapters
         ]

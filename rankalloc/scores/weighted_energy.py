@@ -18,6 +18,7 @@ class WeightedEnergy(FirstOrder):
     """|lam| times the first-order score; see the module docstring."""
 
     name = "weighted-energy"
+    any_basis = False
 
     @torch.no_grad()
     def values(self) -> list[torch.Tensor]:
