@@ -18,9 +18,6 @@ from rankalloc.quantized import dequantized, scheme_of
 from .conftest import logits_of, make_trainer, randomize, token_ids
 
 bnb = pytest.importorskip("bitsandbytes")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    torchao = pytest.importorskip("torchao.quantization")
 pytestmark = pytest.mark.filterwarnings("ignore")
 NF4 = {
     "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
@@ -59,6 +56,10 @@ def with_8bit(model):
 
 def with_torchao(bits):
     def quantise(model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # no part of the test extra: where it is installed, transformers imports it in every process
+            torchao = pytest.importorskip("torchao.quantization")
         config = torchao.Int8WeightOnlyConfig()
         if bits == 4:  # Int4WeightOnlyConfig's packed kernels need an accelerator
             config = torchao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=torchao.PerGroup(32))
