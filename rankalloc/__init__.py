@@ -24,6 +24,7 @@ _HOMES = {
     "ALLOCATORS": "allocators",
     "save": "adapter_io",
     "load": "adapter_load",
+    "FinishedAdapter": "finished",
     "load_task": "tasks",
     "RankTrace": "trace",
     "SweepRecord": "trace",

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .base_layers import kind_of, shape_of
 from .errors import RankallocError
 from .fused import compute_dtype, fused_linear
+from .lowrank import Factors, singular_values
 
 INITS = ("svd", "lora", "gate")
 
@@ -165,10 +166,7 @@ class Adapter(nn.Module):
                 "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
                 "gradients (max_grad_norm)"
             )
-        # the r ≤ d columns fit a thin QR; a rank above min(d_in, d_out) is refused at attach
-        r_p = torch.linalg.qr(self.P.double().cpu(), mode="r").R
-        r_q = torch.linalg.qr(self.Q.double().cpu().T, mode="r").R
-        return torch.linalg.svdvals((r_p * (self.lam.double().cpu() * self.scaling)) @ r_q.T)
+        return singular_values(Factors(self.P, self.Q, self.lam, self.scaling))
 
     @torch.no_grad()
     def drop(self, kept: torch.Tensor, erase: bool = False) -> None:
