@@ -32,6 +32,11 @@ _HOMES = {
     "RankallocError": "errors",
     "plan_ranks": "planning",
     "at_rank": "nested",
+    "shrink": "posthoc.shrinking",
+    "compose": "posthoc.composing",
+    "KroneckerMetric": "posthoc.metric",
+    "calibrate": "posthoc.calibration",
+    "frontier": "posthoc.frontier",
 }
 
 __all__ = ["__version__", *_HOMES]

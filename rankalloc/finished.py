@@ -100,23 +100,29 @@ class FinishedAdapter:
             raise AdapterFileError(f"{self.folder}: the weights of {name} are no floating-point numbers but {dtype}")
         return StoredLayer(name, d_in, d_out, rank, scaling(self.config, name, rank, self.folder), dtype, keys)
 
+    def stored(self, name: str) -> Factors:
+        """The factors of one layer as the file holds them, zero padding included, the scale apart. Not looked at."""
+        layer = self.layers[name]
+        lam = self._file[layer.keys["E"]].flatten() if "E" in layer.keys else None
+        return Factors(self._file[layer.keys["B"]], self._file[layer.keys["A"]], lam, layer.scaling)
+
     def factors(self, name: str) -> Factors:
-        """The factors of one layer, zero padding taken off, the scale apart: exactly what the file holds.
+        """The same without the padding, and looked at.
 
         Raises:
             AdapterFileError: a weight is NaN or infinite.
         """
-        layer = self.layers[name]
-        lora_a, lora_b = self._file[layer.keys["A"]], self._file[layer.keys["B"]]
-        lam = self._file[layer.keys["E"]].flatten() if "E" in layer.keys else None
+        held = self.stored(name)
+        lora_a, lora_b, lam = held.Q, held.P, held.lam
         # the largest entry of each triplet says in one pass what is padding and whether all is finite
-        sizes = [torch.linalg.vector_norm(lora_a, torch.inf, dim=1), torch.linalg.vector_norm(lora_b, torch.inf, dim=0)]
+        sizes = [factor.abs().amax(1 - axis) if factor.numel() else factor.sum(1 - axis)
+                 for axis, factor in enumerate((lora_a, lora_b))]
         if not all(torch.isfinite(part).all() for part in (*sizes, *([] if lam is None else [lam]))):
             raise AdapterFileError(f"{self.folder}: the weights of {name} are not finite (NaN or inf); it has diverged")
         used = (sizes[0] != 0) | (sizes[1] != 0)
         if not used.all():
             lora_a, lora_b, lam = lora_a[used], lora_b[:, used], None if lam is None else lam[used]
-        return Factors(lora_b, lora_a, lam, layer.scaling)
+        return Factors(lora_b, lora_a, lam, held.scaling)
 
     def head(self, name: str) -> torch.Tensor:
         """A tensor of :attr:`heads`. Raises AdapterFileError when it is not finite."""
@@ -128,6 +134,11 @@ class FinishedAdapter:
     def spec(self, head: str):
         """Shape and dtype of a tensor of :attr:`heads`."""
         return self._file.specs[self.heads[head]]
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
 
     @property
     def base(self) -> str | None:

@@ -46,10 +46,6 @@ class Factors:
         lam = torch.ones(self.rank) if self.lam is None else self.lam.detach().cpu()
         return lam.double() * self.scaling
 
-    def used(self) -> torch.Tensor:
-        """(r,) bool: the triplets that are no zero padding."""
-        return (self.Q != 0).any(1) | (self.P != 0).any(0)
-
     def dense(self) -> torch.Tensor:
         """ΔW, (d_out, d_in) in float64: for where nothing smaller will do."""
         return (self.P.double() * self.diagonal()) @ self.Q.double()
@@ -66,6 +62,7 @@ class Spectrum:
         core: Λ s as a matrix, (r, r): ΔW = P core Q.
         norm: ‖ΔW‖_F, whatever the metric.
         roots: R_P and R_Q of the Frobenius norm.
+        plain: whether that is the metric.
     """
 
     sigma: torch.Tensor
@@ -74,9 +71,23 @@ class Spectrum:
     core: torch.Tensor
     norm: float
     roots: tuple[torch.Tensor, torch.Tensor]
+    plain: bool
+
+    @property
+    def rank(self) -> int:
+        """Singular values there are when triplets that are zero padding are not counted."""
+        used = (self.roots[0] != 0).any(0) | (self.roots[1] != 0).any(0)
+        return min(int(used.sum()), len(self.sigma))
+
+    def significant(self, share: float = 1e-8) -> int:
+        """How many singular values (in the Frobenius norm) are above ``share`` of ‖P‖‖ΛQ‖, that is, not rounding."""
+        size = self.roots[0].norm() * (self.roots[1] @ self.core).norm()
+        return int((self.sigma > share * size).sum())
 
     def error(self, kept: int) -> float:
         """‖ΔW − ΔW_kept‖_F of the ``kept`` largest triplets, whatever the metric they are largest in."""
+        if self.plain:
+            return float(self.sigma[kept:].norm())
         return _norm(self.core - self.left[:, :kept] @ self.right[:kept], *self.roots)
 
 
@@ -106,7 +117,8 @@ def decompose(
     weighted = roots if grams is None else tuple(_root_of(gram.double()) for gram in grams)
     if most == 0:
         empty = core.new_zeros(0)
-        return Spectrum(empty, core.new_zeros(factors.rank, 0), core.new_zeros(0, factors.rank), core, norm, roots)
+        nothing = (empty, core.new_zeros(factors.rank, 0), core.new_zeros(0, factors.rank))
+        return Spectrum(*nothing, core, norm, roots, grams is None)
     u, sigma, vh = torch.linalg.svd((weighted[0] * diagonal) @ weighted[1].T, full_matrices=False)
     u, sigma, vh = u[:, :most], sigma[:most], vh[:most]
     # a direction of no size has no inverse: it is kept, if at all, as zeros
@@ -117,7 +129,7 @@ def decompose(
     # equal weights give equal factors: the sign that makes the largest entry of each column positive
     sign = torch.sign(left.gather(0, left.abs().argmax(0, keepdim=True)))
     sign = torch.where(sign == 0, 1.0, sign)
-    return Spectrum(sigma, left * sign, right * sign.T, core, norm, roots)
+    return Spectrum(sigma, left * sign, right * sign.T, core, norm, roots, grams is None)
 
 
 def singular_values(factors: Factors) -> torch.Tensor:
