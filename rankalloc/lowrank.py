@@ -101,7 +101,7 @@ def decompose(
         exact: use Householder QR; None where it is needed.
 
     Raises:
-        ValueError: a factor is not finite.
+        FloatingPointError: a factor is not finite.
     """
     diagonal = factors.diagonal()
     most = min(factors.rank, factors.P.shape[0], factors.Q.shape[1])
@@ -109,7 +109,7 @@ def decompose(
         exact = torch.float64 in (factors.P.dtype, factors.Q.dtype)
     roots = (root(factors.P.T, exact), root(factors.Q, exact))
     if not all(torch.isfinite(part).all() for part in (diagonal, *roots)):
-        raise ValueError("not finite")
+        raise FloatingPointError("a factor is not finite")
     core = torch.diag(diagonal)
     norm = _norm(core, *roots)
     if not exact and norm < CANCELS * float(roots[0].norm() * (roots[1] * diagonal).norm()):

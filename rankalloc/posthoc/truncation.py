@@ -97,7 +97,7 @@ def spectra_of(
         factors = source.stored(name)
         try:
             return decompose(factors, None if metric is None else metric.grams(name, factors))
-        except ValueError:
+        except FloatingPointError:
             raise AdapterFileError(f"{source.label}: the weights of {name} are not finite (NaN or inf)") from None
 
     found = {}

@@ -11,7 +11,7 @@ import rankalloc as ra
 from rankalloc.errors import AdapterFileError, ConfigError
 from rankalloc.lowrank import principal_angles
 
-from ..conftest import logits_of, make_bert, randomize
+from ..conftest import logits_of, make_llama, randomize
 from .folders import dense, error_of, random_layers, write_peft
 
 
@@ -58,16 +58,16 @@ def test_peft_computes_the_weighted_sum(tmp_path):
     peft = pytest.importorskip("peft")
     folders = []
     for seed in (2, 3):
-        adapters = ra.attach(make_bert(), rank=3)
-        randomize(adapters, seed, heads=False)
+        adapters = ra.attach(make_llama(), rank=3)
+        randomize(adapters, seed)
         folders.append(ra.save(adapters, tmp_path / f"{seed}"))
-    theirs = peft.PeftModel.from_pretrained(make_bert(), folders[0], adapter_name="a")
+    theirs = peft.PeftModel.from_pretrained(make_llama(), folders[0], adapter_name="a")
     theirs.load_adapter(folders[1], "b")
     theirs.add_weighted_adapter(["a", "b"], [0.6, 0.5], "both", combination_type="cat")
     theirs.set_adapter("both")
     expected = logits_of(theirs)
     ra.compose(folders, [0.6, 0.5], out=tmp_path / "sum")
-    again = logits_of(peft.PeftModel.from_pretrained(make_bert(), tmp_path / "sum"))
+    again = logits_of(peft.PeftModel.from_pretrained(make_llama(), tmp_path / "sum"))
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
 
 
