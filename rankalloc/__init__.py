@@ -37,6 +37,8 @@ _HOMES = {
     "KroneckerMetric": "posthoc.metric",
     "calibrate": "posthoc.calibration",
     "frontier": "posthoc.frontier",
+    "smallest": "posthoc.smallest",
+    "TaskEvaluator": "posthoc.judging",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from . import posthoc
 from .endings import CleanEndings
 from .listings import ls
 
@@ -166,6 +167,9 @@ def env(as_json: Json = False) -> None:
     from .listings import show_environment
 
     show_environment(as_json)
+
+
+posthoc.add_to(app, examples)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from .fitting import check_same, common_heads
 from .interference import meetings
 from .merging import combiner, merged
 from .results import CutResult
+from .shrinking import settled
 from .truncation import Choice, Progress, choose_from, cuts, spectra_of, write_choice
 
 RECORD_NAME = "compose.json"
@@ -84,13 +85,10 @@ def compose(
         {'0': 2}
     """
     check_layout(layout, pad_multiple)
-    finished = [a if isinstance(a, FinishedAdapter) else FinishedAdapter(a) for a in adapters]
+    finished = [settled(adapter, out) for adapter in adapters]
     weights = [1.0] * len(finished) if weights is None else [float(weight) for weight in weights]
     if not finished or len(weights) != len(finished) or not all(map(math.isfinite, weights)):
         raise ConfigError(f"compose needs one finite weight for each adapter: {len(finished)} adapters, {weights}")
-    for adapter in finished:
-        if out is not None and Path(out).exists() and Path(out).samefile(adapter.folder):
-            raise ConfigError(f"{out} is one of the adapters that are composed; give another folder to write to")
     check_same(finished, missing, same_base)
     held = common_heads(finished, heads)
     source = Sum(finished, weights)

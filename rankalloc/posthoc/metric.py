@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import ConfigError
+from ..files import sha256_of
 from ..lowrank import Factors
+from ..tensor_files import encode
 
 
 @dataclass
@@ -38,6 +40,12 @@ class KroneckerMetric:
 
     def __str__(self) -> str:
         return "inputs and output gradients" if self.outputs else "inputs"
+
+    def fingerprint(self) -> str:
+        """A hash over all moments."""
+        sides = (("C", self.inputs), ("G", self.outputs))
+        tensors = {f"{side}.{name}": value for side, moments in sides for name, value in moments.items()}
+        return sha256_of(encode(tensors, {"damping": repr(self.damping)}))
 
     def grams(self, name: str, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
         """(PᵀGP, QCQᵀ), (r, r) each in float64."""

@@ -58,10 +58,16 @@ def shrink(
         (3, 48, 128)
     """
     check_layout(layout, pad_multiple)
+    finished = settled(adapter, out)
+    return write_shrunk(finished, choose(finished, budget, metric, progress), out, layout, pad_multiple, metric)
+
+
+def settled(adapter: str | os.PathLike | FinishedAdapter, out: str | os.PathLike | None) -> FinishedAdapter:
+    """The adapter, when ``out`` is another folder than its own; ConfigError when it is not."""
     finished = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
     if out is not None and Path(out).exists() and Path(out).samefile(finished.folder):
-        raise ConfigError(f"{out} is the adapter that is shrunk; give another folder to write to")
-    return write_shrunk(finished, choose(finished, budget, metric, progress), out, layout, pad_multiple, metric)
+        raise ConfigError(f"{out} is an adapter that is read; give another folder to write to")
+    return finished
 
 
 def write_shrunk(
