@@ -146,13 +146,13 @@ def run_frontier(
 
 def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
     """The task of a YAML file, or a named one, with its model."""
+    loaded = _configured(config)  # a mistake is told before anything heavy is imported
     from transformers import set_seed
 
     from ..posthoc.judging import TaskEvaluator
     from ..tasks import prepare
     from ..tasks.models import quiet
 
-    loaded = _configured(config)
     with quiet():
         set_seed(loaded.seed)
         return TaskEvaluator(prepare(loaded), split, loaded.training.batch_size)
