@@ -36,12 +36,26 @@ FactorsOf = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class LayerToWrite:
-    """One layer of a folder to write: its shape, its rank, the dtype of its factors."""
+    """One layer of a folder to write: its shape, its rank, the dtype of its factors; for other layers than linear
+    ones the keys of its pair, and how (lora_A, lora_B) become what the file holds."""
 
     d_in: int
     d_out: int
     rank: int
     dtype: torch.dtype
+    keys: tuple[str, str] = ("lora_A.weight", "lora_B.weight")
+    pack: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def pair(self, lora_a: torch.Tensor, lora_b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the file holds: padded to ``rank``, and packed."""
+        lora_a = nn.functional.pad(lora_a, (0, 0, 0, rank - len(lora_a))) if rank > len(lora_a) else lora_a
+        lora_b = nn.functional.pad(lora_b, (0, rank - lora_b.shape[1])) if rank > lora_b.shape[1] else lora_b
+        return (lora_a, lora_b) if self.pack is None else self.pack(lora_a, lora_b)
+
+    def nothing(self, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors of rank 0."""
+        place = {"dtype": self.dtype, "device": device}
+        return torch.zeros(0, self.d_in, **place), torch.zeros(self.d_out, 0, **place)
 
 
 def check_layout(layout: str, pad_multiple: int) -> None:
@@ -102,12 +116,11 @@ def write_folder(
 
     specs: dict[str, Spec] = {}
     sources: dict[str, Callable[[], torch.Tensor]] = {}
-    last = _Last(layers, factors)
+    last = _Last(written, stored, factors)
     for name, layer in written.items():
-        for part, shape in (("A", (stored[name], layer.d_in)), ("B", (layer.d_out, stored[name]))):
-            key = f"{PREFIX}{name}.lora_{part}.weight"
-            specs[key] = Spec(shape, layer.dtype)
-            sources[key] = lambda name=name, part=part, shape=shape: _padded(last(name)["AB".index(part)], shape)
+        for part, shaped in enumerate(layer.pair(*layer.nothing("meta"), stored[name])):
+            key = f"{PREFIX}{name}.{layer.keys[part]}"
+            specs[key], sources[key] = Spec.of(shaped), lambda name=name, part=part: last(name)[part]
     for name, head in heads.items():
         spec, get = (Spec.of(head), lambda head=head: head) if isinstance(head, torch.Tensor) else head
         specs[PREFIX + name], sources[PREFIX + name] = spec, get
@@ -123,21 +136,16 @@ def write_folder(
 
 
 class _Last:
-    """The factors of the layer that was asked for last: lora_A and lora_B follow one another in a file."""
+    """The pair of the layer that was asked for last: its two tensors follow one another in a file."""
 
-    def __init__(self, layers: Mapping[str, LayerToWrite], factors: FactorsOf) -> None:
-        self._layers, self._factors = layers, factors
+    def __init__(self, layers: Mapping[str, LayerToWrite], stored: Mapping[str, int], factors: FactorsOf) -> None:
+        self._layers, self._stored, self._factors = layers, stored, factors
         self._name: str | None = None
         self._held: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         if name != self._name:
             layer = self._layers[name]
-            nothing = (torch.zeros(0, layer.d_in, dtype=layer.dtype), torch.zeros(layer.d_out, 0, dtype=layer.dtype))
-            self._name, self._held = name, self._factors(name) if layer.rank else nothing
+            pair = self._factors(name) if layer.rank else layer.nothing()
+            self._name, self._held = name, layer.pair(*pair, self._stored[name])
         return self._held
-
-
-def _padded(factor: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    rows, columns = (want - have for want, have in zip(shape, factor.shape, strict=True))
-    return nn.functional.pad(factor, (0, columns, 0, rows)) if rows or columns else factor

@@ -33,13 +33,13 @@ def load(model: nn.Module, path: str | os.PathLike) -> Adapters:
     heads = _head_names(finished.heads, modules, folder)
     for layer in finished.layers.values():
         _check_fit(layer, modules, folder)
+    factors = {name: finished.factors(name) for name in finished.layers}
     states = {
         head: {key[len(head) + 1 :]: finished.head(key) for key in finished.heads if key.startswith(head + ".")}
         for head in heads
     }
     for head, state in states.items():
         _check_head(head, state, modules[head], folder)
-    factors = {name: finished.factors(name) for name in finished.layers}
     rank = max(1, *(part.rank for part in factors.values()))
     adapters = attach(
         model, rank=rank, alpha=rank, target_modules=lambda name, module: name in factors,
@@ -81,7 +81,7 @@ def _check_fit(layer: StoredLayer, modules: Mapping[str, nn.Module], folder: Pat
     if why_not(modules[name]):
         raise AdapterFileError(f"{folder}: cannot adapt {name}: {why_not(modules[name])}")
     d_in, d_out = shape_of(modules[name])
-    if (layer.d_in, layer.d_out) != (d_in, d_out):
+    if layer.plain and (layer.d_in, layer.d_out) != (d_in, d_out):
         raise AdapterFileError(
             f"{folder} was made for another model: {name} is {layer.d_in} → {layer.d_out} in the adapter and "
             f"{d_in} → {d_out} here"

@@ -11,6 +11,7 @@ an adapter of any size can be worked on in the memory of one layer.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -21,7 +22,6 @@ from typing import Any
 import torch
 
 from .adapter_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
-from .budget import LayerShape
 from .errors import AdapterFileError
 from .files import sha256_of
 from .lowrank import Factors
@@ -39,7 +39,8 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """One adapted layer as the file holds it; ``rank`` counts padding too. ``keys`` are those of parts A, B (and E)."""
+    """One adapted layer as the file holds it; ``rank`` counts padding too. ``keys`` are those of parts A, B (and E).
+    ``plain``: both factors are matrices, as a linear layer's are and a convolution's are not."""
 
     name: str
     d_in: int
@@ -48,9 +49,7 @@ class StoredLayer:
     scaling: float
     dtype: torch.dtype
     keys: Mapping[str, str]
-
-    def shape(self, rank: int | None = None) -> LayerShape:
-        return LayerShape(self.name, self.d_in, self.d_out, self.rank if rank is None else rank)
+    plain: bool = True
 
 
 class FinishedAdapter:
@@ -85,26 +84,36 @@ class FinishedAdapter:
 
     def _layer(self, name: str, keys: Mapping[str, str]) -> StoredLayer:
         shapes = {part: self._file.specs[key].shape for part, key in keys.items()}
-        for part in "AB":
-            if len(shapes[part]) != 2:
-                raise AdapterFileError(
-                    f"{self.folder}: {keys[part]} has the shape {shapes[part]}, which is no linear layer's; this "
-                    "version reads no convolutions"
-                )
-        (rank, d_in), (d_out, columns) = shapes["A"], shapes["B"]
-        if rank != columns or shapes.get("E", (rank, 1)) != (rank, 1):
+        plain = all(len(shapes[part]) == 2 for part in "AB")
+        (rank, *into), (d_out, *columns) = shapes["A"], shapes["B"]
+        if plain and (rank != columns[0] or shapes.get("E", (rank, 1)) != (rank, 1)):
             raise AdapterFileError(f"{self.folder}: the factors of {name} do not fit each other")
+        d_in = math.prod(into)
         scaling = _adalora_scale if "E" in keys else _lora_scale
         dtype = torch.promote_types(self._file.specs[keys["A"]].dtype, self._file.specs[keys["B"]].dtype)
         if not dtype.is_floating_point:
             raise AdapterFileError(f"{self.folder}: the weights of {name} are no floating-point numbers but {dtype}")
-        return StoredLayer(name, d_in, d_out, rank, scaling(self.config, name, rank, self.folder), dtype, keys)
+        return StoredLayer(name, d_in, d_out, rank, scaling(self.config, name, rank, self.folder), dtype, keys, plain)
+
+    def raw(self, name: str, part: str) -> torch.Tensor:
+        """Part A, B or E of a layer, in the file's own shape."""
+        return self._file[self.layers[name].keys[part]]
 
     def stored(self, name: str) -> Factors:
-        """The factors of one layer as the file holds them, zero padding included, the scale apart. Not looked at."""
+        """The factors of one layer as the file holds them, zero padding included, the scale apart. Not looked at.
+
+        Raises:
+            AdapterFileError: they are no matrices.
+        """
         layer = self.layers[name]
-        lam = self._file[layer.keys["E"]].flatten() if "E" in layer.keys else None
-        return Factors(self._file[layer.keys["B"]], self._file[layer.keys["A"]], lam, layer.scaling)
+        if not layer.plain:
+            shape = tuple(self._file.specs[layer.keys["A"]].shape)
+            raise AdapterFileError(
+                f"{self.folder}: {layer.keys['A']} has the shape {shape}, which is no linear layer's; convolutions are "
+                "not read here"
+            )
+        lam = self.raw(name, "E").flatten() if "E" in layer.keys else None
+        return Factors(self.raw(name, "B"), self.raw(name, "A"), lam, layer.scaling)
 
     def factors(self, name: str) -> Factors:
         """The same without the padding, and looked at.

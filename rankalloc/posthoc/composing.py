@@ -101,7 +101,9 @@ def compose(
         choice = replace(choice, ranks={name: spectrum.significant() for name, spectrum in spectra.items()})
     measured = {}
     if out is not None:
-        measured = write_choice(source, choice, out, held, _config(finished, heads), layout, pad_multiple)
+        measured = write_choice(
+            source, choice, out, held, _config(finished, heads), layout, pad_multiple, finished[0].metadata
+        )
     result = _result(source, choice, measured, finished, layout, pad_multiple, out)
     result.extra |= {
         "weights": weights, "combination": combination, "heads": heads, "interference": _interference(finished, source)

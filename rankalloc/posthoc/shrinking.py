@@ -82,7 +82,9 @@ def write_shrunk(
     measured: dict[str, float] = {}
     if out is not None:
         heads = {name: (finished.spec(name), lambda name=name: finished.head(name)) for name in finished.heads}
-        measured = write_choice(finished, choice, out, heads, finished.config, layout, pad_multiple)
+        measured = write_choice(
+            finished, choice, out, heads, finished.config, layout, pad_multiple, finished.metadata
+        )
     layers = cuts(finished, choice, measured)
     ranks = [layer.rank for layer in layers]
     top = -(-max([1, *ranks]) // pad_multiple) * pad_multiple

@@ -161,9 +161,13 @@ def write_choice(
     config: Mapping[str, Any],
     layout: str,
     pad_multiple: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Write the chosen triplets; returns {layer: ‖ΔW − what the file holds‖_F} of layers in less than float32,
-    where the rounding of the file is no longer nothing."""
+    """Write the chosen triplets, with what the source's file says of itself (``metadata``).
+
+    Returns {layer: ‖ΔW − what the file holds‖_F} of layers in less than float32, where the rounding of the file is no
+    longer nothing.
+    """
     check_layout(layout, pad_multiple)
     measured: dict[str, float] = {}
 
@@ -182,7 +186,7 @@ def write_choice(
     with side_by_side(factors, sorted(name for name in layers if layers[name].rank)) as results:
         write_folder(
             out, layers, results, heads, lambda names, rank: config_of(config, names, rank, layers), layout,
-            pad_multiple,
+            pad_multiple, {k: v for k, v in (metadata or {}).items() if k not in ("format", "rankalloc_config")},
         )
     return measured
 

@@ -267,6 +267,24 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+def test_what_the_file_says_of_its_base_goes_along_and_convolutions_are_named(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    folder = write_peft(tmp_path / "a", random_layers(1))
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "rankalloc_base": "told"})
+    ra.shrink(folder, ra.RankBudget(ranks=2), tmp_path / "b")
+    with safe_open(tmp_path / "b" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata()["rankalloc_base"] == "told" and file.metadata()["format"] == "pt"
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.endswith("layer1.dense.lora_A.weight"))
+    save_file(tensors | {key: tensors[key][:, :, None, None].clone()}, path)
+    with pytest.raises(AdapterFileError, match="layer1.dense.lora_A.weight.*no linear layer's"):
+        ra.shrink(folder, ra.RankBudget(ranks=2), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_memory_is_bounded_whatever_the_size_of_the_adapter(tmp_path):
     """200 MB of factors in well under that."""
     factor = torch.randn(32, 8192)
