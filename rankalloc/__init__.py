@@ -28,6 +28,7 @@ _HOMES = {
     "import_lora": "interchange",
     "AdapterLibrary": "library",
     "extract": "posthoc.extract",
+    "FinishedAdapter": "finished",
     "load_task": "tasks",
     "RankTrace": "trace",
     "SweepRecord": "trace",
@@ -35,6 +36,13 @@ _HOMES = {
     "RankallocError": "errors",
     "plan_ranks": "planning",
     "at_rank": "nested",
+    "shrink": "posthoc.shrinking",
+    "compose": "posthoc.composing",
+    "KroneckerMetric": "posthoc.metric",
+    "calibrate": "posthoc.calibration",
+    "frontier": "posthoc.frontier",
+    "smallest": "posthoc.smallest",
+    "TaskEvaluator": "posthoc.judging",
 }
 
 __all__ = ["__version__", *_HOMES]

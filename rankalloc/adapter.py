@@ -25,6 +25,7 @@ from .base_layers import kind_of, shape_of
 from .errors import RankallocError
 from .fused import compute_dtype, fused_linear
 from .layer_kinds import KINDS, Kind
+from .lowrank import Factors, singular_values
 from .vera import shared_pair
 
 TRAINED = {
@@ -232,10 +233,7 @@ class Adapter(nn.Module):
                 "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
                 "gradients (max_grad_norm)"
             )
-        # the r ≤ d columns fit a thin QR; a rank above min(d_in, d_out) is refused at attach
-        r_p = torch.linalg.qr(self.left().double().cpu(), mode="r").R
-        r_q = torch.linalg.qr(self.Q.double().cpu().T, mode="r").R
-        return torch.linalg.svdvals((r_p * (self.lam.double().cpu() * self.scaling)) @ r_q.T)
+        return singular_values(Factors(self.left(), self.Q, self.lam, self.scaling))
 
     @torch.no_grad()
     def drop(self, kept: torch.Tensor, erase: bool = False) -> None:

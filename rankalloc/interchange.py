@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from . import fingerprint, key_names, plain_lora
+from .adapter_folder import check_layout
 from .base_layers import shape_of, why_not
 from .errors import AdapterFileError, ConfigError, RankallocError, unknown
 from .plain_lora import PlainLora
@@ -44,7 +45,7 @@ def export(
     """
     if format not in FORMATS:
         raise ConfigError(unknown("format", format, FORMATS))
-    plain_lora.check_layout(layout, pad_to)
+    check_layout(layout, pad_to)
     lora = plain_lora.read(adapter)
     if format == "peft":
         return plain_lora.write(lora, out, layout, pad_multiple=pad_to)

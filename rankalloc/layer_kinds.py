@@ -33,6 +33,8 @@ class Kind:
     keys = ("lora_A.weight", "lora_B.weight")
     attributes: tuple[str, ...] = ()
     """What other code reads from such a layer, beside weight and bias."""
+    plain = True
+    """Whether the file holds Q and P as the matrices they are."""
     takes_numbers = True
     """Whether inputs are numbers, which can be cast and dropped out; token ids cannot."""
 
@@ -111,6 +113,7 @@ class Convolution(Kind):
     convolves as the layer does (stride, padding and its mode, dilation, groups); the second one is pointwise."""
 
     name = "convolution"
+    plain = False
     attributes = (
         "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
     )

@@ -18,9 +18,9 @@ from torch import nn
 from . import fingerprint
 from .adapter import Adapter
 from .adapter_io import WITH_HEAD
-from .adapter_load import _read_config
 from .base_layers import shape_of, why_not
 from .errors import AdapterFileError, ConfigError, RankallocError, TargetError
+from .finished import read_config
 from .library_index import AdapterVersion, find, scan
 
 BASE = "__base__"  # PEFT's word for rows without an adapter
@@ -183,7 +183,7 @@ class AdapterLibrary:
 
     def _check(self, version: AdapterVersion) -> None:
         """Before PEFT changes anything: plain LoRA, of layers that this base has, made for this base."""
-        _read_config(version.path)
+        read_config(version.path)
         if not version.layers:
             raise AdapterFileError(f"{version.path} holds no LoRA weights")
         for name in sorted(version.layers | version.heads):

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from . import fingerprint
-from .adapter_io import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from .adapter_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from .errors import AdapterFileError, unknown
 
 _CHUNK = 1 << 20

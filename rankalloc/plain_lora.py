@@ -6,23 +6,22 @@ come from elsewhere: another folder, another tool's file, a decomposition.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .adapter_io import CONFIG_NAME, LAYOUTS, PREFIX, WEIGHTS_NAME
-from .adapter_load import _read_config, _read_tensors, _scale
-from .errors import AdapterFileError, ConfigError, unknown
-from .files import replacing, sha256_of
-from .tensor_files import encode, read_tensors
+from .adapter_folder import LayerToWrite, lora_config, write_folder
+from .errors import AdapterFileError
+from .finished import FinishedAdapter
+from .layer_kinds import KINDS
 
-_PAIR = re.compile(r"(.+)\.(lora_(?:embedding_)?)([AB])(?:\.weight)?")
+EMBEDDING = KINDS["embedding"]
 _KEPT = ("base_model_name_or_path", "task_type", "modules_to_save", "fan_in_fan_out")
 
 
@@ -59,28 +58,22 @@ def read(path: str | os.PathLike) -> PlainLora:
     Raises:
         AdapterFileError: a file is missing, damaged or pickled, or it is no plain LoRA.
     """
-    folder = Path(path)
-    config = _read_config(folder)
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    lora = PlainLora({}, config={key: config[key] for key in (*_KEPT, "target_modules") if key in config})
-    for key, tensor in _read_tensors(folder).items():
-        name = key.removeprefix(PREFIX)
-        match = _PAIR.fullmatch(name)
-        if match is None and "lora_" in name:
-            raise AdapterFileError(f"{folder}: {key} is a kind of adapter weight this version does not read")
-        if match is None:
-            lora.heads[name] = tensor
-            continue
-        halves.setdefault(match[1], {})[match[3]] = tensor
-        if match[2] == "lora_embedding_":
-            lora.embeddings.add(match[1])
-    if not halves:
-        raise AdapterFileError(f"{folder} holds no LoRA weights")
-    for name, half in halves.items():
-        lora.pairs[name] = _fitting(name, half, folder)
-    scales = {name: _scale(config, name, len(a), folder) for name, (a, _) in lora.pairs.items()}
-    lora.pairs = {name: _trimmed(a, b, scales[name]) for name, (a, b) in lora.pairs.items()}
-    lora.metadata = _metadata(folder / WEIGHTS_NAME)
+    finished = FinishedAdapter(path)
+    lora = PlainLora(
+        {}, {name: finished.head(name) for name in finished.heads},
+        config={key: finished.config[key] for key in (*_KEPT, "target_modules") if key in finished.config},
+        metadata={k: v for k, v in finished.metadata.items() if k.startswith("rankalloc") and k != "rankalloc_config"},
+    )
+    for name, layer in finished.layers.items():
+        a, b = finished.raw(name, "A"), finished.raw(name, "B")
+        if a.dim() < 2 or b.dim() < 2 or len(a) != b.shape[1]:
+            raise AdapterFileError(f"{finished.folder}: the factors of {name} do not fit each other")
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise AdapterFileError(f"{finished.folder}: the weights of {name} are not finite (NaN or inf)")
+        lam = finished.raw(name, "E").flatten() if "E" in layer.keys else None
+        lora.pairs[name] = _trimmed(a, b, layer.scaling if lam is None else lam * layer.scaling)
+        if layer.ends == EMBEDDING.keys:
+            lora.embeddings.add(name)
     return lora
 
 
@@ -98,73 +91,36 @@ def write(
         ConfigError: the layout is unknown or does not take the padding.
         RankallocError: the folder cannot be written; what was there is unchanged.
     """
-    check_layout(layout, pad_multiple)
     ranks = lora.ranks()
-    top = max(1, *ranks.values()) if ranks else 1
-    top = -(-top // pad_multiple) * pad_multiple
     written = [name for name in ranks if layout == "uniform" or ranks[name]] or list(ranks)[:1]
-    tensors = {f"{PREFIX}{name}": tensor for name, tensor in lora.heads.items()}
-    stored = {}
-    for name in written:
-        a, b = lora.pairs[name]
-        stored[name] = top if layout == "uniform" else max(1, ranks[name])
-        missing = stored[name] - len(a)
-        a = torch.cat([a, a.new_zeros(missing, *a.shape[1:])])
-        b = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
-        ends = ("lora_A.weight", "lora_B.weight")
-        if name in lora.embeddings:
-            ends = ("lora_embedding_A", "lora_embedding_B")
-        tensors |= {f"{PREFIX}{name}.{end}": t.contiguous() for end, t in zip(ends, (a, b), strict=True)}
     if target_modules is None:
         came_with = lora.config.get("target_modules") if set(written) == set(ranks) else None
         target_modules = came_with or "|".join(re.escape(name) for name in sorted(written))
-    pattern = {f"^{re.escape(name)}": rank for name, rank in stored.items() if rank != top}
-    config = {
-        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "r": top, "lora_alpha": top,
-        "lora_dropout": 0.0, "bias": "none", "target_modules": target_modules, "rank_pattern": pattern,
-        "alpha_pattern": dict(pattern), "modules_to_save": None, "inference_mode": True, "use_rslora": False,
-        "use_dora": False, "fan_in_fan_out": False, "init_lora_weights": True,
-        **{key: lora.config[key] for key in _KEPT if key in lora.config},
-    }
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    metadata = {**lora.metadata, "format": "pt", "rankalloc_config": sha256_of(text)}
-    folder = Path(path)
-    with replacing(folder / WEIGHTS_NAME) as temporary:
-        temporary.write_bytes(encode(tensors, metadata))
-        # both files are on disk before either is renamed: a full disk leaves the old pair in place
-        with replacing(folder / CONFIG_NAME) as temporary_config:
-            temporary_config.write_text(text, encoding="utf-8")
-    return folder
+    layers, flat = {}, {}
+    for name, (a, b) in lora.pairs.items():
+        flat[name] = a.flatten(1), b.flatten(1)
+        layers[name] = LayerToWrite(
+            flat[name][0].shape[1], len(b), len(a), torch.promote_types(a.dtype, b.dtype),
+            EMBEDDING.keys if name in lora.embeddings else LayerToWrite.keys,
+            None if a.dim() == 2 else partial(_with_kernel, a.shape[1:], b.shape[2:]),
+        )
+    kept = {key: lora.config[key] for key in _KEPT if key in lora.config}
+    return write_folder(
+        path, layers, flat.__getitem__, lora.heads, lambda _, rank: lora_config(rank, target_modules, **kept), layout,
+        pad_multiple, lora.metadata,
+    )
 
 
-def check_layout(layout: str, pad_multiple: int) -> None:
-    """Raise ConfigError when there is no such layout, or it does not take that padding."""
-    if layout not in LAYOUTS:
-        raise ConfigError(unknown("layout", layout, LAYOUTS))
-    if not isinstance(pad_multiple, int) or pad_multiple < 1 or (layout == "compact" and pad_multiple != 1):
-        raise ConfigError(f"padding to a multiple of {pad_multiple!r} is for the uniform layout, and at least 1")
-
-
-def _fitting(
-    name: str, half: Mapping[str, torch.Tensor], folder: Path
+def _with_kernel(
+    of_a: Sequence[int], of_b: Sequence[int], a: torch.Tensor, b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(half) != 2:
-        raise AdapterFileError(f"{folder} is incomplete: {name} has lora_{next(iter(half))} alone")
-    a, b = half["A"], half["B"]
-    if a.dim() < 2 or b.dim() < 2 or len(a) != b.shape[1]:
-        raise AdapterFileError(f"{folder}: the factors of {name} do not fit each other")
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise AdapterFileError(f"{folder}: the factors of {name} hold NaN or inf; its training has diverged")
-    return a, b
+    return a.reshape(len(a), *of_a), b.reshape(*b.shape, *of_b)
 
 
-def _trimmed(a: torch.Tensor, b: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair without the triplets that are zero, and with the scale in B."""
+def _trimmed(a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair without the triplets that are zero, and with the scale, one number or (r,), in B."""
     used = (a != 0).flatten(1).any(1) & (b != 0).transpose(0, 1).flatten(1).any(1)
     scaled = b[:, used]
-    return a[used], scaled if scale == 1 else (scaled.float() * scale).to(b.dtype)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    _, metadata = read_tensors(path)
-    return {key: value for key, value in metadata.items() if key.startswith("rankalloc") and key != "rankalloc_config"}
+    if isinstance(scale, torch.Tensor):
+        scale = scale[used].float().reshape(-1, *[1] * (b.dim() - 2))
+    return a[used], scaled if isinstance(scale, float) and scale == 1 else (scaled.float() * scale).to(b.dtype)

@@ -383,6 +383,11 @@ def misfit(tensors):
     tensors[key] = tensors[key][:-1].clone()
 
 
+def unsqueeze(tensors):
+    key = next(k for k in tensors if k.endswith("query.lora_A.weight"))
+    tensors[key] = tensors[key][:, :, None, None].clone()
+
+
 def mixed_saves(folder):
     _, other = adapted("bert", ranks=(2,))
     ra.save(other, folder.parent / "other", "compact")
@@ -403,7 +408,10 @@ DAMAGE = {
     "weights empty": (keep_bytes("adapter_model.safetensors", 0), "damaged or truncated"),
     "weights are text": (lambda f: (f / "adapter_model.safetensors").write_text("hello, I am no tensor"), "damaged"),
     "two saves": (mixed_saves, "not of one save"),
-    "AdaLoRA": (break_config(peft_type="ADALORA"), "type 'ADALORA'"),
+    "another method": (break_config(peft_type="LOHA"), "type 'LOHA'"),
+    "LoRA weights said to be AdaLoRA": (break_config(peft_type="ADALORA"), "does not read"),
+    "a weight is not finite": (change_tensors(lambda t: next(iter(t.values())).view(-1)[0].fill_(torch.nan)), "finite"),
+    "a convolution": (change_tensors(unsqueeze), "do not fit each other"),
     "DoRA": (break_config(use_dora=True), "use_dora"),
     "biases": (break_config(bias="lora_only"), "bias='lora_only'"),
     "half a pair": (pop("query.lora_A.weight"), "has lora_B alone"),

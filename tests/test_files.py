@@ -8,10 +8,11 @@ import subprocess
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from rankalloc.errors import AdapterFileError, RankallocError
 from rankalloc.files import replacing, sha256_of, write_json, write_text
-from rankalloc.tensor_files import encode, read_tensors, write_tensors
+from rankalloc.tensor_files import Spec, TensorFile, encode, read_tensors, write_stream, write_tensors
 
 
 def test_writing_makes_folders_and_replaces_the_file(tmp_path):
@@ -91,6 +92,26 @@ def test_tensors_come_back_and_equal_content_is_equal_bytes(tmp_path):
     back, note = read_tensors(tmp_path / "x")
     assert note == metadata and back.keys() == tensors.keys()
     assert all(torch.equal(back[k], tensors[k]) and back[k].dtype == tensors[k].dtype for k in tensors)
+
+
+def test_a_streamed_file_is_the_librarys_and_is_read_tensor_by_tensor(tmp_path):
+    tensors = {
+        f"{name}.{dtype}": torch.arange(6).reshape(2, 3).to(dtype) for name in "bca"
+        for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.float64, torch.bool)
+    } | {"none": torch.zeros(0, 4), "one": torch.tensor(3.0)}
+    assert encode(tensors, {"format": "pt"}) == save(tensors, {"format": "pt"})
+    write_tensors(tmp_path / "x", tensors, {"format": "pt"})
+    file = TensorFile(tmp_path / "x")
+    assert file.specs == {key: Spec.of(value) for key, value in tensors.items()}
+    assert all(torch.equal(file[key], value) for key, value in tensors.items())
+    with pytest.raises(KeyError):
+        file["other"]
+
+
+def test_a_tensor_that_is_not_what_was_announced_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="announced"), replacing(tmp_path / "x") as temporary:
+        write_stream(temporary, {"a": Spec((2,), torch.float32)}, {}, lambda key: torch.zeros(3))
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 5, 40, -1])

@@ -11,7 +11,7 @@ from torch import nn
 
 import rankalloc as ra
 from rankalloc import fingerprint
-from rankalloc.adapter_io import WEIGHTS_NAME
+from rankalloc.adapter_folder import WEIGHTS_NAME
 from rankalloc.errors import AdapterFileError
 
 from .conftest import MAKERS, logits_of, make_bert, make_llama, make_mlp, randomize

@@ -11,7 +11,7 @@ from torch import nn
 
 import rankalloc as ra
 from rankalloc import plain_lora
-from rankalloc.adapter_io import CONFIG_NAME, WEIGHTS_NAME
+from rankalloc.adapter_folder import CONFIG_NAME, WEIGHTS_NAME
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError
 
 from .conftest import MAKERS, logits_of, make_bert, make_llama, make_mlp, prune, randomize

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import conversions
+from . import conversions, posthoc
 from .endings import CleanEndings
 from .listings import ls
 
@@ -170,6 +170,7 @@ def env(as_json: Json = False) -> None:
 
 
 conversions.register(app)
+posthoc.add_to(app, examples)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,36 @@ class Steps:
         elif not self._told or step == total or step - self._told >= total / 10:
             self._told = step
             say(f"step {step:>{len(str(total))}}/{total}  {_shown(values)}".rstrip())
+
+
+class Bar:
+    """The ``progress`` of work that is usually short, as a context: a bar on a terminal once it has taken 2 s, and
+    nothing else. A new total begins a new bar."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, values: dict[str, Any]) -> None:
+        if self._bar is None:
+            out = console(stderr=True)
+            if time.monotonic() - self._started < 2 or not (out.is_interactive and sys.stderr.isatty()):
+                return
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bar = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False),
+                                 console=out, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total)
+        self._bar.update(self._task, completed=done, total=total, description=clean(_shown(values)))
 
 
 def _shown(values: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import fingerprint, plain_lora
+from ..adapter_folder import check_layout
 from ..allocators import ALLOCATORS, Demand
 from ..budget import LayerShape, RankBudget
 from ..errors import AdapterFileError, BudgetError, ConfigError, did_you_mean, unknown
@@ -67,7 +68,7 @@ def extract(
         BudgetError: the budget is above what ``rank`` allows, or below its own floor.
         ConfigError: an option does not exist or is out of range.
     """
-    plain_lora.check_layout(layout, pad_to)
+    check_layout(layout, pad_to)
     whole("rank", rank, 1)
     if dtype not in _DTYPES:
         raise ConfigError(unknown("dtype", dtype, _DTYPES))

@@ -15,7 +15,7 @@ from torch import nn
 
 import rankalloc as ra
 from rankalloc import fingerprint
-from rankalloc.adapter_io import WEIGHTS_NAME
+from rankalloc.adapter_folder import WEIGHTS_NAME
 from rankalloc.allocators import ALLOCATORS, Demand
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
 from rankalloc.posthoc import dense

@@ -1,0 +1,231 @@
+"""What ``shrink``, ``compose`` and ``frontier`` do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, unknown
+from .output import count, number, results_only, say, show, show_json, show_table
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from ..budget import RankBudget
+    from ..config import RunConfig
+    from ..posthoc.judging import TaskEvaluator
+    from ..posthoc.metric import KroneckerMetric
+    from ..posthoc.results import CutResult
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget options of a command."""
+
+    ranks: int | None
+    params: int | None
+    bytes: int | None
+    fraction: float | None
+    min_rank: int
+    max_rank: int | None
+    multiple_of: int
+
+    @property
+    def given(self) -> bool:
+        return any(value is not None for value in (self.ranks, self.params, self.bytes, self.fraction))
+
+    def resolved(self) -> RankBudget:
+        from ..budget import RankBudget
+
+        if not self.given:
+            raise ConfigError("give a budget: one of --ranks, --params, --bytes, --fraction")
+        return RankBudget(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How layers are weighed: by the data of ``config``, or not at all."""
+
+    config: str | None
+    inputs_only: bool
+    batches: int
+
+    def metric(self, adapter: str, judge: TaskEvaluator | None) -> KroneckerMetric | None:
+        if self.config is None:
+            return None
+        from ..finished import FinishedAdapter
+        from ..posthoc.calibration import calibrate
+
+        judge = judge or evaluator(self.config)
+        say(f"calibrating on {count(self.batches, 'batch').replace('batchs', 'batches')}")
+        folder = FinishedAdapter(adapter).folder
+        with Bar() as bar:
+            return calibrate(
+                judge.model, folder, judge.batches(self.batches), inputs_only=self.inputs_only,
+                progress=lambda done: bar(done, self.batches, {}),
+            )
+
+
+def run_shrink(
+    adapter: str, output: str, budget: Budget, layout: str, pad_to: int, weighing: Weighing, max_drop: str | None,
+    task: str | None, as_json: bool,
+) -> None:
+    """``rankalloc shrink``."""
+    if max_drop is not None and budget.given:
+        raise ConfigError("--max-drop finds the budget itself; leave out --ranks, --params, --bytes and --fraction")
+    if max_drop is not None and not (task or weighing.config):
+        raise ConfigError("--max-drop needs a task to judge by: --task CONFIG, or --calibrate CONFIG")
+    if max_drop is None and task:
+        raise ConfigError("--task is what --max-drop judges by; give --max-drop too, or leave it out")
+    drop = None if max_drop is None else share(max_drop)
+    wanted = None if drop is not None else budget.resolved()
+    with results_only(), Bar() as bar:
+        from ..posthoc.shrinking import settled, shrink
+
+        settled(adapter, output)  # a wrong folder is told before a model is built
+        judge = evaluator(task or weighing.config) if drop is not None else None
+        metric = weighing.metric(adapter, judge if task in (None, weighing.config) else None)
+        options: dict[str, Any] = {"metric": metric, "layout": layout, "pad_multiple": pad_to, "progress": bar}
+        if drop is None:
+            result = shrink(adapter, wanted, output, **options)
+        else:
+            from ..posthoc.smallest import smallest
+
+            result = smallest(
+                adapter, _telling(judge), drop, output, higher_is_better=judge.higher_is_better, **options
+            )
+    _show(result, output, as_json)
+
+
+def run_compose(
+    adapters: list[str], output: str, weights: str | None, budget: Budget, as_json: bool, **options: Any
+) -> None:
+    """``rankalloc compose``."""
+    given = None if weights is None else numbers("--weights", weights)
+    wanted = budget.resolved() if budget.given else None
+    with results_only(), Bar() as bar:
+        from ..posthoc.composing import compose
+
+        result = compose(adapters, given, wanted, output, progress=bar, **options)
+    _show(result, output, as_json)
+    if not as_json:
+        _show_interference(result)
+
+
+def run_frontier(
+    adapter: str, output: str, task: str, fractions: str, split: str, weighing: Weighing, as_json: bool
+) -> None:
+    """``rankalloc frontier``."""
+    shares = numbers("--fractions", fractions)
+    if not all(0 < value < 1 for value in shares):
+        raise ConfigError(f"--fractions are shares between 0 and 1, got {fractions!r}")
+    with results_only(), Bar() as bar:
+        from ..budget import RankBudget
+        from ..finished import FinishedAdapter
+        from ..posthoc.frontier import frontier
+
+        finished = FinishedAdapter(adapter)
+        total = sum(
+            finished.factors(name).rank * (layer.d_in + layer.d_out) for name, layer in finished.layers.items()
+        )
+        judge = evaluator(task, split)
+        curve = frontier(
+            finished, [RankBudget(params=int(value * total)) for value in shares], _telling(judge), output,
+            higher_is_better=judge.higher_is_better, name=judge.task.metric, metric=weighing.metric(adapter, judge),
+            progress=bar,
+        )
+    if as_json:
+        return show_json({**curve.to_dict(), "folder": output})
+    show_table(
+        [(f"{p.params:,}", f"{p.params / total:.1%}", f"{p.ranks:,}", f"{p.error:.3f}", number(p.value),
+          "knee" if p is curve.knee else "") for p in curve.points],
+        ("parameters", "share", "ranks", "error", curve.name, ""), right=range(5),
+    )
+    show(f"wrote {os.path.join(output, 'frontier.svg')}")
+
+
+def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
+    """The task of a YAML file, or a named one, with its model."""
+    loaded = _configured(config)  # a mistake is told before anything heavy is imported
+    from transformers import set_seed
+
+    from ..posthoc.judging import TaskEvaluator
+    from ..tasks import prepare
+    from ..tasks.models import quiet
+
+    with quiet():
+        set_seed(loaded.seed)
+        return TaskEvaluator(prepare(loaded), split, loaded.training.batch_size)
+
+
+def _configured(config: str) -> RunConfig:
+    from ..config import load_config
+    from ..tasks.registry import TASKS
+
+    if config in TASKS:
+        return load_config(None, [f"task={config}"])
+    if not os.path.exists(config) and not config.endswith((".yaml", ".yml")):
+        raise ConfigError(unknown("task", config, TASKS) + "; or a YAML file")
+    return load_config(config)
+
+
+def _telling(judge: TaskEvaluator):
+    """The evaluator, saying each result on stderr: these take a while."""
+
+    def evaluate(folder: Any) -> float:
+        value = judge(folder)
+        say(f"{judge.task.metric} {number(value)}")
+        return value
+
+    evaluate.fingerprint = judge.fingerprint
+    return evaluate
+
+
+def share(text: str) -> float:
+    """``0.5%`` or ``0.005`` as a number. ConfigError for anything else."""
+    try:
+        return float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
+    except ValueError:
+        raise ConfigError(f"--max-drop takes a share such as 0.5% or 0.005, got {text!r}") from None
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers between commas. ConfigError for anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers between commas, such as 0.7,0.3, got {text!r}") from None
+
+
+def _show(result: CutResult, output: str, as_json: bool) -> None:
+    if as_json:
+        return show_json({**result.to_dict(), "path": output})
+    before = result.params_before
+    rows = [
+        ("budget", f"{result.asked:,} {result.unit} asked, {result.spent:,} spent"),
+        ("parameters", f"{result.params:,} of {before:,} ({result.params / before if before else 1:.1%})"),
+        ("error", f"{result.error:.4g} of ‖ΔW‖"),
+    ]
+    if result.metric != "frobenius":
+        rows.append(("weighed error", f"{result.metric_error:.4g}, by {result.metric}"))
+    if result.gap > 0:
+        rows.append(("bound", f"no choice within the budget lowers the squared error by more than {result.gap:.2g}"))
+    if result.stored_params != result.params:
+        rows.append(("in the file", f"{result.stored_params:,} parameters, padded with zeros to one rank"))
+    show_table([*rows, ("adapter", output)])
+    show()
+    show_table(
+        [(c.name, c.rank_before, c.rank, f"{c.relative_error:.4f}") for c in result.layers],
+        ("layer", "rank", "kept", "error"), right=(1, 2, 3),
+    )
+
+
+def _show_interference(result: CutResult) -> None:
+    rows = [
+        (name, f"{m['first'] + 1} and {m['second'] + 1}", f"{m['output_overlap']:.3f}", f"{m['input_overlap']:.3f}",
+         f"{m['alignment']:+.3f}")
+        for name, pairs in result.extra["interference"].items() for m in pairs
+    ]
+    if rows:
+        show()
+        show_table(rows, ("layer", "adapters", "overlap of outputs", "of inputs", "alignment"), right=(2, 3, 4))

@@ -1,0 +1,212 @@
+"""The algebra of a product ΔW = P Λ Q that is never multiplied out: singular values, truncation, error, angles.
+
+P is (d_out, r), Λ = diag(lam), Q (r, d_in). With any R_P, R_Q such that R_PᵀR_P = PᵀP and R_QᵀR_Q = QQᵀ, the core
+R_P Λ R_Qᵀ = U Σ Vᵀ has the singular values of ΔW, and the singular directions are linear in the factors:
+
+    P · (Λ R_Qᵀ V) = U_ΔW Σ,      (Uᵀ R_P Λ) · Q = Σ V_ΔWᵀ                                             (1)
+
+so that no orthonormal basis of the tall factors is ever formed, and nothing is divided by but the singular values
+that are kept. Dropping the smallest is the best approximation in the Frobenius norm (Eckart and Young, 1936).
+
+In the metric ‖G^½ · C^½‖_F (K-FAC: Martens and Grosse, 2015, arXiv 1503.05671) the same holds with PᵀGP and QCQᵀ in
+the place of PᵀP and QQᵀ: the truncation of G^½ ΔW C^½, mapped back, is (1) again, since the inverse roots cancel.
+What the metric must give is therefore two r × r matrices a layer, never G and C themselves.
+
+R comes from the Cholesky factor of the r × r Gram matrix in float64, at a fifth of the cost of a Householder QR of the
+tall factor. Squaring loses singular values below about 1e-8 of ‖P‖‖Λ‖‖Q‖, which is under the rounding of float32
+factors; where ΔW itself is that much smaller than its factors (two adapters that cancel each other, say), or the
+factors are float64, the QR is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+CANCELS = 1e-3
+"""How small ‖ΔW‖ may be beside ‖P‖‖ΛQ‖ before squared matrices are not exact enough."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One low-rank update ΔW = scaling · P diag(lam) Q: P (d_out, r), lam (r,) or None for ones, Q (r, d_in)."""
+
+    P: torch.Tensor
+    Q: torch.Tensor
+    lam: torch.Tensor | None = None
+    scaling: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.Q.shape[0]
+
+    def diagonal(self) -> torch.Tensor:
+        """scaling · lam, (r,) in float64."""
+        lam = torch.ones(self.rank) if self.lam is None else self.lam.detach().cpu()
+        return lam.double() * self.scaling
+
+    def dense(self) -> torch.Tensor:
+        """ΔW, (d_out, d_in) in float64: for where nothing smaller will do."""
+        return (self.P.double() * self.diagonal()) @ self.Q.double()
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A low-rank update in singular form, as maps on its own factors.
+
+    Attributes:
+        sigma: singular values in the metric, falling, (m,) in float64, m = min(r, d_out, d_in).
+        left: (r, m); P · left = U Σ^½ (in the metric).
+        right: (m, r); right · Q = Σ^½ Vᵀ.
+        core: Λ s as a matrix, (r, r): ΔW = P core Q.
+        norm: ‖ΔW‖_F, whatever the metric.
+        roots: R_P and R_Q of the Frobenius norm.
+        plain: whether that is the metric.
+    """
+
+    sigma: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    core: torch.Tensor
+    norm: float
+    roots: tuple[torch.Tensor, torch.Tensor]
+    plain: bool
+
+    @property
+    def rank(self) -> int:
+        """Singular values there are when triplets that are zero padding are not counted."""
+        used = (self.roots[0] != 0).any(0) | (self.roots[1] != 0).any(0)
+        return min(int(used.sum()), len(self.sigma))
+
+    def significant(self, share: float = 1e-8) -> int:
+        """How many singular values (in the Frobenius norm) are above ``share`` of ‖P‖‖ΛQ‖, that is, not rounding."""
+        size = self.roots[0].norm() * (self.roots[1] @ self.core).norm()
+        return int((self.sigma > share * size).sum())
+
+    def error(self, kept: int) -> float:
+        """‖ΔW − ΔW_kept‖_F of the ``kept`` largest triplets, whatever the metric they are largest in."""
+        if self.plain:
+            return float(self.sigma[kept:].norm())
+        return _norm(self.core - self.left[:, :kept] @ self.right[:kept], *self.roots)
+
+
+def decompose(
+    factors: Factors, grams: tuple[torch.Tensor, torch.Tensor] | None = None, *, exact: bool | None = None
+) -> Spectrum:
+    """The singular form of ``factors``, in O((d_in + d_out) r²) and float64.
+
+    Args:
+        grams: PᵀGP and QCQᵀ of a metric, (r, r) each; None for the Frobenius norm.
+        exact: use Householder QR; None where it is needed.
+
+    Raises:
+        FloatingPointError: a factor is not finite.
+    """
+    diagonal = factors.diagonal()
+    most = min(factors.rank, factors.P.shape[0], factors.Q.shape[1])
+    if exact is None:
+        exact = torch.float64 in (factors.P.dtype, factors.Q.dtype)
+    roots = (root(factors.P.T, exact), root(factors.Q, exact))
+    if not all(torch.isfinite(part).all() for part in (diagonal, *roots)):
+        raise FloatingPointError("a factor is not finite")
+    core = torch.diag(diagonal)
+    norm = _norm(core, *roots)
+    if not exact and norm < CANCELS * float(roots[0].norm() * (roots[1] * diagonal).norm()):
+        return decompose(factors, grams, exact=True)
+    weighted = roots if grams is None else tuple(_root_of(gram.double()) for gram in grams)
+    if most == 0:
+        empty = core.new_zeros(0)
+        nothing = (empty, core.new_zeros(factors.rank, 0), core.new_zeros(0, factors.rank))
+        return Spectrum(*nothing, core, norm, roots, grams is None)
+    u, sigma, vh = torch.linalg.svd((weighted[0] * diagonal) @ weighted[1].T, full_matrices=False)
+    u, sigma, vh = u[:, :most], sigma[:most], vh[:most]
+    # a direction of no size has no inverse: it is kept, if at all, as zeros
+    sizes = sigma.sqrt()
+    inverse = torch.where(sigma > sigma[0] * 1e-14, 1 / sizes.clamp_min(1e-300), 0.0)
+    left = diagonal[:, None] * (weighted[1].T @ vh.T) * inverse
+    right = inverse[:, None] * (u.T @ weighted[0]) * diagonal
+    # equal weights give equal factors: the sign that makes the largest entry of each column positive
+    sign = torch.sign(left.gather(0, left.abs().argmax(0, keepdim=True)))
+    sign = torch.where(sign == 0, 1.0, sign)
+    return Spectrum(sigma, left * sign, right * sign.T, core, norm, roots, grams is None)
+
+
+def singular_values(factors: Factors) -> torch.Tensor:
+    """The true singular values of ΔW by Householder QR, falling, (r,) in float64 on the CPU."""
+    r_p, r_q = root(factors.P.T, exact=True), root(factors.Q, exact=True)
+    return torch.linalg.svdvals((r_p * factors.diagonal()) @ r_q.T)
+
+
+def root(rows: torch.Tensor, exact: bool = False) -> torch.Tensor:
+    """R with RᵀR = rows · rowsᵀ, (r, r) in float64 (fewer rows where ``rows`` (r, d) has d < r and R is exact)."""
+    rows = rows.detach().cpu().double()
+    if exact:
+        return torch.linalg.qr(rows.T, mode="r").R
+    return _root_of(rows @ rows.T)
+
+
+def _root_of(gram: torch.Tensor) -> torch.Tensor:
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if not failed:
+        return lower.T
+    if not torch.isfinite(gram).all():
+        return torch.full_like(gram, torch.nan)
+    values, vectors = torch.linalg.eigh(gram)  # factors of less than full rank
+    return values.clamp_min(0).sqrt()[:, None] * vectors.T
+
+
+def _norm(core: torch.Tensor, root_p: torch.Tensor, root_q: torch.Tensor) -> float:
+    """‖P core Q‖_F from R_P and R_Q."""
+    return float((root_p @ core @ root_q.T).norm())
+
+
+def cut(factors: Factors, spectrum: Spectrum, kept: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(lora_A (kept, d_in), lora_B (d_out, kept)) of the best ``kept`` triplets, Σ shared evenly between the two."""
+    work = torch.promote_types(torch.float32, factors.P.dtype)
+    lora_b = factors.P.to(work) @ spectrum.left[:, :kept].to(work)
+    lora_a = spectrum.right[:kept].to(work) @ factors.Q.to(work)
+    return lora_a.to(dtype), lora_b.to(dtype)
+
+
+def concatenate(parts: list[tuple[float, Factors]]) -> Factors:
+    """Σ weight · ΔW exactly, as one product whose rank is the sum of the ranks."""
+    widest = parts[0][1].P.dtype
+    for _, part in parts:
+        widest = torch.promote_types(widest, part.P.dtype)
+    return Factors(
+        torch.cat([part.P.to(widest) for _, part in parts], 1),
+        torch.cat([part.Q.to(widest) for _, part in parts]),
+        torch.cat([weight * part.diagonal() for weight, part in parts]),
+    )
+
+
+def distance(factors: Factors, lora_a: torch.Tensor, lora_b: torch.Tensor) -> float:
+    """‖ΔW − lora_B lora_A‖_F, exactly: the two side by side are one low-rank product too."""
+    both = concatenate([(1.0, factors), (-1.0, Factors(lora_b, lora_a))])
+    return _norm(torch.diag(both.diagonal()), root(both.P.T, exact=True), root(both.Q, exact=True))
+
+
+def bases(factors: Factors, cutoff: float = 1e-6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal bases of ΔW's column space (d_out, k) and row space (d_in, k), k its numerical rank."""
+    if not factors.rank:
+        return factors.P.double(), factors.Q.double().T
+    q_p, r_p = torch.linalg.qr(factors.P.double())
+    q_q, r_q = torch.linalg.qr(factors.Q.double().T)
+    u, sigma, vh = torch.linalg.svd((r_p * factors.diagonal()) @ r_q.T)
+    rank = int((sigma > cutoff * sigma[0]).sum()) if sigma[0] > 0 else 0
+    return q_p @ u[:, :rank], q_q @ vh[:rank].T
+
+
+def principal_angles(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Angles in degrees, rising, between the spans of two orthonormal bases (d, k) and (d, l): (min(k, l),).
+
+    Cosines are the singular values of oneᵀ·other (Björck and Golub, 1973); below 45° the angle is taken from the
+    sines, the singular values of what of the one lies outside the other, which are exact where cosines are not.
+    """
+    if one.shape[1] > other.shape[1]:
+        one, other = other, one
+    overlap = other.T @ one
+    cosines = torch.linalg.svdvals(overlap).clamp(0, 1)
+    sines = torch.linalg.svdvals(one - other @ overlap).clamp(0, 1).flip(0)
+    return torch.rad2deg(torch.where(cosines > 0.7071, torch.asin(sines), torch.acos(cosines)))

@@ -1,0 +1,57 @@
+"""TIES and DARE on whole updates, through PEFT's own functions, brought back to low rank.
+
+TIES (Yadav et al., 2023, arXiv 2306.01708) keeps the largest entries of each update and adds those that agree in
+sign; DARE (Yu et al., 2024, arXiv 2311.03099) drops entries by chance and scales up the rest. Both work on the
+entries of ΔW, so each layer's ΔW is formed, one layer at a time, as PEFT's ``ties_svd`` and ``dare_*_svd`` do.
+
+Cost: an SVD of each d_out × d_in matrix, randomised above 1,024 (Halko et al., 2011, arXiv 0909.4061), and memory of
+one matrix for each adapter. Known weakness: the result has full rank; what is beyond ``most`` triplets is lost, and
+counted as error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..errors import ConfigError, unknown
+from ..lowrank import Factors
+
+COMBINATIONS = ("sum", "ties", "dare_linear", "dare_ties")
+
+
+def combiner(name: str, density: float) -> Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """PEFT's function of that name, with ``density`` (the share of entries to keep) filled in.
+
+    Raises:
+        ConfigError: there is no such combination, the density is not in (0, 1), or PEFT is not installed.
+    """
+    if name not in COMBINATIONS:
+        raise ConfigError(unknown("combination", name, COMBINATIONS))
+    if not 0 < density < 1:
+        raise ConfigError(f"density must lie between 0 and 1, got {density!r}")
+    try:
+        from peft.utils import merge_utils
+    except ImportError:
+        raise ConfigError(f"combination {name!r} is PEFT's own; install it (pip install 'rankalloc[peft]')") from None
+    function = getattr(merge_utils, name)
+    return lambda updates, weights: function(list(updates), weights, density)
+
+
+def merged(
+    parts: Sequence[Factors], weights: Sequence[float], combine: Callable, most: int, seed: int
+) -> tuple[Factors, float]:
+    """(the ``most`` largest triplets of the combined update, ‖rest‖_F). ``seed`` is DARE's chance."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        whole = combine([part.dense().float() for part in parts], torch.tensor(list(weights)))
+        most = min(most, *whole.shape)
+        if min(whole.shape) <= 1024:
+            u, sigma, vh = torch.linalg.svd(whole.double(), full_matrices=False)
+        else:
+            u, sigma, v = torch.svd_lowrank(whole, q=min(most + 16, *whole.shape), niter=4)
+            vh = v.T
+    factors = Factors(u[:, :most].float(), vh[:most].float(), sigma[:most].double())
+    rest = float(whole.double().square().sum() - sigma[:most].double().square().sum())
+    return factors, max(0.0, rest) ** 0.5

@@ -1,0 +1,113 @@
+"""What an adapter is worth at a budget: shrunk, evaluated once, and remembered.
+
+A point's name in the cache is a hash of the adapter's files, the budget, the metric it was chosen in and the task, so
+that a cache is never right for something else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..adapter_folder import CONFIG_NAME, WEIGHTS_NAME
+from ..budget import RankBudget
+from ..errors import RankallocError
+from ..files import sha256_of, write_json
+from ..finished import FinishedAdapter
+from .metric import KroneckerMetric
+from .results import CutResult
+from .shrinking import write_shrunk
+from .truncation import Choice, Progress, choose_from, spectra_of
+
+POINTS_NAME = "points.json"
+
+Evaluate = Callable[[Path], float]
+"""Folder of an adapter to the number it is judged by. An attribute ``fingerprint`` names the task in the cache."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One budget and what was kept: ``params`` used, relative error, and the evaluated ``value``."""
+
+    budget: dict[str, Any]
+    params: int
+    ranks: int
+    error: float
+    value: float
+    cached: bool = False
+
+
+class Points:
+    """The quality-against-budget curve of one adapter, evaluated where it is asked for.
+
+    Args:
+        evaluate: folder to a finite number.
+        cache: folder whose ``points.json`` keeps what was evaluated; None to keep it in memory.
+        metric: as in :func:`rankalloc.shrink`.
+        progress: called with (layers done, layers in all, newest values) while the adapter is read.
+    """
+
+    def __init__(
+        self, adapter: str | os.PathLike | FinishedAdapter, evaluate: Evaluate, cache: str | os.PathLike | None = None,
+        metric: KroneckerMetric | None = None, progress: Progress | None = None,
+    ) -> None:
+        self.adapter = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
+        self.metric, self.evaluate = metric, evaluate
+        self.spectra = spectra_of(self.adapter, metric, progress)
+        self.params = sum(s.rank * (layer.d_in + layer.d_out)
+                          for s, layer in zip(self.spectra.values(), self.adapter.layers.values(), strict=True))
+        self._path = None if cache is None else Path(cache) / POINTS_NAME
+        self._known: dict[str, Any] = _read(self._path)
+        self._about = sha256_of(
+            *((self.adapter.folder / name).read_bytes() for name in (CONFIG_NAME, WEIGHTS_NAME)),
+            "" if metric is None else metric.fingerprint(), str(getattr(evaluate, "fingerprint", "")),
+        )
+
+    def choice(self, budget: RankBudget) -> Choice:
+        return choose_from(self.adapter, self.spectra, budget)
+
+    def whole(self) -> Point:
+        """The adapter as it is."""
+        rank = sum(spectrum.rank for spectrum in self.spectra.values())
+        return self._point({}, lambda: (self.params, rank, 0.0, self.evaluate(self.adapter.folder)))
+
+    def at(self, budget: RankBudget) -> Point:
+        """The adapter within ``budget``."""
+        bounds = {key: getattr(budget, key) for key in ("min_rank", "max_rank", "multiple_of")}
+
+        def work() -> tuple[int, int, float, float]:
+            with tempfile.TemporaryDirectory() as folder:
+                result = self.write(budget, folder)
+                return result.params, sum(result.ranks.values()), result.error, self.evaluate(Path(folder))
+
+        return self._point({**budget.given, **bounds}, work)
+
+    def write(self, budget: RankBudget, out: str | os.PathLike | None, **layout: Any) -> CutResult:
+        """The adapter within ``budget`` as a folder."""
+        return write_shrunk(self.adapter, self.choice(budget), out, metric=self.metric, **layout)
+
+    def _point(self, budget: dict[str, Any], work: Callable[[], tuple[int, int, float, float]]) -> Point:
+        key = sha256_of(self._about, json.dumps(budget, sort_keys=True))
+        if key in self._known:
+            return Point(**{**self._known[key], "cached": True})
+        params, ranks, error, value = work()
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise RankallocError(f"the evaluation gave {value!r} at budget {budget or 'of the whole adapter'}")
+        point = Point(budget, params, ranks, error, float(value))
+        self._known[key] = {k: v for k, v in asdict(point).items() if k != "cached"}
+        if self._path is not None:
+            write_json(self._path, self._known)
+        return point
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    try:
+        return {} if path is None or not path.exists() else dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError):
+        return {}  # only a cache: what cannot be read is evaluated again

@@ -1,0 +1,223 @@
+"""The best adapter within a budget, out of any low-rank updates: one choice over all layers by σ², written as chosen.
+
+Keeping the set K of singular triplets over all layers leaves ‖ΔW − ΔW_K‖²_F = Σ σ² of those not kept, since triplets
+of one layer are orthogonal and layers are apart. For a budget in ranks the largest σ² of all layers are therefore the
+best choice there is (Eckart and Young, 1936, over a block-diagonal matrix); floors, caps and multiples included.
+
+For a budget in parameters or bytes, triplets of different layers cost differently: a knapsack. The rule takes σ² per
+cost. With b the first block that no longer fits and ``left`` what was then unspent,
+
+    kept energy ≥ best − σ²(b) · left / cost(b) > best − σ²(b)
+
+(proof in :mod:`rankalloc.allocators.global_topk`); so ‖error‖² is above the least possible by less than one block's
+σ². :attr:`Choice.gap` is that number for the case at hand, with what the rule bought after b taken off.
+
+Cost: two passes over the file, O((d_in + d_out) r²) each layer, memory of one layer a thread. Known weakness: the
+Frobenius norm knows nothing of the task; see :mod:`rankalloc.posthoc.calibration`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..adapter_folder import LayerToWrite, check_layout, lora_config, write_folder
+from ..allocators import ALLOCATORS, Demand
+from ..budget import BudgetPlan, LayerShape, RankBudget
+from ..errors import AdapterFileError, BudgetError, ConfigError
+from ..layer_pool import side_by_side
+from ..lowrank import Factors, Spectrum, cut, decompose, distance
+from ..tensor_files import Spec
+from .metric import KroneckerMetric
+from .results import LayerCut
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+"""Called with (layers done, layers in all, newest values), as a run's."""
+
+
+class Source(Protocol):
+    """Where updates come from: a finished adapter, or several as one."""
+
+    layers: Mapping[str, Any]
+    """{layer name: anything with ``d_in``, ``d_out``, ``dtype`` and ``ends``}."""
+    label: str
+    """What messages call it."""
+
+    def stored(self, name: str) -> Factors: ...
+
+
+@dataclass
+class Choice:
+    """What a budget buys.
+
+    Attributes:
+        spectra: {layer: its singular form}.
+        ranks: {layer: rank to keep}.
+        held: {layer: rank it has, zero padding aside}.
+        plan: the budget, resolved.
+        gap: the most by which any other choice within the budget could lower ‖error‖² (in the metric), as a share of
+            ‖ΔW‖²; 0 for a budget in ranks.
+    """
+
+    spectra: dict[str, Spectrum]
+    ranks: dict[str, int]
+    held: dict[str, int]
+    plan: BudgetPlan
+    gap: float
+
+
+def choose(
+    source: Source, budget: RankBudget, metric: KroneckerMetric | None = None, progress: Progress | None = None
+) -> Choice:
+    """The best ranks of all layers within ``budget``.
+
+    A layer's rank counts up to min(d_in, d_out), and in whole multiples of the budget's ``multiple_of``.
+
+    Raises:
+        BudgetError: the budget is above what the adapter has, below its floor, or buys nothing.
+        AdapterFileError: a weight is not finite.
+    """
+    spectra = spectra_of(source, metric, progress)
+    return choose_from(source, spectra, budget)
+
+
+def spectra_of(
+    source: Source, metric: KroneckerMetric | None = None, progress: Progress | None = None
+) -> dict[str, Spectrum]:
+    """The singular form of every layer, layers side by side on torch's threads."""
+
+    def one(name: str) -> Spectrum:
+        factors = source.stored(name)
+        try:
+            return decompose(factors, None if metric is None else metric.grams(name, factors))
+        except FloatingPointError:
+            raise AdapterFileError(f"{source.label}: the weights of {name} are not finite (NaN or inf)") from None
+
+    found = {}
+    with side_by_side(one, source.layers) as results:
+        for name in source.layers:
+            found[name] = results(name)
+            if progress is not None:
+                progress(len(found), len(source.layers), {"layer": name})
+    return found
+
+
+def choose_from(source: Source, spectra: dict[str, Spectrum], budget: RankBudget) -> Choice:
+    """:func:`choose` with the spectra at hand."""
+    if not isinstance(budget, RankBudget):
+        raise ConfigError(f"budget must be a RankBudget, such as RankBudget(fraction=0.25), got {budget!r}")
+    held = {name: spectrum.rank for name, spectrum in spectra.items()}
+    step = budget.multiple_of
+    shapes = [
+        LayerShape(name, layer.d_in, layer.d_out, held[name] // step * step) for name, layer in source.layers.items()
+    ]
+    sizes = {layer.dtype.itemsize for layer in source.layers.values()}
+    if budget.bytes is not None and len(sizes) > 1:
+        raise BudgetError("the adapter's layers have weights of different sizes in bytes; give the budget as params=")
+    plan = budget.resolve(shapes, bytes_per_param=max(sizes))
+    cheapest = min(plan.costs) * step
+    if 0 < plan.target < cheapest:
+        raise BudgetError(
+            f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it"
+        )
+    scores = [spectra[shape.name].sigma.square().numpy()[: shape.rank] for shape in shapes]
+    demand = Demand.of(plan, plan.target)
+    kept = [int(mask.sum()) for mask in ALLOCATORS["global"](scores, demand)]
+    ranks = {shape.name: rank for shape, rank in zip(shapes, kept, strict=True)}
+    total = sum(float(values.sum()) for values in scores)
+    gap = most_energy(scores, demand) - sum(float(v[:k].sum()) for v, k in zip(scores, kept, strict=True))
+    return Choice(spectra, ranks, held, plan, max(0.0, gap) / total if total > 0 and plan.unit != "ranks" else 0.0)
+
+
+def most_energy(scores: list[np.ndarray], demand: Demand) -> float:
+    """An upper bound of the energy any choice can keep: blocks in falling σ² per cost, the last one in part."""
+    size, left, energy, queue = demand.multiple_of, float(demand.amount), 0.0, []
+    for values, cost, floor, cap in zip(scores, demand.costs, demand.floors, demand.caps, strict=True):
+        left -= cost * floor
+        energy += float(values[:floor].sum())
+        blocks = values[floor : cap // size * size].reshape(-1, size).sum(1)
+        queue += [(float(block) / (cost * size), cost * size) for block in blocks]
+    for density, cost in sorted(queue, reverse=True):
+        part = min(cost, left)
+        energy += density * part
+        left -= part
+        if left <= 0:
+            break
+    return energy
+
+
+def write_choice(
+    source: Source,
+    choice: Choice,
+    out: str | os.PathLike,
+    heads: Mapping[str, torch.Tensor | tuple[Spec, Callable[[], torch.Tensor]]],
+    config: Mapping[str, Any],
+    layout: str,
+    pad_multiple: int,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, float]:
+    """Write the chosen triplets, with what the source's file says of itself (``metadata``).
+
+    Returns {layer: ‖ΔW − what the file holds‖_F} of layers in less than float32, where the rounding of the file is no
+    longer nothing.
+    """
+    check_layout(layout, pad_multiple)
+    measured: dict[str, float] = {}
+
+    def factors(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        whole, dtype = source.stored(name), source.layers[name].dtype
+        lora_a, lora_b = cut(whole, choice.spectra[name], choice.ranks[name], dtype)
+        if dtype.itemsize < 4:
+            measured[name] = distance(whole, lora_a, lora_b)
+        return lora_a, lora_b
+
+    layers = {
+        name: LayerToWrite(layer.d_in, layer.d_out, choice.ranks[name], layer.dtype, layer.ends)
+        for name, layer in source.layers.items()
+    }
+    # the order in which the file wants them
+    with side_by_side(factors, sorted(name for name in layers if layers[name].rank)) as results:
+        write_folder(
+            out, layers, results, heads, lambda names, rank: config_of(config, names, rank, layers), layout,
+            pad_multiple, {k: v for k, v in (metadata or {}).items() if k not in ("format", "rankalloc_config")},
+        )
+    return measured
+
+
+def cuts(source: Source, choice: Choice, measured: Mapping[str, float] = {}) -> list[LayerCut]:  # noqa: B006
+    """What became of each layer."""
+    found = []
+    for name, layer in source.layers.items():
+        spectrum, rank = choice.spectra[name], choice.ranks[name]
+        energy = spectrum.sigma.square()
+        found.append(LayerCut(
+            name=name, d_in=layer.d_in, d_out=layer.d_out, rank_before=choice.held[name], rank=rank,
+            norm=spectrum.norm, error=measured.get(name, spectrum.error(rank)),
+            metric_norm=math.sqrt(float(energy.sum())), metric_error=math.sqrt(float(energy[rank:].sum())),
+        ))
+    return found
+
+
+def config_of(
+    source: Mapping[str, Any], written: list[str], rank: int, layers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """adapter_config.json of a plain LoRA made from the adapter of this configuration."""
+    same = {
+        key: source[key]
+        for key in ("base_model_name_or_path", "task_type", "revision", "auto_mapping", "modules_to_save",
+                    "fan_in_fan_out")
+        if key in source
+    }
+    kept = ("layers_to_transform", "layers_pattern", "exclude_modules")
+    if len(written) == len(layers) and source.get("target_modules"):
+        return lora_config(rank, source["target_modules"], **same, **{k: source[k] for k in kept if k in source})
+    # PEFT reads a string as a regular expression for whole names. A list would be read as suffixes, and without
+    # the model nobody knows which other modules end alike
+    return lora_config(rank, "|".join(re.escape(name) for name in sorted(written)), **same)
