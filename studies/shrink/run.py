@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RATES = (5e-4, 1e-3, 1.4e-3)
+RATES = (2.5e-4, 5e-4, 1e-3)
 FURTHER = (2.5e-4, 5e-4, 1e-3)
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
-KINDS = ("data-free", "inputs", "calibrated")
+KINDS = ("data-free", "calibrated", "inputs")
 RANK, BATCH = 16, 16
 
 
@@ -102,14 +102,13 @@ class Study:
         return self.measured[name]
 
     def run(self) -> None:
-        import torch
         from transformers import set_seed
 
         import rankalloc as ra
 
         args = self.args
         task = ra.load_task("punctuation")
-        for rate in RATES:
+        for rate in args.rates:
             def full(rate=rate) -> dict:
                 set_seed(args.seed)
                 model = task.build_model()
@@ -119,7 +118,7 @@ class Study:
                 return {**measure(task, model), "params": adapters.num_params()}
 
             self.once(f"full {rate:g}", full)
-        best = min(RATES, key=lambda rate: self.measured[f"full {rate:g}"]["tune"]["loss"])
+        best = min(args.rates, key=lambda rate: self.measured[f"full {rate:g}"]["tune"]["loss"])
         self.record["rate"] = best
         adapter = ra.FinishedAdapter(args.work / f"rate-{best:g}")
         params = self.measured[f"full {best:g}"]["params"]
@@ -134,9 +133,9 @@ class Study:
                 metrics[kind] = ra.calibrate(model, adapter.folder, batches, inputs_only=kind == "inputs")
             return metrics[kind]
 
-        for kind in KINDS:
-            for share in SHARES:
-                folder = args.work / f"{kind}-{share:g}"
+        for share in SHARES[::-1]:
+            for kind in KINDS:
+                folder = args.work / f"{kind}-{share:g}-of-{best:g}"
 
                 def shrunk(kind=kind, share=share, folder=folder) -> dict:
                     budget = ra.RankBudget(params=int(share * params))
@@ -147,34 +146,33 @@ class Study:
                     return {**found, "params": result.params, "error": result.error,
                             "metric_error": result.metric_error, "ranks": list(result.ranks.values())}
 
-                self.once(f"{kind} {share:g}", shrunk)
+                self.once(f"{kind} {share:g} of {best:g}", shrunk)
         steps = args.steps // 10
         for kind in ("data-free", "calibrated"):
             for rate in FURTHER:
                 def further(kind=kind, rate=rate) -> dict:
                     set_seed(args.seed + 1)
                     again = task.build_model()
-                    adapters = ra.load(again, args.work / f"{kind}-0.25")
+                    adapters = ra.load(again, args.work / f"{kind}-0.25-of-{best:g}")
                     for each in adapters:
                         each.lam.requires_grad_(False)  # plain LoRA goes on as plain LoRA
                     train(again, task, steps, rate, args.seed + 1)
                     return {**measure(task, again), "params": adapters.num_params(), "further_steps": steps}
 
-                self.once(f"{kind} 0.25 further {rate:g}", further)
-        torch.set_num_threads(1)
-
+                self.once(f"{kind} 0.25 of {best:g} further {rate:g}", further)
 
 def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each adapter: what is kept of the full adapter's F1 on the report split."""
     measured = record["measured"]
+    of = f"of {record['rate']:g}"
     full = measured[f"full {record['rate']:g}"]
     rows = [{"kind": "full", "share": 1.0, "name": "full", **_row(full, full)}]
     for kind in KINDS:
         for share in SHARES:
-            if f"{kind} {share:g}" in measured:
-                rows.append({"kind": kind, "share": share, **_row(measured[f"{kind} {share:g}"], full)})
+            if f"{kind} {share:g} {of}" in measured:
+                rows.append({"kind": kind, "share": share, **_row(measured[f"{kind} {share:g} {of}"], full)})
     for kind in ("data-free", "calibrated"):
-        tried = [name for name in measured if name.startswith(f"{kind} 0.25 further")]
+        tried = [name for name in measured if name.startswith(f"{kind} 0.25 {of} further")]
         if tried:
             name = min(tried, key=lambda name: measured[name]["tune"]["loss"])
             label = f"{kind}, then {measured[name]['further_steps']} steps at {name.split()[-1]}"
@@ -234,6 +232,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of the LoRA's training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, default=32, help="training batches of 16 that calibration sees")

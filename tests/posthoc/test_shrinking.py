@@ -257,13 +257,15 @@ def test_bad_budgets_folders_and_layouts_are_told_and_leave_nothing_behind(tmp_p
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 import rankalloc as ra
 from rankalloc.posthoc.shrinking import shrink
 ra.FinishedAdapter
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # getrusage would count what the parent had
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+before = peak()
 shrink(sys.argv[1], ra.RankBudget(fraction=0.5), sys.argv[2])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak() - before)
 """
 
 
@@ -295,4 +297,4 @@ def test_memory_is_bounded_whatever_the_size_of_the_adapter(tmp_path):
         [sys.executable, "-c", MEMORY, str(folder), str(tmp_path / "b")], capture_output=True, text=True, timeout=120,
         cwd=ROOT, check=True,
     )
-    assert float(done.stdout) < 150, done.stdout
+    assert 1 < float(done.stdout) < 150, done.stdout
