@@ -98,6 +98,14 @@ def wanted(runs: list[dict], rank: int, seeds: int) -> Iterator[Key]:
             yield from ((kind, own, best, s) for s in range(1, seeds) if (kind, own, best, s) not in done)
 
 
+def complete(runs: list[dict], rank: int) -> list[dict]:
+    """The runs of those seeds that every arm was run with at its best rate."""
+    arms = [("dylora", rank), *(("lora", served) for served in range(1, rank + 1))]
+    best = {arm: rate_of(runs, *arm) for arm in arms}
+    seeds = [{r["seed"] for r in runs if (r["kind"], r["rank"], r["rate"]) == (*arm, best[arm])} for arm in arms]
+    return [run for run in runs if run["seed"] in set.intersection(*seeds)]
+
+
 def compare(runs: list[dict], rank: int) -> list[dict[str, Any]]:
     """Per served rank: report losses and F1 of both, seed by seed, and the paired difference of the losses with its
     standard error over seeds (that over windows of one run knows nothing of the scatter between runs)."""
@@ -210,7 +218,10 @@ def main() -> None:
             shown = ", ".join(f"{e['tune']['loss']:.3f}" for e in run["evaluations"].values())
             what = f"{run['kind']} rank {run['rank']} rate {run['rate']:g} seed {run['seed']}"
             print(f"{what}: tune loss {shown}, {run['seconds']:.0f} s", flush=True)
-    rows = compare(ours(), args.rank)
+    runs = complete(ours(), args.rank)
+    if left := sorted({run["seed"] for run in ours()} - {run["seed"] for run in runs}):
+        print(f"left out, since some of their runs are missing: seeds {', '.join(map(str, left))}")
+    rows = compare(runs, args.rank)
     print(table(rows))
     figure(rows, HERE / "dylora")
     print(f"within 2 standard errors, or better: {sum(row['within'] for row in rows)} of {len(rows)} ranks")
