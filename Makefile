@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench brown lint clean
+.PHONY: help demo test test-long bench brown lint clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ demo: $(VENV)/.ready ## a real sweep on MiniLM-L6 and punctuation, then reports/
 
 test: $(VENV)/.ready-test ## the test suite (under 5 minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-long: $(VENV)/.ready-test ## the few tests that take longest, and the rest of the suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "long or not long"
 
 bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run
 	$(BIN)/python studies/speed/bench.py

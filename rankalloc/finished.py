@@ -196,6 +196,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("use_dora", "trainable_token_indices", "layer_replication", "megatron_config"):
         if config.get(key):
             raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
+    if config.get("target_parameters"):
+        named = ", ".join(map(str, config["target_parameters"]))
+        raise AdapterFileError(
+            f"{folder} adapts parameters ({named}) and not layers, as PEFT does with experts stacked in one tensor; a "
+            "triplet of such a stack is none of a matrix"
+        )
     init = str(config.get("init_lora_weights"))
     if init.startswith(_CHANGES_BASE):
         raise AdapterFileError(

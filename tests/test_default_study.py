@@ -52,6 +52,7 @@ def synthetic(arm, seed, phase, rate, value, task="t", **extra):
     }
 
 
+@pytest.mark.long
 def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study.arms, "MOST_EXTENSIONS", 0)
     monkeypatch.setattr(study.arms, "RATES", {"lora": (4e-3,), "svd": (8e-3,)})

@@ -125,6 +125,7 @@ def test_a_killed_sweep_loses_no_trial(home, config):
     assert complete[1].params == {**complete[1].params, **lost.params}
 
 
+@pytest.mark.long
 def test_an_interrupt_in_the_matched_control_changes_nothing(config, home, monkeypatch):
     """Ctrl-C in the middle of a trial: its point, its role and its size come back, and so does the outcome."""
     import rankalloc.sweep as sweep
