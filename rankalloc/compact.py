@@ -76,6 +76,8 @@ def shrink(
             state[key] = tensor
         for parameter, dim in _factors(adapter):
             replace_data(parameter, parameter.data.index_select(dim, index))
+            if not len(index):
+                optimizer.state.pop(parameter, None)  # it gets no gradient any more: not even a count of steps stays
         adapter.kept = adapter.kept.index_select(0, index)
 
 

@@ -15,11 +15,11 @@ ALL = (FLOOR, PEFT_LORA, PEFT_ADALORA, PLAIN, ADAPTER, DEFAULT)
 
 
 def beside_peers(
-    make: Callable[[], torch.nn.Module], batch: dict, targets: str, rank: int, rounds: int, steps: int = 10,
+    make: Callable[[], torch.nn.Module], batch: dict, targets: str, rank: int, rounds: int, steps: int = 5,
     kinds: tuple[str, ...] = ALL,
 ) -> dict[str, Any]:
-    """Seconds a step of every arm at equal rank, and the ratios between them. With 10 steps a round, the default
-    method allocates once in each."""
+    """Mean seconds a step of every arm at equal rank, by round, and the ratios between them; the default method
+    allocates every ten steps."""
     made = [Arm(kind, make(), targets, rank) for kind in kinds]
     times = dict(zip(kinds, alternate(made, rounds, steps, lambda arm: arm.step(batch)), strict=True))
     compared = [(ADAPTER, FLOOR), (DEFAULT, FLOOR), (DEFAULT, PEFT_LORA), (DEFAULT, PEFT_ADALORA), (ADAPTER, PLAIN)]
