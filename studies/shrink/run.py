@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RATES = (2.5e-4, 5e-4, 1e-3)
-FURTHER = (2.5e-4, 5e-4, 1e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 1.4e-3)
+FURTHER = (1e-4, 2e-4, 4e-4)
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 KINDS = ("data-free", "calibrated", "inputs")
 RANK, BATCH = 16, 16
@@ -32,9 +32,10 @@ def train(model, task, steps: int, rate: float, seed: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=rate, warmup_steps=steps // 20,
-            lr_scheduler_type="linear", seed=seed, data_seed=seed, report_to=[], save_strategy="no", use_cpu=True,
-            disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=steps,
+            folder, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=rate,
+            warmup_steps=max(4, steps // 20), lr_scheduler_type="linear", seed=seed, data_seed=seed, report_to=[],
+            save_strategy="no", use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+            dataloader_pin_memory=False, logging_steps=steps,
         )
         trainer = Trainer(model, arguments, train_dataset=task.splits["train"], data_collator=task.collator)
         trainer.remove_callback(PrinterCallback)
