@@ -184,7 +184,7 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _row(one: dict, full: dict) -> dict[str, Any]:
     value, kept, error = with_error(one, full)
     return {"params": one["params"], "f1": value, "kept": kept, "standard_error": error,
-            "loss": one["report"]["loss"], "error": one.get("error", 0.0)}
+            "loss": one["report"]["loss"], "error": one.get("error")}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -195,7 +195,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines += [
         f"| {r['kind']} | {r['params']:,} | {r['share']:.3f} | {r['f1']:.4f} | {r['kept']:.4f} ± "
-        f"{r['standard_error']:.4f} | {r['loss']:.4f} | {r['error']:.3f} |" for r in rows
+        f"{r['standard_error']:.4f} | {r['loss']:.4f} | "
+        f"{'' if r['error'] is None else format(r['error'], '.3f')} |" for r in rows
     ]
     return "\n".join(lines)
 
