@@ -162,10 +162,21 @@ def _norm(core: torch.Tensor, root_p: torch.Tensor, root_q: torch.Tensor) -> flo
 
 
 def cut(factors: Factors, spectrum: Spectrum, kept: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lora_A (kept, d_in), lora_B (d_out, kept)) of the best ``kept`` triplets, Σ shared evenly between the two."""
+    """(lora_A (kept, d_in), lora_B (d_out, kept)) of the best ``kept`` triplets, U Σ^½ and Σ^½ Vᵀ of what is kept.
+
+    In another metric than the Frobenius norm, the triplets' two sides are of sizes as unlike as inputs and gradients
+    are, which half precision cannot hold and no optimizer can train on; they are brought into singular form anew.
+    """
     work = torch.promote_types(torch.float32, factors.P.dtype)
-    lora_b = factors.P.to(work) @ spectrum.left[:, :kept].to(work)
-    lora_a = spectrum.right[:kept].to(work) @ factors.Q.to(work)
+    left, right = spectrum.left[:, :kept], spectrum.right[:kept]
+    if not spectrum.plain and kept:
+        root_p, root_q = spectrum.roots
+        u, sigma, vh = torch.linalg.svd(root_p @ left @ (right @ root_q.T))
+        inverse = torch.where(sigma > sigma[0] * 1e-14, sigma.clamp_min(1e-300).rsqrt(), 0.0)[:kept]
+        turn = right @ root_q.T @ vh[:kept].T * inverse
+        left, right = left @ turn, (inverse[:, None] * (u[:, :kept].T @ root_p @ left)) @ right
+    lora_b = factors.P.to(work) @ left.to(work)
+    lora_a = right.to(work) @ factors.Q.to(work)
     return lora_a.to(dtype), lora_b.to(dtype)
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RATES = (2.5e-4, 5e-4, 1e-3)
-FURTHER = (2.5e-4, 5e-4, 1e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 1.4e-3)
+FURTHER = (1e-4, 2e-4, 4e-4)
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 KINDS = ("data-free", "calibrated", "inputs")
 RANK, BATCH = 16, 16
@@ -32,9 +32,10 @@ def train(model, task, steps: int, rate: float, seed: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=rate, warmup_steps=steps // 20,
-            lr_scheduler_type="linear", seed=seed, data_seed=seed, report_to=[], save_strategy="no", use_cpu=True,
-            disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=steps,
+            folder, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=rate,
+            warmup_steps=max(4, steps // 20), lr_scheduler_type="linear", seed=seed, data_seed=seed, report_to=[],
+            save_strategy="no", use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+            dataloader_pin_memory=False, logging_steps=steps,
         )
         trainer = Trainer(model, arguments, train_dataset=task.splits["train"], data_collator=task.collator)
         trainer.remove_callback(PrinterCallback)
@@ -183,7 +184,7 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _row(one: dict, full: dict) -> dict[str, Any]:
     value, kept, error = with_error(one, full)
     return {"params": one["params"], "f1": value, "kept": kept, "standard_error": error,
-            "loss": one["report"]["loss"], "error": one.get("error", 0.0)}
+            "loss": one["report"]["loss"], "error": one.get("error")}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -194,7 +195,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines += [
         f"| {r['kind']} | {r['params']:,} | {r['share']:.3f} | {r['f1']:.4f} | {r['kept']:.4f} ± "
-        f"{r['standard_error']:.4f} | {r['loss']:.4f} | {r['error']:.3f} |" for r in rows
+        f"{r['standard_error']:.4f} | {r['loss']:.4f} | "
+        f"{'' if r['error'] is None else format(r['error'], '.3f')} |" for r in rows
     ]
     return "\n".join(lines)
 

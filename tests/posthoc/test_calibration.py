@@ -9,7 +9,7 @@ import rankalloc as ra
 from rankalloc.errors import ConfigError, RankallocError
 
 from ..conftest import LABELS, assert_same, make_bert, randomize, token_data
-from .folders import dense
+from .folders import dense, error_of
 
 
 def batches(count: int = 3):
@@ -63,7 +63,7 @@ def test_moments_through_the_factors_are_the_full_ones(inputs_only, folder, tmp_
 
 def test_the_truncation_is_the_best_in_its_metric_and_its_errors_are_true(folder, tmp_path):
     draw = torch.Generator().manual_seed(0)
-    whole = dense_of(folder)
+    whole = dense(folder)
     moments = [
         {n: (lambda m: m @ m.T)(torch.randn(w.shape[k], w.shape[k] + 3, generator=draw).double())
          for n, w in whole.items()} for k in (1, 0)
@@ -85,10 +85,14 @@ def test_the_truncation_is_the_best_in_its_metric_and_its_errors_are_true(folder
         lost, energy = lost + float(gone.norm()) ** 2, energy + float(weighted.norm()) ** 2
     assert result.metric_error == pytest.approx((lost / energy) ** 0.5, rel=1e-4)
     assert result.error > plain.error and result.ranks != plain.ranks
-
-
-def dense_of(folder):
-    return {name: w for name, w in dense(folder).items()}
+    # whatever the scale of the moments, what is written is in singular form, evenly shared: it can be trained on
+    tiny = ra.KroneckerMetric(moments[0], {n: m * 1e-12 for n, m in moments[1].items()}, damping=0.0)
+    ra.shrink(folder, ra.RankBudget(fraction=0.3), tmp_path / "d", metric=tiny)
+    assert error_of(after, dense(tmp_path / "d")) < 1e-6
+    written = ra.FinishedAdapter(tmp_path / "d")
+    for name in written.layers:
+        one, two = (factor.double() for factor in (written.factors(name).P.T, written.factors(name).Q))
+        torch.testing.assert_close(one @ one.T, two @ two.T, rtol=1e-4, atol=1e-4)
 
 
 def test_diagonal_moments_are_diagonal_matrices(folder):
