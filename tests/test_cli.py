@@ -439,8 +439,13 @@ def test_ctrl_c_ends_with_130_and_the_command_that_resumes(tiny, tmp_path):
                 break
         while not list((tmp_path / "my out").glob("checkpoint-*/trainer_state.json")):
             assert child.poll() is None
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
+        for _ in range(3):  # Python drops an interrupt that falls into a destructor; one presses again
+            child.send_signal(signal.SIGINT)
+            try:
+                out, err = child.communicate(timeout=40)
+                break
+            except subprocess.TimeoutExpired:
+                continue
     finally:
         child.kill()
     assert child.returncode == 130 and out == "" and "Traceback" not in err
