@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +69,23 @@ def figure(record: dict[str, Any], path: Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(9, 5.2), layout="constrained")
-    top, below = fig.subfigures(2, 1, height_ratios=(1, 1))
+    grown = "growth" in record
+    fig = Figure(figsize=(9, 5.2 if grown else 2.6), layout="constrained")
+    top, *below = fig.subfigures(2, 1) if grown else [fig]
     axes = top.subplots()
     seconds = record["steps"]["measured"]["seconds"]
     floor = seconds["frozen floor"]
     for y, (kind, times) in enumerate(reversed(seconds.items())):
         ratios = [a / b for a, b in zip(times, floor, strict=True)]
-        middle = sorted(ratios)[len(ratios) // 2]
+        middle = statistics.median(ratios)
         ours = "PEFT" not in kind and kind != "frozen floor"
         axes.barh(y, middle, color="#0072b2" if ours else "0.75", height=0.62)
         axes.plot(ratios, [y] * len(ratios), "|", color="0.2", markersize=7)
         axes.text(0.02, y, f"{kind}: {middle:.2f}", va="center", color="white" if ours else "black", fontsize=8)
     axes.set(yticks=[], xlabel="one training step, × the frozen floor (bars: median; ticks: rounds)")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    if "growth" in record:
-        panels = below.subplots(1, 3, sharey=True)
+    if grown:
+        panels = below[0].subplots(1, 3, sharey=True)
         for panel, what in zip(panels, ("layers", "width", "rank"), strict=True):
             points = [p for p in record["growth"]["measured"] if p["what"] == what]
             for kind, colour, mark in (("PEFT LoRA", "0.45", "s--"), ("default method", "#0072b2", "o-")):
