@@ -139,7 +139,7 @@ class RankBudget:
             if self.min_rank > layer.rank:
                 raise BudgetError(
                     f"min_rank={self.min_rank} is above the initial rank {layer.rank} of {layer.name}; lower it, "
-                    "or attach with a higher rank"
+                    "or begin with a higher rank"
                 )
         (name, value), = self.given.items()
         unit = "ranks" if name == "fraction" else name
@@ -165,7 +165,7 @@ class RankBudget:
         if target > initial:
             raise BudgetError(
                 f"the budget of {target:,} {unit} is above the {initial:,} that the adapters start with; "
-                "lower it, or attach with a higher rank"
+                "lower it, or begin with a higher rank"
             )
         if target > cap_total:
             raise BudgetError(

@@ -36,6 +36,7 @@ from .adapters import Adapters
 from .errors import AdapterFileError
 from .files import sha256_of
 from .quantized import dequantized, scheme_of
+from .targets import output_embeddings
 
 KEY = "rankalloc_base"
 VERSION = 1
@@ -156,36 +157,45 @@ def compare(
 ) -> str | None:
     """As :func:`check`, for a fingerprint that was read already; ``modules`` are the model's :func:`matrices`, where it
     has been wrapped since."""
-    way_out = "load the base it was trained on, or pass check_base=False if you know better"
-    here = _config_of(model)
-    for field in wanted.config.keys() & here.keys():
-        if wanted.config[field] != here[field]:
-            raise AdapterFileError(
-                f"{what} was made for another base model: {field} is {wanted.config[field]!r} there and "
-                f"{here[field]!r} here; {way_out}"
-            )
     modules = matrices(model) if modules is None else modules
-    rows = [i for i, name in enumerate(wanted.names) if name in modules]
+    names = tuple(name for name in wanted.names if name in modules)
+    samples = np.stack([_numbers(_full(modules[name])) for name in names]) if names else np.zeros((0, _NUMBERS))
+    here = Fingerprint(_config_of(model), names, _precision(modules[name] for name in names), samples)
+    relation, why = relate(wanted, here)
+    if relation == "another":
+        raise AdapterFileError(
+            f"{what} was made for another base model: {why}; load the base it was trained on, or pass "
+            "check_base=False if you know better"
+        )
+    return relation
+
+
+def relate(theirs: Fingerprint, ours: Fingerprint) -> tuple[str | None, str]:
+    """How two fingerprints stand to each other: "same", "another precision", "another" with the reason, or None when
+    they have no matrix in common and so nothing can be said."""
+    for field in sorted(theirs.config.keys() & ours.config.keys()):
+        if theirs.config[field] != ours.config[field]:
+            return "another", f"{field} is {theirs.config[field]!r} there and {ours.config[field]!r} here"
+    places = {name: i for i, name in enumerate(ours.names)}
+    rows = [(i, places[name]) for i, name in enumerate(theirs.names) if name in places]
     if not rows:
-        return None  # a model of other names, or one without weights: nothing to hold against it
-    theirs = wanted.samples[rows].astype(np.float64)
-    ours = np.stack([_numbers(_full(modules[wanted.names[i]])) for i in rows]).astype(np.float64)
-    precision = _precision(modules[wanted.names[i]] for i in rows)
-    if np.array_equal(theirs, ours):
-        return "same"
-    off = _distance(theirs, ours)
-    grades = {wanted.precision, precision}
+        return None, ""
+    one = theirs.samples[[i for i, _ in rows]].astype(np.float64)
+    two = ours.samples[[i for _, i in rows]].astype(np.float64)
+    if np.array_equal(one, two):
+        return "same", ""
+    off = _distance(one, two)
+    grades = {theirs.precision, ours.precision}
     if grades <= _ROUNDOFF.keys():
         u = max(_ROUNDOFF[grade] for grade in grades)
-        close = (np.abs(theirs - ours) <= 2 * u * np.maximum(np.abs(theirs), np.abs(ours)) + _SUBNORMAL).all()
+        close = (np.abs(one - two) <= 2 * u * np.maximum(np.abs(one), np.abs(two)) + _SUBNORMAL).all()
     else:
         close = off <= max(_QUANTISED.get(grade, _FEW_BITS) for grade in grades - _ROUNDOFF.keys())
     if not close:
-        raise AdapterFileError(
-            f"{what} was made for another base model: the frozen weights differ by {100 * off:.2g} % "
-            f"({wanted.precision} there, {precision} here); {way_out}"
+        return "another", (
+            f"the frozen weights differ by {100 * off:.2g} % ({theirs.precision} there, {ours.precision} here)"
         )
-    return "same" if len(grades) == 1 else "another precision"
+    return ("same" if len(grades) == 1 else "another precision"), ""
 
 
 def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
@@ -198,11 +208,7 @@ def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
     """{name without wrappers: layer} of everything with a readable weight matrix that is no embedding or head."""
-    getter = getattr(model, "get_output_embeddings", None)
-    try:
-        output = getter() if getter else None
-    except (AttributeError, NotImplementedError):
-        output = None
+    output = output_embeddings(model)
     inside = {id(m.base_layer) for m in model.modules() if isinstance(m, Adapter)}
     found = {}
     for name, module in model.named_modules():
@@ -240,7 +246,7 @@ def _numbers(weight: torch.Tensor) -> np.ndarray:
 def _precision(layers: Any) -> str:
     """The coarsest precision among ``layers``."""
     found = {scheme_of(layer) or str(layer.weight.dtype).removeprefix("torch.") for layer in layers}
-    return max(found, key=_coarseness)
+    return max(found, key=_coarseness, default="float32")
 
 
 def _coarseness(precision: str) -> float:

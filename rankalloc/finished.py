@@ -25,7 +25,7 @@ from .adapter_folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from .errors import AdapterFileError
 from .files import sha256_of
 from .lowrank import Factors
-from .tensor_files import TensorFile
+from .tensor_files import TensorFile, refuse_pickles
 
 KINDS = {
     "LORA": (re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))"), "AB"),
@@ -33,7 +33,6 @@ KINDS = {
 }
 """peft_type: how its keys are written, and the parts that make a layer."""
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -216,12 +215,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _open_weights(folder: Path) -> TensorFile:
     path = folder / WEIGHTS_NAME
     if not path.is_file():
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-        if pickles:
-            raise AdapterFileError(
-                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is read; have it "
-                "saved again as safetensors"
-            )
+        refuse_pickles(folder)
         raise AdapterFileError(f"{folder} holds no {WEIGHTS_NAME}")
     file = TensorFile(path)
     expected = file.metadata.get("rankalloc_config")

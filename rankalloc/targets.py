@@ -102,7 +102,7 @@ def stacked_in(model: nn.Module) -> dict[str, int]:
 def find_heads(model: nn.Module) -> list[str]:
     """Names of the task heads that train along: known names at the top of the model, such as
     ``classifier`` and ``score``, unless they are the language-modelling head."""
-    output = _output_embeddings(model)
+    output = output_embeddings(model)
     heads = []
     for name, child in model.named_children():
         has_parameters = next(child.parameters(), None) is not None
@@ -136,7 +136,7 @@ def check_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence[str]) -> dict[str, nn.Module]:
-    output = _output_embeddings(model)
+    output = output_embeddings(model)
     bypassed = _bypassed(model)
     tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     found = {}
@@ -190,7 +190,8 @@ def _under(name: str, parents: Sequence[str]) -> bool:
     return any(name == parent or name.startswith(parent + ".") for parent in parents)
 
 
-def _output_embeddings(model: nn.Module) -> nn.Module | None:
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The layer that turns hidden states into a vocabulary's scores, of models that have one."""
     getter = getattr(model, "get_output_embeddings", None)
     try:
         return getter() if getter else None

@@ -27,6 +27,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ORDER = {name: position for position, name in enumerate(_DTYPES)}
 _MAPPED = 48 << 20
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -145,3 +146,13 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     """
     file = TensorFile(path)
     return {key: file[key] for key in file.specs}, file.metadata
+
+
+def refuse_pickles(folder: Path) -> None:
+    """For a folder without a safetensors file: raise AdapterFileError when its weights are there as a pickle."""
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
+        raise AdapterFileError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is read; have it "
+            "saved again as safetensors"
+        )

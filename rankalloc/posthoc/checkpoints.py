@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterFileError
+from ..tensor_files import refuse_pickles
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class Checkpoint:
@@ -62,12 +62,7 @@ def _files_of(path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     if path.is_dir():
         index, whole = path / _INDEX, path / _WHOLE
         if not index.is_file() and not whole.is_file():
-            pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
-            if pickles:
-                raise AdapterFileError(
-                    f"{path} holds its weights as a pickle ({pickles[0]}), which can run code when it is read; have it "
-                    "saved again as safetensors"
-                )
+            refuse_pickles(path)
             raise AdapterFileError(f"{path} holds neither {_WHOLE} nor {_INDEX}")
         path = whole if whole.is_file() else index
     if not path.is_file():

@@ -25,9 +25,9 @@ from ..errors import ConfigError
 from ..finished import FinishedAdapter
 from ..layer_pool import side_by_side
 from ..lowrank import Factors, concatenate
+from .combining import combiner, merged
 from .fitting import check_same, common_heads
 from .interference import meetings
-from .merging import combiner, merged
 from .results import CutResult
 from .shrinking import settled
 from .truncation import Choice, Progress, choose_from, cuts, spectra_of, write_choice

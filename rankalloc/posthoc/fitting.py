@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .. import fingerprint
+from ..adapter_folder import WEIGHTS_NAME
 from ..errors import AdapterFileError, ConfigError, unknown
 from ..finished import FinishedAdapter
 from ..tensor_files import Spec
@@ -26,7 +28,15 @@ def check_same(adapters: Sequence[FinishedAdapter], missing: str = "error", same
         raise ConfigError(unknown("missing", missing, MISSING))
     first = adapters[0]
     for other in adapters[1:]:
-        if not same_base and first.base and other.base and first.base != other.base:
+        bases = [fingerprint.read(adapter.folder / WEIGHTS_NAME) for adapter in (other, first)]
+        relation, why = fingerprint.relate(*bases) if all(bases) else (None, "")
+        if relation == "another" and not same_base:
+            raise AdapterFileError(
+                f"{other.folder} and {first.folder} are of unlike bases: {why}; only adapters of one base can be "
+                "composed (if you know better, say same_base=True)"
+            )
+        # a name is a path on one machine and an address on another: weights that agree say more
+        if relation is None and not same_base and first.base and other.base and first.base != other.base:
             raise AdapterFileError(
                 f"{other.folder} was made for base model {other.base!r} and {first.folder} for {first.base!r}; only "
                 "adapters of one base can be composed (if both names mean one model, say same_base=True)"

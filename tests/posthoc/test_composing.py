@@ -125,6 +125,22 @@ def test_heads_are_equal_chosen_or_left_out(tmp_path):
     ra.compose([folders[0]] * 2, out=tmp_path / "same")
 
 
+def test_weights_of_the_base_say_more_than_its_name(tmp_path):
+    folders = []
+    for number, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 4))
+        model.name_or_path = f"./model{number}"
+        adapters = ra.attach(model, rank=2)
+        randomize(adapters)
+        folders.append(ra.save(adapters, tmp_path / str(number)))
+    ra.compose(folders[:2])
+    with pytest.raises(AdapterFileError, match="unlike bases: the frozen weights differ"):
+        ra.compose([folders[0], folders[2]], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    ra.compose([folders[0], folders[2]], same_base=True)
+
+
 def test_unlike_adapters_are_refused_and_leave_nothing_behind(tmp_path):
     one, two = pair(tmp_path)
     layers = random_layers(0)
