@@ -24,6 +24,7 @@ import torch
 
 from . import eight_bit
 from .adapter import TRAINED, Adapter
+from .compact import unwrap
 from .errors import NotAdaptedError, RankallocError
 
 _FIRST = ("exp_avg", "momentum_buffer")
@@ -113,8 +114,7 @@ def check(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer | None) 
 
 def _carry(adapter: Adapter, optimizer: torch.optim.Optimizer, change: Change | None) -> None:
     """Carry the optimizer's memory over; with no change, only look whether that could be done."""
-    while hasattr(optimizer, "optimizer"):  # accelerate's AcceleratedOptimizer
-        optimizer = optimizer.optimizer
+    optimizer = unwrap(optimizer)
     for parameter, name in ((adapter.P, "p"), (adapter.lam, "lam"), (adapter.Q, "q")):
         state = optimizer.state.get(parameter, {})
         for key, value in list(state.items()):
@@ -125,9 +125,9 @@ def _carry(adapter: Adapter, optimizer: torch.optim.Optimizer, change: Change | 
                     turn, flat = getattr(change, name).square(), value.double().flatten()
                     value.copy_((turn @ flat if name == "q" else flat @ turn).reshape(value.shape))
                 continue
-            order = eight_bit.meaning(optimizer, key) or ("first" if key in _FIRST else "second")
-            named = key in (*_FIRST, *_SECOND) or eight_bit.meaning(optimizer, key)
-            if not named or value.shape != parameter.shape:
+            plain = "first" if key in _FIRST else "second" if key in _SECOND else None
+            order = eight_bit.meaning(optimizer, key) or plain
+            if order is None or value.shape != parameter.shape:
                 raise RankallocError(
                     f"{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)}, which cannot be carried to "
                     "another basis; use AdamW, Adafactor or SGD, or the option canonical=False"
