@@ -277,14 +277,16 @@ def test_wording():
 
 
 @pytest.mark.parametrize(
-    "adaptive, uniform, words",
+    "adaptive, uniform, size, words",
     [
-        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], None),
-        ([2e-3, 4e-3, 8e-3], [2e-3, 2e-3, 4e-3], "uniform ranks were tried at 2 learning rates"),
-        ([2e-3, 4e-3, 8e-3], [4e-3, 2e-3, 1e-3], "uniform ranks did best at the highest learning rate"),
+        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 1000, None),
+        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 990, None),
+        ([2e-3, 4e-3, 8e-3], [2e-3, 2e-3, 4e-3], 1000, "uniform ranks were tried at 2 learning rates"),
+        ([2e-3, 4e-3, 8e-3], [4e-3, 2e-3, 1e-3], 1000, "uniform ranks did best at the highest learning rate"),
+        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 800, "holds 25.0 % more parameters than the uniform one"),
     ],
 )
-def test_an_untuned_side_makes_the_comparison_a_probe(adaptive, uniform, words):
+def test_an_untuned_side_makes_the_comparison_a_probe(adaptive, uniform, size, words):
     """The middle trial of each side is in the pair, except where the first is named as the best."""
     record = samples.sweep(low=-0.02, high=-0.01)
     one, other = record.trials[0], record.trials[1]
@@ -293,6 +295,7 @@ def test_an_untuned_side_makes_the_comparison_a_probe(adaptive, uniform, words):
         base = other if method == "uniform" else one
         trials.append(base.model_copy(update={
             "number": index, "state": "complete", "params": {"method": method, "learning_rate": rate},
+            "adapter_params": size if method == "uniform" else 1000,
         }))
     pair = record.pair.model_copy(update={"adaptive": 1, "uniform": 3 + best})
     sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence

@@ -76,10 +76,10 @@ def compose(
         RankallocError: ``out`` cannot be written; nothing is changed then.
 
     Example:
-        >>> import tempfile, torch, rankalloc as ra
-        >>> folders = []
+        >>> import copy, tempfile, torch, rankalloc as ra
+        >>> base, folders = torch.nn.Sequential(torch.nn.Linear(8, 8)), []
         >>> for _ in range(2):
-        ...     adapters = ra.attach(torch.nn.Sequential(torch.nn.Linear(8, 8)), rank=2, init="lora")
+        ...     adapters = ra.attach(copy.deepcopy(base), rank=2, init="lora")
         ...     folders.append(ra.save(adapters, tempfile.mkdtemp()))
         >>> ra.compose(folders, weights=[1, -0.5], budget=ra.RankBudget(ranks=2)).ranks
         {'0': 2}

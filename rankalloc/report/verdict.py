@@ -13,6 +13,7 @@ from .sweeps import is_uniform
 from .wording import count, fixed, number, percent, plural, some
 
 LEAST_RATES = 3  # learning rates on either side of a comparison that calls itself tuned
+SIZE_TOLERANCE = 0.02  # sizes closer than this share count as equal
 MOVING_SHARE = 0.05  # more of the ranks than this changing layer at the last allocations is called moving
 
 
@@ -177,7 +178,8 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord) -> Verdict:
 
 
 def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
-    """What keeps this pair from being a tuned comparison: too few learning rates, or a best one at the edge."""
+    """What keeps this pair from being a tuned comparison at equal size: too few learning rates, a best one at the edge,
+    or an adaptive run that holds more parameters."""
     tried: dict[str, set[float]] = {"adaptive": set(), "uniform": set()}
     best: dict[str, float] = {}
     for trial in sweep.trials:
@@ -197,6 +199,13 @@ def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
         elif side in best and best[side] in (min(rates), max(rates)):
             edge = "lowest" if best[side] == min(rates) else "highest"
             reasons.append(f"{side} ranks did best at the {edge} learning rate they were tried at")
+    sizes = {trial.number: trial.adapter_params for trial in sweep.trials}
+    a, u = sizes.get(pair.adaptive), sizes.get(pair.uniform)
+    if a and u and a > u * (1 + SIZE_TOLERANCE):
+        reasons.append(
+            f"the adaptive adapter holds {percent(a / u - 1)} more parameters than the uniform one, which a budget in "
+            "parameters (budget: params) would not let it"
+        )
     return "; ".join(reasons)
 
 
