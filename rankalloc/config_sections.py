@@ -181,12 +181,14 @@ class TrainingConfig(Section):
 
 
 class DataConfig(Section):
-    """Examples kept of each split (null: all, or the task's own number) and tokens kept of each example."""
+    """Examples kept of each split (null: all, or the task's own number), tokens kept of each example, and whether
+    a new classifier's bias starts at the classes' log frequencies in the training split."""
 
     limit_train: Count | None = None
     limit_tune: Count | None = None
     limit_report: Count | None = None
     max_length: Annotated[Int, Field(ge=2)] = 128
+    prior_bias: bool = False
 
 
 class FloatRange(Section):

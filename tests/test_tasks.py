@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from rankalloc.tasks import TASKS, metric_of, packages, prepare
 from rankalloc.tasks.base import IGNORED, evaluate
 from rankalloc.tasks.metrics import classification_metrics, exact_f1, regression_metrics
 from rankalloc.tasks.packages import MINILM, minilm_folder
+from rankalloc.tasks.prior_bias import with_prior_bias
 from rankalloc.tasks.punctuation import LABELS, WINDOW_WORDS, punctuated_words, windows
 
 SENTENCES = [
@@ -142,6 +144,30 @@ def test_a_missing_head_is_drawn_from_the_global_seed(punctuation):
 
     assert torch.equal(head(1), head(1))
     assert not torch.equal(head(1), head(2))
+
+
+def test_a_classifier_can_begin_at_the_classes_frequencies(punctuation):
+    labels = [label for row in punctuation.splits["train"] for label in row["labels"] if label != IGNORED]
+    expected = [np.log((labels.count(c) + 1) / (len(labels) + len(LABELS))) for c in range(len(LABELS))]
+    primed = with_prior_bias(punctuation)
+    torch.manual_seed(1)
+    model = primed.build_model()
+    np.testing.assert_allclose(model.classifier.bias.detach().numpy(), expected, rtol=1e-6)
+    torch.manual_seed(1)
+    plain = punctuation.build_model()
+    assert torch.equal(model.classifier.weight, plain.classifier.weight) and not plain.classifier.bias.any()
+    assert evaluate(primed, model, "tune", 4).metrics["loss"] < evaluate(primed, plain, "tune", 4).metrics["loss"] - 1
+
+    with torch.no_grad():
+        plain.classifier.bias[0] = 0.5
+    trained = dataclasses.replace(punctuation, build_model=lambda: plain)
+    assert with_prior_bias(trained).build_model().classifier.bias[0] == 0.5
+
+
+def test_frequencies_need_classes(tmp_path, llama):
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
+    with pytest.raises(ConfigError, match="takes a task with classes"):
+        prepare(file_config("causal-lm", tmp_path / "a.txt", "data.max_length=24", "data.prior_bias=true", model=llama))
 
 
 def test_cut_examples_are_noted():

@@ -33,7 +33,12 @@ def prepare(config: RunConfig) -> PreparedTask:
         ConfigError: the model or its tokenizer cannot be loaded or does not fit the task.
     """
     module = TASKS[config.task].module if isinstance(config.task, str) else "files"
-    return importlib.import_module(f".{module}", __name__).prepare(config)
+    prepared = importlib.import_module(f".{module}", __name__).prepare(config)
+    if config.data.prior_bias:
+        from .prior_bias import with_prior_bias
+
+        return with_prior_bias(prepared)
+    return prepared
 
 
 def load_task(name: str = "punctuation", **sets: Any) -> PreparedTask:

@@ -38,7 +38,7 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[st
     from rankalloc.tasks.base import evaluate
 
     torch.set_num_threads(1)
-    task = ra.load_task("punctuation", data={"limit_tune": 200, "max_length": 32})
+    task = ra.load_task("punctuation", data={"limit_tune": 200, "max_length": 32, "prior_bias": True})
     set_seed(seed)
     model = task.build_model()
     adapters = ra.attach(model, rank=rank, alpha=ALPHA, init="lora")

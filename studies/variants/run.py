@@ -51,7 +51,7 @@ def prepared() -> Any:
     """The task, once in each process."""
     import rankalloc as ra
 
-    return ra.load_task("punctuation", data={"limit_tune": 200, "max_length": 32})
+    return ra.load_task("punctuation", data={"limit_tune": 200, "max_length": 32, "prior_bias": True})
 
 
 def configuration(arm: str, rank: int, rate: float, steps: int, seed: int) -> Any:
@@ -63,7 +63,8 @@ def configuration(arm: str, rank: int, rate: float, steps: int, seed: int) -> An
     start = own.pop("rank", rank * own.pop("times", 1))
     values = {
         "name": "variants", "method": "uniform", "seed": seed, "training.steps": steps, "training.learning_rate": rate,
-        "training.eval_batch_size": 16, "training.warmup_steps": 4, "data.limit_tune": 200, "data.max_length": 32,
+        "training.eval_batch_size": 16, "training.warmup_steps": 10, "data.prior_bias": True,
+        "data.limit_tune": 200, "data.max_length": 32,
         "adapter.rank": start, "adapter.alpha": own.pop("alpha", 2.0 * start), "budget.fraction": 1.0,
         **{key: value for key, value in own.items() if key != "rates"},
     }  # fmt: skip
