@@ -95,7 +95,8 @@ class Adapter(nn.Module):
         self.scaling = float(scaling)
         self.init = init
         self.initial_rank = rank
-        self.drawn = 0  # rank of this training step at scale α / rank, for rules that draw one; 0 for all
+        self.exponent = 1.0  # e of s = α / rank^e
+        self.drawn = 0  # rank of this training step, at the scale of that rank, for rules that draw one; 0 for all
         self.register_module("dropout", nn.Dropout(dropout) if dropout else None)
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
         shapes = {"P": (self.d_out, rank), "lam": (rank,), "Q": (rank, self.d_in), "lam_out": (self.d_out,)}
@@ -173,7 +174,7 @@ class Adapter(nn.Module):
             if self.drawn:
                 rank = min(self.drawn, lam.numel())
                 p, lam, q = factors = p[:, :rank], lam.new_ones(rank), q[:rank]
-                scaling *= self.initial_rank / rank
+                scaling *= self.stretch(rank)
             dtype = compute_dtype(base, self.kind, x, factors)
             if dtype is not None:
                 seen = x if dropout is None else dropout(x)
@@ -186,6 +187,10 @@ class Adapter(nn.Module):
                 x = x.to(q.dtype)
         # the same products in the same order as in an exported file, so the same numbers
         return out + self.layout.update(base, x, q, p * (lam * scaling)).to(out.dtype)
+
+    def stretch(self, rank: int) -> float:
+        """The scale of a nested adapter's first ``rank`` triplets relative to s, (r / rank)^e."""
+        return (self.initial_rank / max(1, rank)) ** self.exponent
 
     def left(self) -> torch.Tensor:
         """P, (d_out, r), with the output scale of "vera" in it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,12 +19,9 @@ if TYPE_CHECKING:
     from .rank_plan import RankPlan
 
 
-SCALES: dict[str, Callable[[float, int], float]] = {
-    "lora": lambda alpha, rank: alpha / rank,
-    "rslora": lambda alpha, rank: alpha / math.sqrt(rank),
-}
-"""s from alpha and the rank at the start: LoRA's, and rsLoRA's, whose updates do not vanish as the rank grows
-(Kalajdzievski, arXiv 2312.03732). The exported files hold s, so no reader needs to know which it was."""
+SCALES = {"lora": 1.0, "rslora": 0.5}
+"""{scale: e} of s = alpha / rank^e, with the rank at the start: LoRA's, and rsLoRA's, whose updates do not vanish as
+the rank grows (Kalajdzievski, arXiv 2312.03732). The exported files hold s, so no reader needs to know which it was."""
 
 
 class Adaptation(Protocol):
@@ -80,7 +76,7 @@ class Adapters:
     @property
     def scaling(self) -> float:
         """s, the same for every layer."""
-        return SCALES[self.scale](self.alpha, self.rank)
+        return self.alpha / self.rank ** SCALES[self.scale]
 
     def ranks(self) -> dict[str, int]:
         """{module name: live rank}."""

@@ -17,16 +17,12 @@ from .planners import PLANNERS, Planner
 from .scores import SCORES
 
 
-def check_init(method: Method, init: str, scale: str = "lora") -> None:
-    """Whether adapters of this parametrisation and scale can be trained by ``method``.
+def check_init(method: Method, init: str) -> None:
+    """Whether adapters of this parametrisation can be trained by ``method``.
 
     Raises:
         ConfigError: they cannot; the message says how to attach.
     """
-    if method.rule == "dylora" and scale != "lora":
-        raise ConfigError(
-            f"method {method.name!r} scales each rank b by alpha / b itself; attach with scale='lora', not {scale!r}"
-        )
     if init == "vera" and method.planner and PLANNERS[method.planner].initial is not Planner.initial:
         raise ConfigError(
             f"method {method.name!r} begins with factors of its own, and init='vera' with the same random ones in "

@@ -91,7 +91,7 @@ class RankController:
         strangers = [name for name in options if name not in self.method.options]
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
-        check_init(self.method, adapters.init, adapters.scale)
+        check_init(self.method, adapters.init)
         self.canonical, self.orthogonal = basis_of(self.method, adapters.init, options)
         self.score_after_step = flag("score_after_step", options.pop("score_after_step", False))
         self.placement = options.pop("placement", "chosen")

@@ -14,7 +14,7 @@ from .option_values import whole
 
 @contextmanager
 def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapters]:
-    """``adapters`` cut to their first ``rank`` triplets, with DyLoRA's scale α / rank, inside a with block.
+    """``adapters`` cut to their first ``rank`` triplets, with the scale of that rank, inside a with block.
 
     What is evaluated, saved or merged inside is the smaller adapter; afterwards all ranks are back.
 
@@ -36,10 +36,10 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
         >>> adapters.ranks()
         {'0': 4}
     """
-    if adapters.init != "lora" or adapters.scale != "lora":
+    if adapters.init != "lora":
         raise RankallocError(
             "only nested adapters can be cut from the end: train with method='dylora' on adapters attached with "
-            "init='lora' and scale='lora'"
+            "init='lora'"
         )
     wanted = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(adapters.modules, rank)
     for name, value in wanted.items():
@@ -53,7 +53,7 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
                 adapter = adapters.modules[name]
                 live = min(value, adapter.live_rank)
                 adapter.kept.copy_(adapter.kept & (torch.arange(adapter.rank, device=adapter.kept.device) < live))
-                adapter.lam.copy_(adapter.kept * (adapter.initial_rank / max(1, live)))
+                adapter.lam.copy_(adapter.kept * adapter.stretch(live))
         yield adapters
     finally:
         with torch.no_grad():

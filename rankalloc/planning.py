@@ -133,7 +133,7 @@ def prepare_adapters(
     adapters: Adapters, budget: RankBudget, method: str, *, placement: str = "chosen", seed: int = 0, **options: Any
 ) -> Prepared:
     """What :func:`plan_adapters` checks before it looks at data; raises as it does."""
-    check_init(find_method(method), adapters.init, adapters.scale)
+    check_init(find_method(method), adapters.init)
     prepared = prepare_plan(adapters.shapes(), budget, method, placement, adapters.bytes_per_param(), seed, options)
     for shape in adapters.shapes() if prepared.given is not None else ():
         if prepared.given[shape.name] > shape.rank:

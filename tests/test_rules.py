@@ -21,10 +21,10 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, x[:, :8].sin()
 
 
-def double_adapters(method: str, rank: int = 4):
+def double_adapters(method: str, rank: int = 4, scale: str = "lora"):
     model = make_mlp().double()
     torch.manual_seed(1)
-    adapters = ra.attach(model, rank=rank, alpha=6, init=ra.METHODS[method].init)
+    adapters = ra.attach(model, rank=rank, alpha=6, init=ra.METHODS[method].init, scale=scale)
     for adapter in adapters:
         for factor in (adapter.P, adapter.lam, adapter.Q):
             factor.data = factor.data.double()
@@ -97,9 +97,10 @@ def test_sora_is_its_formula_step_by_step():
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_dylora_is_its_formula_step_by_step(frozen, momentum):
-    """y = Wx + (α/b)·P[:, :b] Q[:b] x for the b drawn in this step; only what was drawn moves."""
-    model, adapters = double_adapters("dylora")
+@pytest.mark.parametrize("scale", ["lora", "rslora"])
+def test_dylora_is_its_formula_step_by_step(frozen, momentum, scale):
+    """y = Wx + (α/b)·P[:, :b] Q[:b] x for the b drawn in this step, or α/√b; only what was drawn moves."""
+    model, adapters = double_adapters("dylora", scale=scale)
     layers, factors = transcription(model, adapters)
     controller = ra.RankController(adapters, ra.RankBudget(fraction=1.0), 30, "dylora", frozen=frozen, seed=7)
     drawn = [controller.rule.drawn(step) for step in range(1, 31)]
@@ -111,7 +112,7 @@ def test_dylora_is_its_formula_step_by_step(frozen, momentum):
         x, y = batch(step)
         h = x
         for index, ((weight, bias), (p, _, q)) in enumerate(zip(layers, factors, strict=True)):
-            h = h @ weight.T + bias + (6 / b) * (h @ q[:b].T) @ p[:, :b].T
+            h = h @ weight.T + bias + 6 / (b if scale == "lora" else b**0.5) * (h @ q[:b].T) @ p[:, :b].T
             h = h.tanh() if index < len(layers) - 1 else h
         F.mse_loss(h, y).backward()
         if frozen:
@@ -129,9 +130,10 @@ def test_dylora_is_its_formula_step_by_step(frozen, momentum):
     assert_factors(adapters, factors)
 
 
-def test_a_dylora_run_can_be_used_saved_and_loaded_at_every_rank(tmp_path):
+@pytest.mark.parametrize("scale", ["lora", "rslora"])
+def test_a_dylora_run_can_be_used_saved_and_loaded_at_every_rank(tmp_path, scale):
     model = make_mlp()
-    adapters = ra.attach(model, rank=4, init="lora")
+    adapters = ra.attach(model, rank=4, init="lora", scale=scale)
     controller = ra.RankController(adapters, ra.RankBudget(fraction=1.0), 20, "dylora")
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     train_mlp(model, controller, optimizer, 20)
@@ -146,7 +148,8 @@ def test_a_dylora_run_can_be_used_saved_and_loaded_at_every_rank(tmp_path):
     for rank in range(5):
         with ra.at_rank(adapters, rank):
             assert set(adapters.ranks().values()) == {rank}
-            expected = 0 if not rank else (adapters.alpha / rank) * p[:, :rank] @ q[:rank]
+            scaling = adapters.alpha / max(1, rank) ** {"lora": 1, "rslora": 0.5}[scale]
+            expected = scaling * p[:, :rank] @ q[:rank] if rank else 0
             torch.testing.assert_close(first.delta_weight(), torch.as_tensor(expected) + torch.zeros(24, 16))
             ra.save(adapters, tmp_path / str(rank), "compact")
             here = logits_of(model)

@@ -41,14 +41,9 @@ def test_rslora_divides_by_the_root_of_the_rank_and_the_file_holds_the_scale(lay
     torch.testing.assert_close(logits_of(other), logits_of(model), rtol=1e-5, atol=1e-5)
 
 
-def test_a_scale_is_lora_or_rslora_and_dylora_has_its_own():
+def test_a_scale_is_lora_or_rslora():
     with pytest.raises(ConfigError, match="did you mean 'rslora'"):
         ra.attach(make_mlp(), rank=4, scale="rs-lora")
-    adapters = ra.attach(make_mlp(), rank=4, init="lora", scale="rslora")
-    with pytest.raises(ConfigError, match="'dylora' scales each rank b by alpha / b itself; attach with scale='lora'"):
-        ra.RankController(adapters, ra.RankBudget(fraction=1.0), 10, "dylora")
-    with pytest.raises(RankallocError, match="scale='lora'"), ra.at_rank(adapters, 2):
-        pass
 
 
 def test_a_run_of_another_scale_does_not_resume():

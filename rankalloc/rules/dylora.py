@@ -5,6 +5,9 @@ for all micro-batches of the step, and trains the first b triplets alone:
 
     y = base(x) + (α / b) · P[:, :b] Q[:b] x          (their eq. 6)
 
+Adapters attached with scale="rslora" take α / √b: what the first triplets learn at one rank then counts for more at
+the others, and studies/dylora found it better at every rank.
+
 With ``frozen`` only triplet b learns in that step. Triplets outside do not move at all: what momentum or weight
 decay would do to them is undone, unlike in the published code. Outside training mode every rank is used, where
 the published code evaluates at the last one drawn.
@@ -92,7 +95,7 @@ class Dylora(Rule):
     @torch.no_grad()
     def allocated(self, before, step, optimizer) -> None:
         for adapter in self.adapters:
-            adapter.lam.copy_(adapter.kept * (adapter.initial_rank / max(1, adapter.live_rank)))
+            adapter.lam.copy_(adapter.kept * adapter.stretch(adapter.live_rank))
 
     def end(self) -> None:
         for adapter in self.adapters:

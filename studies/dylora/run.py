@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RATES = (1.4e-3, 2e-3, 2.8e-3)
+RATES = (2.8e-3, 4e-3, 5.6e-3)
 """The first rates of every arm; a best one at the edge asks for the next, a factor √2 away."""
-ALPHA = 8.0
-"""Of every run, whatever its rank: DyLoRA at rank b is LoRA of rank b with scaling ALPHA / b."""
+ALPHA, SCALE = 4.0, "rslora"
+"""Of every run, whatever its rank: DyLoRA at rank b is LoRA of rank b with scaling ALPHA / √b."""
 
 Key = tuple[str, int, float, int]
 """kind, rank, rate, seed"""
@@ -41,11 +41,11 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[st
     task = ra.load_task("punctuation", data={"limit_tune": 200, "max_length": 32, "prior_bias": True})
     set_seed(seed)
     model = task.build_model()
-    adapters = ra.attach(model, rank=rank, alpha=ALPHA, init="lora")
+    adapters = ra.attach(model, rank=rank, alpha=ALPHA, scale=SCALE, init="lora")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=16, learning_rate=rate, warmup_steps=4,
+            folder, max_steps=steps, per_device_train_batch_size=16, learning_rate=rate, warmup_steps=16,
             lr_scheduler_type="linear", seed=seed, data_seed=seed, report_to=[], save_strategy="no", use_cpu=True,
             disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=steps,
         )
@@ -65,8 +65,8 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[st
             "tune": tune.metrics, "report": report.metrics, "report_losses": report.example_losses,
         }
     return {
-        "kind": kind, "rank": rank, "alpha": ALPHA, "rate": rate, "steps": steps, "seed": seed, "seconds": seconds,
-        "evaluations": evaluations,
+        "kind": kind, "rank": rank, "alpha": ALPHA, "scale": SCALE, "rate": rate, "steps": steps, "seed": seed,
+        "seconds": seconds, "evaluations": evaluations,
     }
 
 
@@ -198,7 +198,7 @@ def main() -> None:
     record = json.loads(args.output.read_text()) if args.output.exists() else {"runs": []}
 
     def ours() -> list[dict]:
-        return [run for run in record["runs"] if (run["steps"], run.get("alpha")) == (args.steps, ALPHA)]
+        return [run for run in record["runs"] if run["steps"] == args.steps]
 
     with ProcessPoolExecutor(args.workers) as pool:
         running: dict = {}
