@@ -146,6 +146,7 @@ class RankController:
             self.trace.method_options |= self.away.record()
             self.trace.alerts += self.away.notes
         adapters.adaptation = self
+        adapters.nested = self.rule.nested
         if fresh:
             self._begin()
 
