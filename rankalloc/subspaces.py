@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -134,7 +134,9 @@ def _factors(other: FinishedAdapter, name: str, adapter: Adapter) -> Factors:
             f"away_from: {other.label} was made for another model: {name} is {factors.Q.shape[1]} → "
             f"{factors.P.shape[0]} in it and {d_in} → {d_out} here"
         )
-    return factors
+    rows = factors.Q.clone()
+    kind.blank(base, rows)  # what must stay zero here is not to be pushed
+    return replace(factors, Q=rows)
 
 
 def _span(parts: Sequence[torch.Tensor]) -> torch.Tensor:
