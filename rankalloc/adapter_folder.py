@@ -31,6 +31,8 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 LAYOUTS = ("uniform", "compact")
 PREFIX = "base_model.model."
+NESTED_KEY = "rankalloc_nested"
+"""In the weights file's metadata: the first b triplets of every layer are an adapter too (:mod:`rankalloc.nested`)."""
 
 FactorsOf = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 

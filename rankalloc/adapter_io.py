@@ -16,7 +16,7 @@ import torch
 
 from . import fingerprint
 from .adapter import Adapter
-from .adapter_folder import LayerToWrite, check_layout, lora_config, write_folder
+from .adapter_folder import NESTED_KEY, LayerToWrite, check_layout, lora_config, write_folder
 from .adapters import Adapters
 from .errors import RankallocError
 
@@ -65,9 +65,12 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         for head, module in adapters.heads.items() for key, value in module.state_dict().items()
     }
     base = fingerprint.fingerprint(adapters)
+    about = {} if base is None else {fingerprint.KEY: base.encode()}
+    if adapters.nested:
+        about[NESTED_KEY] = "1"
     return write_folder(
         path, layers, held.__getitem__, heads, lambda written, rank: _config(adapters, written, rank), layout,
-        pad_multiple, {} if base is None else {fingerprint.KEY: base.encode()},
+        pad_multiple, about,
     )
 
 

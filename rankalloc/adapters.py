@@ -47,6 +47,8 @@ class Adapters:
         plan: the plan they began with, if ranks were chosen before training.
         merge_loss: {module name: share of its update that rounding lost}, once they were merged.
         scale: "lora" or "rslora", a key of :data:`SCALES`.
+        nested: whether they are trained so that the first triplets of each are an adapter too
+            (:func:`rankalloc.at_rank`).
         notes: what the user should know, one sentence each; they become alerts of a run's trace.
     """
 
@@ -61,6 +63,7 @@ class Adapters:
     plan: RankPlan | None = field(repr=False, default=None)
     merge_loss: dict[str, float] = field(repr=False, default_factory=dict)
     scale: str = "lora"
+    nested: bool = False
     notes: list[str] = field(repr=False, default_factory=list)
 
     def __len__(self) -> int:

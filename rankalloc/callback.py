@@ -16,6 +16,7 @@ from .methods import find_method
 from .planners.probe import LossFn
 from .planning import begin, first_batches, plan_adapters, prepare_adapters
 from .rank_plan import RankPlan
+from .subspace_penalty import OPTIONS, penalty_of
 from .tensor_files import read_tensors, write_tensors
 from .trace import RankTrace
 
@@ -65,6 +66,7 @@ class RankCallback(TrainerCallback):
         # fail now, not when training begins: a trial controller checks budget, method and options
         if find_method(method).planner is not None and adapters.plan is None:
             prepare_adapters(adapters, budget, method, **_planning(options))
+            penalty_of(adapters, **{name: options[name] for name in OPTIONS if name in options})
         else:
             RankController(adapters, budget, total_steps=1, method=method, **{**options, "fresh": False})
         self.adapters = adapters
@@ -167,7 +169,7 @@ class RankCallback(TrainerCallback):
 
 def _planning(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are the planner's, not the controller's own."""
-    return {name: value for name, value in options.items() if name not in ("shrink", "fresh")}
+    return {name: value for name, value in options.items() if name not in ("shrink", "fresh", *OPTIONS)}
 
 
 def save_state(controller: RankController, path: str | os.PathLike) -> None:

@@ -112,8 +112,8 @@ class RunConfig(Section):
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a configuration: defaults, then the YAML file, then ``a.b=c`` overrides (``c`` is YAML).
 
-    Relative data files, and a model given as a folder, are taken from the YAML file's own folder
-    when they stand in the file and from the current one when they stand in an override.
+    Relative data files, adapters to keep away from, and a model given as a folder, are taken from the YAML
+    file's own folder when they stand in the file and from the current one when they stand in an override.
 
     Raises:
         ConfigError: every mistake there is, one line each, or why the file cannot be read.
@@ -162,11 +162,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _absolute(tree: dict[str, Any], folder: Path) -> None:
-    task, model = tree.get("task"), tree.get("model")
+    task, model, training = tree.get("task"), tree.get("model"), tree.get("training")
     if isinstance(task, dict):
         for split in ("train", "tune", "report"):
             if isinstance(task.get(split), str):
                 task[split] = str((folder / task[split]).absolute())
+    away = training.get("away_from") if isinstance(training, dict) else None
+    if isinstance(away, str):
+        training["away_from"] = str((folder / away).absolute())
+    elif isinstance(away, list):
+        training["away_from"] = [str((folder / one).absolute()) if isinstance(one, str) else one for one in away]
     # A hub id looks like a relative path; it is a folder when it says so or when there is one.
     if isinstance(model, str) and model and (model.startswith(("./", "../")) or (folder / model).is_dir()):
         tree["model"] = str((folder / model).absolute())

@@ -150,7 +150,9 @@ class BudgetConfig(Section):
 
 class TrainingConfig(Section):
     """The training loop. ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps.
-    ``learning_rate`` is that of Q and of the heads; P and Λ have ``plus_ratio`` times it (LoRA+)."""
+    ``learning_rate`` is that of Q and of the heads; P and Λ have ``plus_ratio`` times it (LoRA+).
+    ``away_from`` are folders of finished adapters of the same base, whose subspaces the new one is kept out of with
+    ``away_weight`` (null: 0.1), on the side of the inputs, the outputs or both (``away_side``, null: input)."""
 
     epochs: Positive | None = None
     steps: Count | None = None
@@ -170,6 +172,22 @@ class TrainingConfig(Section):
     log_every: Count = 10
     eval_every: Count | None = None
     save_every: Count | None = None
+    away_from: either(str, several=Choices[str]) | None = None
+    away_weight: Positive | None = None
+    away_side: Literal["input", "output", "both"] | None = None
+
+    @field_validator("away_weight", "away_side")
+    @classmethod
+    def _away_from_what(cls, value: float | str | None, info: ValidationInfo) -> float | str | None:
+        if value is not None and "away_from" in info.data and info.data["away_from"] is None:
+            raise ValueError(f"{value!r} does nothing without away_from; name the adapters to keep out of")
+        return value
+
+    @property
+    def away(self) -> dict[str, Any]:
+        """The options of a controller that ``away_from`` and its kin stand for; {} for none."""
+        given = {"away_from": self.away_from, "away_weight": self.away_weight, "away_side": self.away_side}
+        return {name: value for name, value in given.items() if value is not None}
 
     @field_validator("steps")
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -29,6 +30,8 @@ from .recording import allocation_record, close_trace, new_trace, score_record
 from .regularizer import add_orthogonal_gradient
 from .rules import RULES
 from .scores import SCORES, Score
+from .subspace_penalty import penalty_of
+from .subspaces import Given
 from .timing import StepClock
 from .trace import TRACE_NAME, LogRecord, RankTrace
 
@@ -50,11 +53,14 @@ class RankController:
         seed: of what the method draws; noted in the trace.
         fresh: False when the adapters come from a checkpoint whose state :meth:`load_state_dict` will be
             given, so that a method that prepares its adapters leaves them as they are.
+        away_from, away_weight, away_side: finished adapters whose subspaces are kept out of, and how; see
+            :class:`rankalloc.subspace_penalty.SubspacePenalty`.
         options: the method's own options (``rankalloc ls methods``).
 
     Raises:
         BudgetError: the budget does not fit the adapters.
-        ConfigError: unknown method or option.
+        ConfigError: unknown method or option; nothing to keep away from.
+        AdapterFileError: an adapter of ``away_from`` is damaged or of another base.
         NotAdaptedError: the method chooses ranks before training, and that was not done.
 
     Example:
@@ -84,6 +90,9 @@ class RankController:
         shrink: bool | str = True,
         seed: int | None = None,
         fresh: bool = True,
+        away_from: Given | Sequence[Given] | None = None,
+        away_weight: float | None = None,
+        away_side: str | None = None,
         **options: Any,
     ) -> None:
         self.adapters = adapters
@@ -119,6 +128,7 @@ class RankController:
                 f"method {method!r}, placement {self.placement!r}, needs the room of dropped ranks until the freeze; "
                 'use shrink="freeze"'
             )
+        self.away = penalty_of(adapters, away_from, away_weight, away_side)
         self.step = 0
         self._observed = False
         self.clock = StepClock()
@@ -129,10 +139,14 @@ class RankController:
         if self.score_after_step:
             effective["score_after_step"] = True
         self.trace = new_trace(
-            adapters, self.method.name, {**options, **effective} if self.method.options else options, self.budget,
+            adapters, self.method.name, options | (effective if self.method.options else {}), self.budget,
             self.plan, seed, self.score.state_bytes() if self.score is not None else 0,
         )
+        if self.away is not None:
+            self.trace.method_options |= self.away.record()
+            self.trace.alerts += self.away.notes
         adapters.adaptation = self
+        adapters.nested = self.rule.nested
         if fresh:
             self._begin()
 
@@ -155,7 +169,7 @@ class RankController:
         """Take in this step's gradients: after backward (and clipping), before the optimizer's step.
 
         A step with a gradient that is not finite is left out of the scores and counted in the
-        trace. Adds the method's regulariser to the gradients.
+        trace. Adds the method's regulariser, and the penalty of ``away_from``, to the gradients.
 
         Raises:
             NotAdaptedError: no adapter has a gradient.
@@ -177,6 +191,10 @@ class RankController:
             add_orthogonal_gradient(list(self.adapters), self.orthogonal, live_only=held)
         if self.score is not None and not self.frozen and not self.score_after_step:
             self.score.observe()
+        if self.away is not None:
+            if self.step == 0:
+                self.log(0, {"away_share": self.away.share()})
+            self.away.add_gradient()
         self.rule.before_step(self.step + 1)
 
     @torch.no_grad()
@@ -235,6 +253,8 @@ class RankController:
             )
             self._allocate(self.plan.freeze_step, optimizer)
         self.rule.end()
+        if self.away is not None:
+            self.log(self.step, {"away_share": self.away.share()})
         self.count_time()
         close_trace(self.trace, self.adapters, self.step)
         self.trace.step_seconds_before_freeze = self.clock.median(frozen=False)

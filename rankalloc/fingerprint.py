@@ -157,17 +157,24 @@ def compare(
 ) -> str | None:
     """As :func:`check`, for a fingerprint that was read already; ``modules`` are the model's :func:`matrices`, where it
     has been wrapped since."""
-    modules = matrices(model) if modules is None else modules
-    names = tuple(name for name in wanted.names if name in modules)
-    samples = np.stack([_numbers(_full(modules[name])) for name in names]) if names else np.zeros((0, _NUMBERS))
-    here = Fingerprint(_config_of(model), names, _precision(modules[name] for name in names), samples)
-    relation, why = relate(wanted, here)
-    if relation == "another":
+    grade, why = relation(wanted, model, modules)
+    if grade == "another":
         raise AdapterFileError(
             f"{what} was made for another base model: {why}; load the base it was trained on, or pass "
             "check_base=False if you know better"
         )
-    return relation
+    return grade
+
+
+def relation(
+    wanted: Fingerprint, model: nn.Module, modules: Mapping[str, nn.Module] | None = None
+) -> tuple[str | None, str]:
+    """:func:`relate` of a fingerprint and a model, whose matrices of the same names are looked at."""
+    modules = matrices(model) if modules is None else modules
+    names = tuple(name for name in wanted.names if name in modules)
+    samples = np.stack([_numbers(_full(modules[name])) for name in names]) if names else np.zeros((0, _NUMBERS))
+    here = Fingerprint(_config_of(model), names, _precision(modules[name] for name in names), samples)
+    return relate(wanted, here)
 
 
 def relate(theirs: Fingerprint, ours: Fingerprint) -> tuple[str | None, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .adapter_folder import LayerToWrite, lora_config, write_folder
+from .adapter_folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .errors import AdapterFileError
 from .finished import FinishedAdapter
 from .layer_kinds import KINDS
@@ -62,7 +62,11 @@ def read(path: str | os.PathLike) -> PlainLora:
     lora = PlainLora(
         {}, {name: finished.head(name) for name in finished.heads},
         config={key: finished.config[key] for key in (*_KEPT, "target_modules") if key in finished.config},
-        metadata={k: v for k, v in finished.metadata.items() if k.startswith("rankalloc") and k != "rankalloc_config"},
+        metadata={
+            k: v for k, v in finished.metadata.items()
+            # trimmed triplets would change the scale that a nested cut goes by
+            if k.startswith("rankalloc") and k not in ("rankalloc_config", NESTED_KEY)
+        },
     )
     for name, layer in finished.layers.items():
         a, b = finished.raw(name, "A"), finished.raw(name, "B")

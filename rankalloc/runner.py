@@ -64,7 +64,7 @@ def train(
     model = prepared.build_model()
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
     write_text(folder / CONFIG_FILE, config.to_yaml())
-    ranking = RankCallback(adapters, budget, config.method, **config.method_options)
+    ranking = RankCallback(adapters, budget, config.method, **{**config.method_options, **config.training.away})
     tracking = trackers(config, folder, ranking)
     arguments = _arguments(config, folder)
     trainer = Trainer(
@@ -169,7 +169,7 @@ def preview(config: RunConfig) -> Preview:
     # a rank pattern may lie above the peak
     shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
-    options = {**config.method_options, "fresh": False}
+    options = {**config.method_options, **config.training.away, "fresh": False}
     RankController(adapters, budget, total_steps, config.method, **options)  # says what it would refuse
     final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
     if find_method(config.method).when == "before":

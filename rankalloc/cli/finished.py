@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..posthoc.results import CutResult
 
 
+_FRACTIONS = "0.75,0.5,0.375,0.25,0.125"
+
+
 @dataclass(frozen=True)
 class Budget:
     """The budget options of a command."""
@@ -68,7 +71,7 @@ class Weighing:
 
 def run_shrink(
     adapter: str, output: str, budget: Budget, layout: str, pad_to: int, weighing: Weighing, max_drop: str | None,
-    task: str | None, as_json: bool,
+    task: str | None, cut: str, as_json: bool,
 ) -> None:
     """``rankalloc shrink``."""
     if max_drop is not None and budget.given:
@@ -77,17 +80,21 @@ def run_shrink(
         raise ConfigError("--max-drop needs a task to judge by: --task CONFIG, or --calibrate CONFIG")
     if max_drop is None and task:
         raise ConfigError("--task is what --max-drop judges by; give --max-drop too, or leave it out")
+    if max_drop is not None and cut != "svd":
+        raise ConfigError("--max-drop cuts by singular triplets; give a budget with --cut nested, or leave it out")
     drop = None if max_drop is None else share(max_drop)
     wanted = None if drop is not None else budget.resolved()
     with results_only(), Bar() as bar:
+        from ..posthoc.nested_cut import settled_cut, unweighed
         from ..posthoc.shrinking import settled, shrink
 
-        settled(adapter, output)  # a wrong folder is told before a model is built
+        # what does not fit is told before a model is built
+        unweighed(settled_cut(settled(adapter, output), cut), weighing.config)
         judge = evaluator(task or weighing.config) if drop is not None else None
         metric = weighing.metric(adapter, judge if task in (None, weighing.config) else None)
         options: dict[str, Any] = {"metric": metric, "layout": layout, "pad_multiple": pad_to, "progress": bar}
         if drop is None:
-            result = shrink(adapter, wanted, output, **options)
+            result = shrink(adapter, wanted, output, cut=cut, **options)
         else:
             from ..posthoc.smallest import smallest
 
@@ -113,26 +120,31 @@ def run_compose(
 
 
 def run_frontier(
-    adapter: str, output: str, task: str, fractions: str, split: str, weighing: Weighing, as_json: bool
+    adapter: str, output: str, task: str, fractions: str | None, split: str, weighing: Weighing, cut: str | None,
+    as_json: bool,
 ) -> None:
     """``rankalloc frontier``."""
-    shares = numbers("--fractions", fractions)
+    shares = numbers("--fractions", fractions or _FRACTIONS)
     if not all(0 < value < 1 for value in shares):
         raise ConfigError(f"--fractions are shares between 0 and 1, got {fractions!r}")
     with results_only(), Bar() as bar:
         from ..budget import RankBudget
         from ..finished import FinishedAdapter
         from ..posthoc.frontier import frontier
+        from ..posthoc.nested_cut import settled_cut, unweighed
 
         finished = FinishedAdapter(adapter)
+        cut = settled_cut(finished, cut)
+        unweighed(cut, weighing.config)
         total = sum(
             finished.factors(name).rank * (layer.d_in + layer.d_out) for name, layer in finished.layers.items()
         )
         judge = evaluator(task, split)
+        every = cut == "nested" and fractions is None
         curve = frontier(
-            finished, [RankBudget(params=int(value * total)) for value in shares], _telling(judge), output,
-            higher_is_better=judge.higher_is_better, name=judge.task.metric, metric=weighing.metric(adapter, judge),
-            progress=bar,
+            finished, None if every else [RankBudget(params=int(value * total)) for value in shares], _telling(judge),
+            output, higher_is_better=judge.higher_is_better, name=judge.task.metric,
+            metric=weighing.metric(adapter, judge), cut=cut, progress=bar,
         )
     if as_json:
         return show_json({**curve.to_dict(), "folder": output})

@@ -52,6 +52,9 @@ def shrink(
         str | None,
         typer.Option("--task", metavar="CONFIG", help="What --max-drop judges by. [default: that of --calibrate]"),
     ] = None,
+    cut: Annotated[
+        str, typer.Option("--cut", help="svd, or nested: the first ranks of every layer of a dylora run.")
+    ] = "svd",
     as_json: Json = False,
 ) -> None:
     """Make a finished adapter fit an exact budget, without training.
@@ -62,7 +65,8 @@ def shrink(
 
     budget = Budget(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
     run_shrink(
-        adapter, output, budget, layout, pad_to, Weighing(calibrate, inputs_only, batches), max_drop, task, as_json
+        adapter, output, budget, layout, pad_to, Weighing(calibrate, inputs_only, batches), max_drop, task, cut,
+        as_json,
     )
 
 
@@ -112,20 +116,27 @@ def frontier(
     ],
     output: Out,
     fractions: Annotated[
-        str, typer.Option("--fractions", metavar="F,F", help="Shares of the parameters to try.")
-    ] = "0.75,0.5,0.375,0.25,0.125",
+        str | None,
+        typer.Option(
+            "--fractions", metavar="F,F", help="Shares of the parameters to try. [default: "
+            "0.75,0.5,0.375,0.25,0.125; with nested cuts every rank]"
+        ),
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="Split to evaluate on: tune, or report.")] = "tune",
     calibrate: Annotated[bool, typer.Option("--calibrated", help="Weigh layers by the task's training data.")] = False,
     inputs_only: InputsOnly = False,
     batches: Batches = 32,
+    cut: Annotated[
+        str | None,
+        typer.Option("--cut", help="svd, or nested: the first ranks of a dylora run. [default: as it was trained]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate one adapter at several budgets: a table, a figure and the knee."""
     from .finished import Weighing, run_frontier
 
-    run_frontier(
-        adapter, output, task, fractions, split, Weighing(task if calibrate else None, inputs_only, batches), as_json
-    )
+    weighing = Weighing(task if calibrate else None, inputs_only, batches)
+    run_frontier(adapter, output, task, fractions, split, weighing, cut, as_json)
 
 
 def add_to(app: typer.Typer, examples: Callable[..., str]) -> None:
@@ -135,6 +146,7 @@ def add_to(app: typer.Typer, examples: Callable[..., str]) -> None:
         "rankalloc shrink adapter/ --params 200000 --layout uniform --pad-to 8 -o small/",
         "rankalloc shrink adapter/ --ranks 96 --calibrate my.yaml -o small/",
         "rankalloc shrink adapter/ --max-drop 0.5% --task my.yaml -o small/",
+        "rankalloc shrink runs/dylora --fraction 0.5 --cut nested -o small/",
     ))(shrink)
     app.command(epilog=examples(
         "rankalloc compose style/ task/ -o both/",
@@ -143,5 +155,6 @@ def add_to(app: typer.Typer, examples: Callable[..., str]) -> None:
     ))(compose)
     app.command(epilog=examples(
         "rankalloc frontier runs/run --task punctuation -o runs/frontier",
+        "rankalloc frontier runs/dylora --task punctuation -o runs/curve       every rank of a dylora run",
         "rankalloc frontier adapter/ --task my.yaml --fractions 0.5,0.25,0.1 --calibrated -o runs/frontier",
     ))(frontier)

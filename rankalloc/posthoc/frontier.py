@@ -7,8 +7,9 @@ al., 2011). Known weakness: it moves with the range of budgets that is asked for
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ..errors import ConfigError
 from ..files import replacing, write_json
 from ..finished import FinishedAdapter
 from .metric import KroneckerMetric
-from .points import Evaluate, Point, Points
+from .nested_cut import settled_cut, unweighed
+from .points import Evaluate, NestedPoints, Point, Points
 from .truncation import Progress
 
 FRONTIER_NAME = "frontier.json"
@@ -26,16 +28,17 @@ FRONTIER_NAME = "frontier.json"
 @dataclass
 class Frontier:
     """The curve: ``points`` by rising parameters, the whole adapter last; ``knee`` is one of them, or None when no
-    point lies above the line between the ends."""
+    point lies above the line between the ends; ``cut`` is how the adapter was cut."""
 
     points: list[Point]
     knee: Point | None
     higher_is_better: bool
     name: str = "metric"
+    cut: str = "svd"
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "version": 1, "metric": self.name, "higher_is_better": self.higher_is_better,
+            "version": 1, "metric": self.name, "higher_is_better": self.higher_is_better, "cut": self.cut,
             "points": [asdict(point) for point in self.points],
             "knee": None if self.knee is None else asdict(self.knee),
         }
@@ -75,44 +78,55 @@ class Frontier:
 
 def frontier(
     adapter: str | os.PathLike | FinishedAdapter,
-    budgets: Sequence[RankBudget],
+    budgets: Sequence[RankBudget] | None,
     evaluate: Evaluate,
     out: str | os.PathLike | None = None,
     *,
     higher_is_better: bool = True,
     name: str = "metric",
     metric: KroneckerMetric | None = None,
+    cut: str | None = None,
     progress: Progress | None = None,
 ) -> Frontier:
     """Evaluate one adapter at several budgets, and whole.
 
     Args:
-        adapter: as in :func:`rankalloc.shrink`; one trained at a high rank shows the most.
-        budgets: what to shrink to.
+        adapter: as in :func:`rankalloc.shrink`; one trained at a high rank, or by method "dylora", shows the most.
+        budgets: what to shrink to; with nested cuts, None for every rank there is.
         evaluate: folder of an adapter to a finite number.
         out: folder for the JSON, the figures, and ``points.json``, from which nothing is evaluated twice.
         name: of the metric, in the figure.
         metric: what shrinking weighs layers by.
+        cut: "svd" keeps the largest singular triplets; "nested" the first triplets of each layer, at the scale they
+            were trained at (:mod:`rankalloc.posthoc.nested_cut`): the most that each budget has room for, and one
+            point for budgets that come to the same. None is "nested" for what method "dylora" trained, else "svd".
 
     Raises:
-        ConfigError: no budget is given.
+        ConfigError: no budget is given; the adapter is not nested, or a nested cut is to be weighed.
         BudgetError, AdapterFileError, RankallocError: as :func:`rankalloc.shrink`.
     """
-    if not budgets:
+    adapter = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
+    cut = settled_cut(adapter, cut)
+    if budgets is not None and not budgets or budgets is None and cut != "nested":
         raise ConfigError("frontier needs at least one budget")
-    points = Points(adapter, evaluate, out, metric, progress)
-    for budget in budgets:
-        points.choice(budget)  # every mistake is told before anything is evaluated
+    unweighed(cut, metric)
+    # every mistake is told before anything is evaluated
+    asked: list[Callable[[], Point]]
+    if cut == "nested":
+        points = NestedPoints(adapter, evaluate, out)
+        asked = [partial(points.at_rank, rank) for rank in points.ranks(budgets)]
+    else:
+        points = Points(adapter, evaluate, out, metric, progress)
+        for budget in budgets:
+            points.choice(budget)
+        asked = [partial(points.at, budget) for budget in budgets]
     found = []
-    for number, budget in enumerate(budgets, 1):
-        found.append(points.at(budget))
+    for ask in (*asked, points.whole):
+        found.append(ask())
         if progress is not None:
-            progress(number, len(budgets) + 1, {"params": found[-1].params, name: found[-1].value})
-    found.append(points.whole())
-    if progress is not None:
-        progress(len(found), len(found), {"params": found[-1].params, name: found[-1].value})
+            progress(len(found), len(asked) + 1, {"params": found[-1].params, name: found[-1].value})
     ordered = sorted(found[:-1], key=lambda point: point.params) + found[-1:]
-    curve = Frontier(ordered, knee_of(ordered, higher_is_better), higher_is_better, name)
+    curve = Frontier(ordered, knee_of(ordered, higher_is_better), higher_is_better, name, cut)
     if out is not None:
         curve.save(out)
     return curve

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..errors import RankallocError
 from ..files import sha256_of, write_json
 from ..finished import FinishedAdapter
 from .metric import KroneckerMetric
+from .nested_cut import cut_nested, held_ranks, rank_within
 from .results import CutResult
 from .shrinking import write_shrunk
 from .truncation import Choice, Progress, choose_from, spectra_of
@@ -43,25 +44,24 @@ class Point:
     cached: bool = False
 
 
-class Points:
-    """The quality-against-budget curve of one adapter, evaluated where it is asked for.
+class Remembered:
+    """What was evaluated of one adapter, by budget.
 
     Args:
         evaluate: folder to a finite number.
         cache: folder whose ``points.json`` keeps what was evaluated; None to keep it in memory.
-        metric: as in :func:`rankalloc.shrink`.
-        progress: called with (layers done, layers in all, newest values) while the adapter is read.
+        metric: that the choice is made in.
+        ranks: {layer: rank of the whole adapter}.
     """
 
     def __init__(
-        self, adapter: str | os.PathLike | FinishedAdapter, evaluate: Evaluate, cache: str | os.PathLike | None = None,
-        metric: KroneckerMetric | None = None, progress: Progress | None = None,
+        self, adapter: FinishedAdapter, evaluate: Evaluate, cache: str | os.PathLike | None,
+        metric: KroneckerMetric | None, ranks: Mapping[str, int],
     ) -> None:
-        self.adapter = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
-        self.metric, self.evaluate = metric, evaluate
-        self.spectra = spectra_of(self.adapter, metric, progress)
-        self.params = sum(s.rank * (layer.d_in + layer.d_out)
-                          for s, layer in zip(self.spectra.values(), self.adapter.layers.values(), strict=True))
+        self.adapter, self.evaluate, self.held = adapter, evaluate, dict(ranks)
+        self.params = sum(
+            rank * (adapter.layers[name].d_in + adapter.layers[name].d_out) for name, rank in ranks.items()
+        )
         self._path = None if cache is None else Path(cache) / POINTS_NAME
         self._known: dict[str, Any] = _read(self._path)
         self._about = sha256_of(
@@ -69,28 +69,15 @@ class Points:
             "" if metric is None else metric.fingerprint(), str(getattr(evaluate, "fingerprint", "")),
         )
 
-    def choice(self, budget: RankBudget) -> Choice:
-        return choose_from(self.adapter, self.spectra, budget)
-
     def whole(self) -> Point:
         """The adapter as it is."""
-        rank = sum(spectrum.rank for spectrum in self.spectra.values())
+        rank = sum(self.held.values())
         return self._point({}, lambda: (self.params, rank, 0.0, self.evaluate(self.adapter.folder)))
 
-    def at(self, budget: RankBudget) -> Point:
-        """The adapter within ``budget``."""
-        bounds = {key: getattr(budget, key) for key in ("min_rank", "max_rank", "multiple_of")}
-
-        def work() -> tuple[int, int, float, float]:
-            with tempfile.TemporaryDirectory() as folder:
-                result = self.write(budget, folder)
-                return result.params, sum(result.ranks.values()), result.error, self.evaluate(Path(folder))
-
-        return self._point({**budget.given, **bounds}, work)
-
-    def write(self, budget: RankBudget, out: str | os.PathLike | None, **layout: Any) -> CutResult:
-        """The adapter within ``budget`` as a folder."""
-        return write_shrunk(self.adapter, self.choice(budget), out, metric=self.metric, **layout)
+    def _written(self, write: Callable[[Path], CutResult]) -> tuple[int, int, float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            result = write(Path(folder))
+            return result.params, sum(result.ranks.values()), result.error, self.evaluate(Path(folder))
 
     def _point(self, budget: dict[str, Any], work: Callable[[], tuple[int, int, float, float]]) -> Point:
         key = sha256_of(self._about, json.dumps(budget, sort_keys=True))
@@ -104,6 +91,62 @@ class Points:
         if self._path is not None:
             write_json(self._path, self._known)
         return point
+
+
+class Points(Remembered):
+    """The quality-against-budget curve of one adapter, evaluated where it is asked for.
+
+    Args:
+        evaluate, cache: as in :class:`Remembered`.
+        metric: as in :func:`rankalloc.shrink`.
+        progress: called with (layers done, layers in all, newest values) while the adapter is read.
+    """
+
+    def __init__(
+        self, adapter: str | os.PathLike | FinishedAdapter, evaluate: Evaluate, cache: str | os.PathLike | None = None,
+        metric: KroneckerMetric | None = None, progress: Progress | None = None,
+    ) -> None:
+        adapter = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
+        self.metric, self.spectra = metric, spectra_of(adapter, metric, progress)
+        super().__init__(adapter, evaluate, cache, metric, {name: s.rank for name, s in self.spectra.items()})
+
+    def choice(self, budget: RankBudget) -> Choice:
+        return choose_from(self.adapter, self.spectra, budget)
+
+    def at(self, budget: RankBudget) -> Point:
+        """The adapter within ``budget``."""
+        bounds = {key: getattr(budget, key) for key in ("min_rank", "max_rank", "multiple_of")}
+        return self._point(
+            {**budget.given, **bounds}, lambda: self._written(lambda folder: self.write(budget, folder))
+        )
+
+    def write(self, budget: RankBudget, out: str | os.PathLike | None, **layout: Any) -> CutResult:
+        """The adapter within ``budget`` as a folder."""
+        return write_shrunk(self.adapter, self.choice(budget), out, metric=self.metric, **layout)
+
+class NestedPoints(Remembered):
+    """The curve of a nested adapter, rank by rank."""
+
+    def __init__(self, adapter: FinishedAdapter, evaluate: Evaluate, cache: str | os.PathLike | None = None) -> None:
+        super().__init__(adapter, evaluate, cache, None, held_ranks(adapter))
+
+    def ranks(self, budgets: Sequence[RankBudget] | None = None) -> list[int]:
+        """The cuts below the whole adapter that ``budgets`` ask for, rising; None for every one there is.
+
+        Raises:
+            BudgetError: a budget has room for none.
+        """
+        top = max(self.held.values(), default=0)
+        if budgets is None:
+            return list(range(1, top))
+        found = {rank_within(self.adapter, self.held, budget)[0] for budget in budgets}
+        return sorted(found - {top})
+
+    def at_rank(self, rank: int) -> Point:
+        """The first ``rank`` triplets of every layer."""
+        return self._point(
+            {"nested_rank": rank}, lambda: self._written(lambda folder: cut_nested(self.adapter, rank, folder))
+        )
 
 
 def _read(path: Path | None) -> dict[str, Any]:

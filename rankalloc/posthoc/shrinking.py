@@ -14,6 +14,7 @@ from ..budget import RankBudget
 from ..errors import ConfigError
 from ..finished import FinishedAdapter
 from .metric import KroneckerMetric
+from .nested_cut import cut_nested, held_ranks, rank_within, settled_cut, unweighed
 from .results import CutResult
 from .truncation import Choice, Progress, choose, cuts, write_choice
 
@@ -26,6 +27,7 @@ def shrink(
     out: str | os.PathLike | None = None,
     *,
     metric: KroneckerMetric | None = None,
+    cut: str = "svd",
     layout: str = "compact",
     pad_multiple: int = 1,
     progress: Progress | None = None,
@@ -38,6 +40,8 @@ def shrink(
             at. It counts what the adapter uses: d_in + d_out parameters for each rank kept.
         out: folder to write; None only to choose. ``shrink.json`` is written beside the adapter.
         metric: how layers are weighed, such as what :func:`rankalloc.calibrate` returns; None for ‖·‖_F.
+        cut: "svd"; or "nested" for what method "dylora" trained: the first triplets of every layer, as many as the
+            budget has room for.
         layout: "compact", whose file is as small as the budget says, or "uniform", padded with zeros to one rank, for
             servers that ignore rank_pattern; see :mod:`rankalloc.adapter_folder`.
         pad_multiple: in the uniform layout, round that rank up to a multiple of this.
@@ -46,7 +50,8 @@ def shrink(
     Raises:
         BudgetError: the budget is above what the adapter has, below its floor, or buys nothing.
         AdapterFileError: the folder is damaged, of another kind, or holds weights that are not finite.
-        ConfigError: the layout does not exist, or ``out`` is the adapter's own folder.
+        ConfigError: the layout or the cut does not exist, the adapter is not nested and is to be cut so, or ``out`` is
+            the adapter's own folder.
         RankallocError: ``out`` cannot be written; nothing is changed then.
 
     Example:
@@ -59,6 +64,13 @@ def shrink(
     """
     check_layout(layout, pad_multiple)
     finished = settled(adapter, out)
+    if settled_cut(finished, cut) == "nested":
+        unweighed(cut, metric)
+        rank, plan = rank_within(finished, held_ranks(finished), budget)
+        result = cut_nested(finished, rank, out, layout, pad_multiple, plan)
+        if out is not None:
+            result.save(Path(out) / RECORD_NAME)
+        return result
     return write_shrunk(finished, choose(finished, budget, metric, progress), out, layout, pad_multiple, metric)
 
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..adapter_folder import LayerToWrite, check_layout, lora_config, write_folder
+from ..adapter_folder import NESTED_KEY, LayerToWrite, check_layout, lora_config, write_folder
 from ..allocators import ALLOCATORS, Demand
 from ..budget import BudgetPlan, LayerShape, RankBudget
 from ..errors import AdapterFileError, BudgetError, ConfigError
@@ -111,17 +111,9 @@ def spectra_of(
 
 def choose_from(source: Source, spectra: dict[str, Spectrum], budget: RankBudget) -> Choice:
     """:func:`choose` with the spectra at hand."""
-    if not isinstance(budget, RankBudget):
-        raise ConfigError(f"budget must be a RankBudget, such as RankBudget(fraction=0.25), got {budget!r}")
     held = {name: spectrum.rank for name, spectrum in spectra.items()}
+    shapes, plan = plan_over(source, held, budget)
     step = budget.multiple_of
-    shapes = [
-        LayerShape(name, layer.d_in, layer.d_out, held[name] // step * step) for name, layer in source.layers.items()
-    ]
-    sizes = {layer.dtype.itemsize for layer in source.layers.values()}
-    if budget.bytes is not None and len(sizes) > 1:
-        raise BudgetError("the adapter's layers have weights of different sizes in bytes; give the budget as params=")
-    plan = budget.resolve(shapes, bytes_per_param=max(sizes))
     cheapest = min(plan.costs) * step
     if 0 < plan.target < cheapest:
         raise BudgetError(
@@ -134,6 +126,20 @@ def choose_from(source: Source, spectra: dict[str, Spectrum], budget: RankBudget
     total = sum(float(values.sum()) for values in scores)
     gap = most_energy(scores, demand) - sum(float(v[:k].sum()) for v, k in zip(scores, kept, strict=True))
     return Choice(spectra, ranks, held, plan, max(0.0, gap) / total if total > 0 and plan.unit != "ranks" else 0.0)
+
+
+def plan_over(source: Source, held: Mapping[str, int], budget: RankBudget) -> tuple[list[LayerShape], BudgetPlan]:
+    """``budget`` resolved for layers that hold these ranks. Raises BudgetError, or ConfigError when it is none."""
+    if not isinstance(budget, RankBudget):
+        raise ConfigError(f"budget must be a RankBudget, such as RankBudget(fraction=0.25), got {budget!r}")
+    step = budget.multiple_of
+    shapes = [
+        LayerShape(name, layer.d_in, layer.d_out, held[name] // step * step) for name, layer in source.layers.items()
+    ]
+    sizes = {layer.dtype.itemsize for layer in source.layers.values()}
+    if budget.bytes is not None and len(sizes) > 1:
+        raise BudgetError("the adapter's layers have weights of different sizes in bytes; give the budget as params=")
+    return shapes, budget.resolve(shapes, bytes_per_param=max(sizes))
 
 
 def most_energy(scores: list[np.ndarray], demand: Demand) -> float:
@@ -186,9 +192,15 @@ def write_choice(
     with side_by_side(factors, sorted(name for name in layers if layers[name].rank)) as results:
         write_folder(
             out, layers, results, heads, lambda names, rank: config_of(config, names, rank, layers), layout,
-            pad_multiple, {k: v for k, v in (metadata or {}).items() if k not in ("format", "rankalloc_config")},
+            pad_multiple, passed_on(metadata or {}),
         )
     return measured
+
+
+def passed_on(metadata: Mapping[str, str], nested: bool = False) -> dict[str, str]:
+    """What a file made from another says of itself; ``nested`` when its triplets are still the first of each layer."""
+    own = ("format", "rankalloc_config") if nested else ("format", "rankalloc_config", NESTED_KEY)
+    return {key: value for key, value in metadata.items() if key not in own}
 
 
 def cuts(source: Source, choice: Choice, measured: Mapping[str, float] = {}) -> list[LayerCut]:  # noqa: B006

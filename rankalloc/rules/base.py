@@ -31,6 +31,8 @@ class Rule:
     name: ClassVar[str] = "shrink"
     holds: ClassVar[bool] = False
     """Whether a dropped triplet is held at zero, P and Q included, until the rule brings it back."""
+    nested: ClassVar[bool] = False
+    """Whether the first b triplets, at scale α / b, are trained to be an adapter of their own, for every b."""
 
     def __init__(self, adapters: Sequence[Adapter], plan: BudgetPlan, seed: int = 0) -> None:
         self.adapters, self.plan, self.seed = list(adapters), plan, seed

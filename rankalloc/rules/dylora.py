@@ -43,6 +43,7 @@ class Dylora(Rule):
     """
 
     name = "dylora"
+    nested = True
 
     def __init__(self, *args, frozen: bool = False, **kwargs) -> None:
         super().__init__(*args, **kwargs)
