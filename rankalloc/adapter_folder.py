@@ -32,7 +32,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 LAYOUTS = ("uniform", "compact")
 PREFIX = "base_model.model."
 NESTED_KEY = "rankalloc_nested"
-"""In the weights file's metadata: the first b triplets of every layer are an adapter too (:mod:`rankalloc.nested`)."""
+"""In the weights file's metadata: the first b of a layer's r triplets are an adapter too, at (r / b)^e times the scale
+(:mod:`rankalloc.nested`); the value is e."""
 
 FactorsOf = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 

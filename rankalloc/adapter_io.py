@@ -17,7 +17,7 @@ import torch
 from . import fingerprint
 from .adapter import Adapter
 from .adapter_folder import NESTED_KEY, LayerToWrite, check_layout, lora_config, write_folder
-from .adapters import Adapters
+from .adapters import SCALES, Adapters
 from .errors import RankallocError
 
 _TASK_TYPES = {
@@ -67,7 +67,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     base = fingerprint.fingerprint(adapters)
     about = {} if base is None else {fingerprint.KEY: base.encode()}
     if adapters.nested:
-        about[NESTED_KEY] = "1"
+        about[NESTED_KEY] = f"{SCALES[adapters.scale]:g}"
     return write_folder(
         path, layers, held.__getitem__, heads, lambda written, rank: _config(adapters, written, rank), layout,
         pad_multiple, about,

@@ -14,7 +14,8 @@ from rankalloc.scores import SCORES
 
 from .conftest import make_mlp, train_mlp
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "extending.md").read_text(encoding="utf-8")
 
 
 def test_a_score_from_outside_takes_fifteen_lines_and_works():
@@ -42,3 +43,10 @@ def test_a_score_from_outside_takes_fifteen_lines_and_works():
         ALLOCATORS.pop("deep-first", None)
         ra.METHODS.pop("weight-norm", None)
         PLANNERS.pop("weight-norm", None)
+
+
+def test_an_adapter_keeps_out_of_anothers_way(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "composing.md").read_text(encoding="utf-8"), re.S)
+    exec(compile(example, "composing.md", "exec"), {})
+    angles = [int(angle) for angle in re.findall(r"\d+(?=[,\]])", capsys.readouterr().out)]
+    assert len(angles) > 4 and min(angles) > 70

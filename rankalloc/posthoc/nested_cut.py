@@ -2,10 +2,10 @@
 
 A DyLoRA run (Valipour et al., EACL 2023, arXiv 2210.07558; :mod:`rankalloc.rules.dylora`) trains, for every b,
 
-    ΔW_b = (α / b) · P[:, :b] Q[:b]
+    ΔW_b = (α / b^e) · P[:, :b] Q[:b]          (e = 1, or ½ with scale="rslora")
 
-as an adapter of its own. A file of rank r holds ΔW_r, whose factor α / r is in lora_B: cut to b, lora_B is multiplied
-by r / b. One b for all layers, as in training; a layer of a lower rank keeps what it has. That a file is nested stands
+as an adapter of its own. A file of rank r holds ΔW_r, whose factor α / r^e is in lora_B: cut to b, lora_B is multiplied
+by (r / b)^e. One b for all layers, as in training; a layer of a lower rank keeps what it has. That a file is nested stands
 in its metadata, which other readers skip; whatever reorders or mixes triplets does not pass it on.
 
 Cost: one pass over the file a cut, no decomposition of what is written. Known weakness: as many points as ranks, and no
@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 
 from ..adapter_folder import NESTED_KEY, LayerToWrite, write_folder
+from ..adapters import SCALES
 from ..budget import BudgetPlan, RankBudget
-from ..errors import BudgetError, ConfigError, unknown
+from ..errors import AdapterFileError, BudgetError, ConfigError, unknown
 from ..finished import FinishedAdapter
 from ..lowrank import Factors, distance, singular_values
 from .results import CutResult, LayerCut
@@ -31,11 +32,22 @@ from .truncation import config_of, passed_on, plan_over
 
 CUTS = ("svd", "nested")
 """By singular triplets, or from the end."""
+_EXPONENTS = {f"{exponent:g}": exponent for exponent in SCALES.values()}
 
 
 def is_nested(adapter: FinishedAdapter) -> bool:
     """Whether the file says that its first triplets are adapters too."""
-    return adapter.metadata.get(NESTED_KEY) == "1"
+    return NESTED_KEY in adapter.metadata
+
+
+def _exponent(adapter: FinishedAdapter) -> float:
+    """e of the scale that the file was trained with."""
+    value = adapter.metadata[NESTED_KEY]
+    if value not in _EXPONENTS:
+        raise AdapterFileError(
+            f"{adapter.label} says that it is nested with a scale that is unknown here ({value!r}); use cut='svd'"
+        )
+    return _EXPONENTS[value]
 
 
 def settled_cut(adapter: FinishedAdapter, cut: str | None) -> str:
@@ -99,20 +111,21 @@ def cut_nested(
 ) -> CutResult:
     """Write the first ``rank`` triplets of every layer; None for ``out`` writes nothing. The folder is a nested
     adapter itself."""
-    layers, cuts = {}, []
+    layers, cuts, exponent = {}, [], _exponent(adapter)
     for name, layer in adapter.layers.items():
         whole = adapter.factors(name)
         kept = min(rank, whole.rank)
         layers[name] = LayerToWrite(layer.d_in, layer.d_out, kept, layer.dtype, layer.ends)
         norm = float(singular_values(whole).norm()) if whole.rank else 0.0
-        error = distance(whole, *_leading(whole, rank, layer.dtype)) if whole.rank else 0.0
+        error = distance(whole, *_leading(whole, rank, exponent, layer.dtype)) if whole.rank else 0.0
         error = 0.0 if kept == whole.rank else error
         cuts.append(LayerCut(name, layer.d_in, layer.d_out, whole.rank, kept, norm, error, norm, error))
     ranks = [cut.rank for cut in cuts]
     if out is not None:
         heads = {name: (adapter.spec(name), lambda name=name: adapter.head(name)) for name in adapter.heads}
         write_folder(
-            out, layers, lambda name: _leading(adapter.factors(name), rank, adapter.layers[name].dtype), heads,
+            out, layers,
+            lambda name: _leading(adapter.factors(name), rank, exponent, adapter.layers[name].dtype), heads,
             lambda names, top: config_of(adapter.config, names, top, layers), layout, pad_multiple,
             passed_on(adapter.metadata, nested=True),
         )
@@ -126,8 +139,10 @@ def cut_nested(
     )
 
 
-def _leading(whole: Factors, rank: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lora_A, lora_B) of the first triplets, scaled by r / b."""
+def _leading(
+    whole: Factors, rank: int, exponent: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(lora_A, lora_B) of the first triplets, scaled by (r / b)^e."""
     kept = min(rank, whole.rank)
-    scale = whole.diagonal()[:kept] * (whole.rank / max(1, kept))
+    scale = whole.diagonal()[:kept] * (whole.rank / max(1, kept)) ** exponent
     return whole.Q[:kept].to(dtype), (whole.P[:, :kept] * scale).to(dtype)

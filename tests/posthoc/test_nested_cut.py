@@ -22,9 +22,9 @@ from .folders import dense, error_of
 RANK = 5
 
 
-def trained(method="dylora", budget=None, steps=60, init="lora"):
+def trained(method="dylora", budget=None, steps=60, init="lora", scale="lora"):
     model = make_mlp()
-    adapters = ra.attach(model, rank=RANK, alpha=7, init=init)
+    adapters = ra.attach(model, rank=RANK, alpha=7, init=init, scale=scale)
     controller = ra.RankController(adapters, budget or ra.RankBudget(fraction=1.0), steps, method)
     train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=2e-2), steps)
     controller.finish()
@@ -55,10 +55,12 @@ class Judge:
 
 
 @pytest.mark.parametrize("layout", ["uniform", "compact"])
-@pytest.mark.parametrize("budget", [None, ra.RankBudget(ranks=9)])
-def test_a_cut_of_the_file_is_the_adapter_at_that_rank(run, budget, layout, tmp_path):
-    """Whatever ranks the freeze left, and however it was written."""
-    model, adapters = run[:2] if budget is None else trained(budget=budget)
+@pytest.mark.parametrize(
+    ("budget", "scale"), [(None, "lora"), (ra.RankBudget(ranks=9), "lora"), (ra.RankBudget(ranks=9), "rslora")]
+)
+def test_a_cut_of_the_file_is_the_adapter_at_that_rank(run, budget, scale, layout, tmp_path):
+    """Whatever ranks the freeze left, and however it was scaled and written."""
+    model, adapters = run[:2] if budget is None else trained(budget=budget, scale=scale)
     folder = ra.save(adapters, tmp_path / "whole", layout)
     sizes = [a.rank for a in adapters]
     assert budget is None or len(set(sizes)) > 1
