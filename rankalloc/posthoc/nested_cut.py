@@ -5,8 +5,8 @@ A DyLoRA run (Valipour et al., EACL 2023, arXiv 2210.07558; :mod:`rankalloc.rule
     ΔW_b = (α / b^e) · P[:, :b] Q[:b]          (e = 1, or ½ with scale="rslora")
 
 as an adapter of its own. A file of rank r holds ΔW_r, whose factor α / r^e is in lora_B: cut to b, lora_B is multiplied
-by (r / b)^e. One b for all layers, as in training; a layer of a lower rank keeps what it has. That a file is nested stands
-in its metadata, which other readers skip; whatever reorders or mixes triplets does not pass it on.
+by (r / b)^e. One b for all layers, as in training; a layer of a lower rank keeps what it has. That a file is nested
+stands in its metadata, which other readers skip; whatever reorders or mixes triplets does not pass it on.
 
 Cost: one pass over the file a cut, no decomposition of what is written. Known weakness: as many points as ranks, and no
 choice between layers. The largest singular triplets of the same file (``cut="svd"``) were not trained to stand alone,
