@@ -29,7 +29,7 @@ from .. import fingerprint, plain_lora
 from ..adapter_folder import check_layout
 from ..allocators import ALLOCATORS, Demand
 from ..budget import LayerShape, RankBudget
-from ..errors import AdapterFileError, BudgetError, ConfigError, did_you_mean, unknown
+from ..errors import AdapterFileError, ConfigError, did_you_mean, unknown
 from ..files import write_json
 from ..option_values import whole
 from ..plain_lora import PlainLora
@@ -183,16 +183,9 @@ def _shape(name: str, stored: tuple[int, ...], turned: bool, rank: int) -> Layer
 def _demand(budget: RankBudget, shapes: list[LayerShape], rank: int, bytes_per_param: int) -> Demand:
     step = budget.multiple_of
     shapes = [LayerShape(s.name, s.d_in, s.d_out, s.rank // step * step) for s in shapes]
-    try:
-        plan = budget.resolve(shapes, bytes_per_param=bytes_per_param)
-    except BudgetError as error:
-        if "that the adapters start with" in str(error):
-            ceiling = sum(s.rank * s.params_per_rank for s in shapes)
-            raise BudgetError(
-                f"the budget is above what rank={rank} allows in {len(shapes)} layers ({sum(s.rank for s in shapes):,} "
-                f"ranks, {ceiling:,} parameters); lower it, or raise rank"
-            ) from None
-        raise
+    plan = budget.resolve(
+        shapes, bytes_per_param=bytes_per_param, most=f"that rank={rank} allows", way_out="lower it, or raise rank"
+    )
     return Demand.of(plan, plan.target)
 
 

@@ -121,7 +121,10 @@ def choose_from(source: Source, spectra: dict[str, Spectrum], budget: RankBudget
     sizes = {layer.dtype.itemsize for layer in source.layers.values()}
     if budget.bytes is not None and len(sizes) > 1:
         raise BudgetError("the adapter's layers have weights of different sizes in bytes; give the budget as params=")
-    plan = budget.resolve(shapes, bytes_per_param=max(sizes))
+    whole = f" in multiples of {step}" if step > 1 else ""
+    plan = budget.resolve(
+        shapes, bytes_per_param=max(sizes), most=f"that {source.label} holds{whole}", way_out="lower it"
+    )
     cheapest = min(plan.costs) * step
     if 0 < plan.target < cheapest:
         raise BudgetError(

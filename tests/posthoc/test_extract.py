@@ -214,7 +214,10 @@ def test_unlike_checkpoints_are_named(tmp_path):
     tuned_is({**whole, key: torch.full_like(whole[key], torch.nan)})
     refused(AdapterFileError, "tuned: .*up_proj.weight holds NaN or inf", tmp_path)
     tuned_is(whole)
-    refused(BudgetError, "above what rank=4 allows in 14 layers", tmp_path, ra.RankBudget(ranks=1000))
+    refused(BudgetError, "1,000 ranks is above the 56 that rank=4 allows; lower it, or raise rank", tmp_path,
+            ra.RankBudget(ranks=1000))
+    refused(BudgetError, "min_rank=5 is above the 4 that rank=4 allows in model.layers.0.self_attn.q_proj; lower",
+            tmp_path, ra.RankBudget(ranks=50, min_rank=5))
     refused(BudgetError, "below the floor", tmp_path, ra.RankBudget(ranks=4, min_rank=1))
     refused(ConfigError, "did you mean 'bfloat16'", tmp_path, dtype="bfloat")
     refused(ConfigError, "unknown layout", tmp_path, layout="wide")
