@@ -3,7 +3,7 @@
     small (shorter side at most 512)    exact: eigenvectors U of ΔΔᵀ in float64, σ² its eigenvalues, ΣVᵀ = UᵀΔ
     large                               randomised block Krylov (Musco and Musco, 2015, arXiv 1504.05477, algorithm 2):
                                         the best triplets in span{ΔG, (ΔΔᵀ)ΔG, (ΔΔᵀ)²ΔG, …}, G Gaussian, with as many
-                                        blocks as the check asks for; exact where half of all directions are not enough
+                                        blocks as the check asks for; exact where half of all directions seem too few
 
 Products are float32, small matrices float64, and each block is made orthogonal to all before it, twice.
 
