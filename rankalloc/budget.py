@@ -120,8 +120,13 @@ class RankBudget:
         }
         return {name: value for name, value in plain.items() if value is not None}
 
-    def resolve(self, layers: Sequence[LayerShape], total_steps: int = 1, bytes_per_param: int = 4) -> BudgetPlan:
+    def resolve(
+        self, layers: Sequence[LayerShape], total_steps: int = 1, bytes_per_param: int = 4,
+        most: str = "that the adapters start with", way_out: str = "lower it, or begin with a higher rank",
+    ) -> BudgetPlan:
         """Hold the budget against ``layers`` and a run of ``total_steps`` optimizer steps.
+
+        ``most`` and ``way_out`` are for messages: what the layers' ranks are, and what to do when they are too few.
 
         Raises:
             BudgetError: the budget is above what the layers start with or may keep, below the
@@ -138,8 +143,7 @@ class RankBudget:
                 )
             if self.min_rank > layer.rank:
                 raise BudgetError(
-                    f"min_rank={self.min_rank} is above the initial rank {layer.rank} of {layer.name}; lower it, "
-                    "or begin with a higher rank"
+                    f"min_rank={self.min_rank} is above the {layer.rank} {most} in {layer.name}; {way_out}"
                 )
         (name, value), = self.given.items()
         unit = "ranks" if name == "fraction" else name
@@ -164,8 +168,7 @@ class RankBudget:
             )
         if target > initial:
             raise BudgetError(
-                f"the budget of {target:,} {unit} is above the {initial:,} that the adapters start with; "
-                "lower it, or begin with a higher rank"
+                f"the budget of {target:,} {unit} is above the {initial:,} {most}; {way_out}"
             )
         if target > cap_total:
             raise BudgetError(

@@ -93,7 +93,10 @@ def import_lora(
     names = key_names.resolve(chosen.entries, chosen.flat, layers, what)
     lora = PlainLora({}, config={"fan_in_fan_out": any(type(layers[n]).__name__ == "Conv1D" for n in names.values())})
     for name, entry in chosen.entries.items():
-        lora.pairs[names[name]] = _pair(names[name], entry, layers[names[name]], what)
+        layer = layers[names[name]]
+        lora.pairs[names[name]] = _pair(names[name], entry, layer, what)
+        if getattr(layer, "groups", 1) > 1:
+            lora.groups[names[name]] = layer.groups
     lora.metadata = {key: value for key, value in metadata.items() if key.startswith("rankalloc")}
     if fingerprint.KEY not in lora.metadata:
         base = fingerprint.fingerprint(model)
@@ -110,6 +113,11 @@ def _as_kohya(lora: PlainLora, prefix: str, pad_to: int, what: str) -> tuple[dic
         )
     if lora.embeddings:
         raise RankallocError(f"{what} adapts the embedding {min(lora.embeddings)}; kohya's format has no name for that")
+    if lora.groups:
+        raise RankallocError(
+            f"{what} adapts the grouped convolution {min(lora.groups)}, which kohya's format has no form for; export "
+            "it with format 'peft'"
+        )
     stems: dict[str, str] = {}
     tensors: dict[str, torch.Tensor] = {}
     for name, (a, b) in lora.pairs.items():
@@ -143,9 +151,16 @@ def _pair(
     down, up = entry.down, entry.up
     if type(layer).__name__ in ("Linear", "Conv1D") or shape_of(layer) == (down.shape[1], up.shape[0]):
         down, up = (t.flatten(1) if t.dim() > 2 and t.shape[2:].numel() == 1 else t for t in (down, up))
-    if down.dim() < 2 or up.dim() < 2 or down.shape[0] != up.shape[1]:
+    found, groups = plain_lora.groups_of(down, up), getattr(layer, "groups", 1)
+    if found == 1 < groups:
+        raise AdapterFileError(
+            f"{what} takes no account of the {groups} groups of the convolution {name}, as kohya's format cannot; only "
+            "a LoRA in PEFT's form can be imported for it"
+        )
+    if found != groups:
         raise AdapterFileError(f"{what}: the factors of {name} do not fit each other")
     d_in, d_out = shape_of(layer)
+    d_in *= groups  # a grouped convolution's weight sees one group, and its LoRA's first factor all of them
     if (down.shape[1:].numel(), up.shape[0]) != (d_in, d_out):
         raise AdapterFileError(
             f"{what} was made for another model: {name} is {down.shape[1:].numel()} → {up.shape[0]} in the adapter and "

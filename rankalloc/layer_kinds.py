@@ -12,7 +12,7 @@ A grouped convolution's triplets are those of its weight as a matrix: one row of
 sees all channels, so in the file row i stands once a group, zero outside that group's channels: rank groups · r, the
 layer's own numbers and zeros, and what PEFT computes from it is right. (Budgets count no such zeros, and none of the
 padding either.) PEFT cannot merge grouped convolutions; :func:`rankalloc.merge` can. A file that PEFT trained over
-all groups at once is no update of the grouped weight, and is refused.
+all groups at once is no update of the grouped weight: loading it is refused, exporting it again is not.
 """
 
 from __future__ import annotations

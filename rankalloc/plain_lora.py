@@ -31,7 +31,9 @@ class PlainLora:
 
     Attributes:
         pairs: {module name: (A, B)}, A (r, d_in) and B (d_out, r); of convolutions with their kernel dimensions behind.
+            A grouped convolution's A has its r rows once for each group, as PEFT has them.
         heads: {parameter name: tensor} of the modules that were trained whole.
+        groups: {module name: groups} of the grouped convolutions.
         embeddings: names among ``pairs`` that are embeddings.
         config: what is kept of the adapter_config.json it came from; {} for none.
         metadata: of the weights file, such as the base's fingerprint.
@@ -39,13 +41,14 @@ class PlainLora:
 
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]
     heads: dict[str, torch.Tensor] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
     embeddings: set[str] = field(default_factory=set)
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     def ranks(self) -> dict[str, int]:
         """{module name: rank}."""
-        return {name: len(a) for name, (a, _) in self.pairs.items()}
+        return {name: b.shape[1] for name, (_, b) in self.pairs.items()}
 
     def num_params(self) -> int:
         """Numbers in the factors, heads apart."""
@@ -70,12 +73,15 @@ def read(path: str | os.PathLike) -> PlainLora:
     )
     for name, layer in finished.layers.items():
         a, b = finished.raw(name, "A"), finished.raw(name, "B")
-        if a.dim() < 2 or b.dim() < 2 or len(a) != b.shape[1]:
+        groups = groups_of(a, b)
+        if not groups:
             raise AdapterFileError(f"{finished.folder}: the factors of {name} do not fit each other")
+        if groups > 1:
+            lora.groups[name] = groups
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise AdapterFileError(f"{finished.folder}: the weights of {name} are not finite (NaN or inf)")
         lam = finished.raw(name, "E").flatten() if "E" in layer.keys else None
-        lora.pairs[name] = _trimmed(a, b, layer.scaling if lam is None else lam * layer.scaling)
+        lora.pairs[name] = _trimmed(a, b, layer.scaling if lam is None else lam * layer.scaling, groups)
         if layer.ends == EMBEDDING.keys:
             lora.embeddings.add(name)
     return lora
@@ -102,11 +108,12 @@ def write(
         target_modules = came_with or "|".join(re.escape(name) for name in sorted(written))
     layers, flat = {}, {}
     for name, (a, b) in lora.pairs.items():
-        flat[name] = a.flatten(1), b.flatten(1)
+        groups = lora.groups.get(name, 1)
+        flat[name] = a.unflatten(0, (groups, b.shape[1])).transpose(0, 1).flatten(1), b.flatten(1)
         layers[name] = LayerToWrite(
-            flat[name][0].shape[1], len(b), len(a), torch.promote_types(a.dtype, b.dtype),
+            flat[name][0].shape[1], len(b), ranks[name], torch.promote_types(a.dtype, b.dtype),
             EMBEDDING.keys if name in lora.embeddings else LayerToWrite.keys,
-            None if a.dim() == 2 else partial(_with_kernel, a.shape[1:], b.shape[2:]),
+            None if a.dim() == 2 else partial(_with_kernel, groups, a.shape[1:], b.shape[2:]), groups,
         )
     kept = {key: lora.config[key] for key in _KEPT if key in lora.config}
     return write_folder(
@@ -115,16 +122,31 @@ def write(
     )
 
 
+def groups_of(a: torch.Tensor, b: torch.Tensor) -> int:
+    """The groups of the layer that these two tensors are for: 1 but for some convolutions; 0 when they are no pair."""
+    if min(a.dim(), b.dim()) < 2:
+        return 0
+    if len(a) == b.shape[1]:
+        return 1
+    groups, over = divmod(len(a), b.shape[1]) if b.shape[1] else (0, 0)
+    whole = not over and a.dim() == b.dim() > 2 and b.shape[2:].numel() == 1
+    return groups if whole and groups and not (a.shape[1] % groups or len(b) % groups) else 0
+
+
 def _with_kernel(
-    of_a: Sequence[int], of_b: Sequence[int], a: torch.Tensor, b: torch.Tensor
+    groups: int, of_a: Sequence[int], of_b: Sequence[int], a: torch.Tensor, b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return a.reshape(len(a), *of_a), b.reshape(*b.shape, *of_b)
+    return a.reshape(len(a), groups, *of_a).transpose(0, 1).flatten(0, 1), b.reshape(*b.shape, *of_b)
 
 
-def _trimmed(a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _trimmed(
+    a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor, groups: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The pair without the triplets that are zero, and with the scale, one number or (r,), in B."""
-    used = (a != 0).flatten(1).any(1) & (b != 0).transpose(0, 1).flatten(1).any(1)
+    rows = a.unflatten(0, (groups, b.shape[1]))
+    used = (rows != 0).transpose(0, 1).flatten(1).any(1) & (b != 0).transpose(0, 1).flatten(1).any(1)
     scaled = b[:, used]
     if isinstance(scale, torch.Tensor):
         scale = scale[used].float().reshape(-1, *[1] * (b.dim() - 2))
-    return a[used], scaled if isinstance(scale, float) and scale == 1 else (scaled.float() * scale).to(b.dtype)
+    whole = isinstance(scale, float) and scale == 1
+    return rows[:, used].flatten(0, 1), scaled if whole else (scaled.float() * scale).to(b.dtype)

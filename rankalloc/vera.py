@@ -8,9 +8,12 @@ Which ranks matter shows in lam, so triplets are scored, kept and dropped as any
 gradient of lam); nothing may turn the basis. A rank costs one trained number, and d_in + d_out numbers in the exported
 plain LoRA, which is what a budget in parameters or bytes counts; lam_out costs d_out whatever the rank.
 
-Cost: each adapter holds its own copy of P and Q, since ranks leave each layer one by one; gradients and optimizer state
-are those of the vectors alone. Known weakness: to reach what trained factors reach takes many more ranks, and
-exported they are all paid for.
+Cost: each adapter holds its own copy of P and Q; gradients and optimizer state are those of the vectors alone. Known
+weakness: to reach what trained factors reach takes many more ranks, and exported they are all paid for. Nor is the
+memory of one shared pair saved. Views of one storage would be right only until the first rank is cut: layers then keep
+different ranks, so that what is held after shrinking is copies again; a cut that erases, and a checkpoint that is
+loaded, write into P and Q in place, which would change them in every layer; and moving a model to a device, or into
+safetensors, parts or refuses shared storage anyway.
 """
 
 from __future__ import annotations

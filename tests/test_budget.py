@@ -173,7 +173,7 @@ def test_zero_ranks_and_all_ranks_are_budgets():
         ({"params": 961}, "above the 960"),
         ({"ranks": 2, "min_rank": 1}, "below the floor"),
         ({"ranks": 20, "max_rank": 5}, "allows 15"),
-        ({"ranks": 20, "min_rank": 13}, "above the initial rank 12 of up"),
+        ({"ranks": 20, "min_rank": 13}, "above the 12 that the adapters start with in up; lower it, or begin"),
         ({"ranks": 20, "multiple_of": 5}, "does not divide the initial rank 12"),
         ({"ranks": 21, "multiple_of": 4}, "say 20 or 24"),
         ({"ranks": 12, "multiple_of": 4, "min_rank": 5, "max_rank": 7}, "no multiple of 4"),

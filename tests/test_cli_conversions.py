@@ -9,8 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 import rankalloc as ra
-from rankalloc.cli import app
+from rankalloc.cli import app, progress
 from rankalloc.cli.conversions import COMMANDS
+from rankalloc.posthoc.checkpoints import Checkpoint
 
 from .conftest import logits_of, make_llama, randomize
 
@@ -56,6 +57,19 @@ def test_export_import_and_extract(saved):
         model = make_llama()
         ra.load(model, folder / name)
         torch.testing.assert_close(logits_of(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_extraction_says_how_far_it_is(saved, monkeypatch):
+    folder, _, merged = saved
+    merged.save_pretrained(folder / "tuned")
+    words = ["extract", folder / "base", folder / "tuned", "--ranks", "42", "--rank", "4", "-o", folder / "d"]
+    assert "tensor" not in run(*words).stderr
+    monkeypatch.setattr(progress, "_TOLD", 0)
+    done = run(*words, "--json")
+    tensors = len(Checkpoint(folder / "base").shapes)
+    lines = [line for line in done.stderr.splitlines() if "  tensor " in line]
+    assert len(lines) == tensors and lines[1].startswith(f"1/{tensors}  tensor model.")
+    assert json.loads(done.stdout)["params"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .output import count, number, results_only, say, show, show_json, show_table
+from .progress import Bar
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Layout = Annotated[
@@ -85,7 +86,7 @@ def extract(
 
     Reads both tensor by tensor. What is no matrix is left out and listed.
     """
-    with results_only():
+    with results_only(), Bar() as bar:
         from ..budget import RankBudget
         from ..posthoc.extract import extract as run
         from ..posthoc.extraction import summary
@@ -94,6 +95,7 @@ def extract(
         done = run(
             base, tuned, budget, output, rank=rank, layout=layout, pad_to=pad_to, dtype=dtype,
             modules_to_save=modules_to_save or (),
+            progress=lambda done, total, name: bar(done, total, {"tensor": name}),
         )
         for note in done.notes:
             say(note)

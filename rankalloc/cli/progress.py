@@ -12,6 +12,8 @@ from .output import clean, console, number, say
 if TYPE_CHECKING:
     from ..trace import TrialRecord
 
+_TOLD = 30  # seconds between two lines of a bar that is no bar
+
 
 class Steps:
     """The ``progress`` callback of a run, as a context: called with (step, total steps, newest values).
@@ -61,10 +63,10 @@ class Steps:
 
 class Bar:
     """The ``progress`` of work that is usually short, as a context: a bar on a terminal once it has taken 2 s, and
-    nothing else. A new total begins a new bar."""
+    elsewhere a plain line every half minute. A new total begins a new bar."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
@@ -77,8 +79,13 @@ class Bar:
 
     def __call__(self, done: int, total: int, values: dict[str, Any]) -> None:
         if self._bar is None:
-            out = console(stderr=True)
-            if time.monotonic() - self._started < 2 or not (out.is_interactive and sys.stderr.isatty()):
+            out, now = console(stderr=True), time.monotonic()
+            if not (out.is_interactive and sys.stderr.isatty()):
+                if now - self._told >= _TOLD:
+                    self._told = now
+                    say(f"{done}/{total}  {_shown(values)}".rstrip())
+                return
+            if now - self._started < 2:
                 return
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -1,29 +1,45 @@
 """The largest singular triplets of a matrix that is held whole.
 
-    small (shorter side at most 768)    exact: eigenvectors U of ΔΔᵀ in float64, σ² its eigenvalues, Σ^½Vᵀ = Σ^-½UᵀΔ
-    large                               randomised range finder with power iterations (Halko, Martinsson and Tropp,
-                                        2011, arXiv 0909.4061; torch.svd_lowrank), checked, else exact
+    small (shorter side at most 512)    exact: eigenvectors U of ΔΔᵀ in float64, σ² its eigenvalues, ΣVᵀ = UᵀΔ
+    large                               randomised block Krylov (Musco and Musco, 2015, arXiv 1504.05477, algorithm 2):
+                                        the best triplets in span{ΔG, (ΔΔᵀ)ΔG, (ΔΔᵀ)²ΔG, …}, G Gaussian, with as many
+                                        blocks as the check asks for; exact where half of all directions seem too few
 
-The check: for a computed triplet, Δᵀu = σv holds by construction and Δv = σu + e with e outside of what was found. One
-more half iteration would gain Σ‖e_i‖² of energy, so that is what the answer is still short of (to first order); at most
-1e-4 of the energy found is accepted. A spectrum that falls slowly, one of noise, fails it and is done exactly.
+Products are float32, small matrices float64, and each block is made orthogonal to all before it, twice.
 
-Cost: O(d_in d_out r) a pass, or O(min(d)² max(d)) exact; memory of a few copies of the matrix. Weakness: ΔΔᵀ squares,
-so singular values below about 1e-8 of the largest are lost; the difference of two bfloat16 weights has none so small.
+The check. Let U and Θ be the r Ritz vectors and values that are kept, θ the smallest of Θ, and ΔΔᵀU = UΘ + NS with
+NᵀU = 0: N is the next block, and S falls out of making it orthogonal. If no direction orthogonal to U holds more
+energy than θ, then ΔΔᵀ is at most [[Θ, Sᵀ], [S, θI]] in the basis (U, N, rest), and by Weyl's inequality the energy Σσ²
+of the best r triplets is at most the sum of that matrix's r largest eigenvalues. An answer is taken when it holds
+1 − 1e-3 of this sum, so that, under that condition,
+
+    ‖Δ‖² − ‖Δ − BA‖² ≥ 0.999 Σ_{i ≤ r} σ_i²       (the sum is Eckart's and Young's optimum, 1936)
+
+The condition itself rests on the random start, which is wider than r: a larger direction that is orthogonal to U and
+yet does not show in S is one to which all Gaussian columns were nearly orthogonal.
+
+Cost: O(d_in d_out r) a block, 1 to 3 blocks for a clear low rank and some ten for pure noise; O(min(d)² max(d)) exact.
+Memory of a few copies of the matrix. Weakness: singular values below about 1e-6 of the largest (1e-7 where exact) are
+taken for rounding and left out; and of noise, in which many directions are alike, the energy is near the best, while
+each triplet may be a mixture.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
 import torch
 
-_SMALL = 768
-_OVERSAMPLED = 16
-_ITERATIONS = 3
-_SHORT = 1e-4
+_SMALL = 512
+_OVERSAMPLED = 8
+_MULTIPLE = 16  # columns that a matrix product takes for the price of one
+_SHORT = 1e-3
+_TIMES = 6  # that a block is orthogonalised at most; 2 are the rule
+_GIVEN_UP = 1.25  # times the largest space: when more than that seems to be needed
 _COLUMNS = 1 << 20  # numbers brought to float64 at a time
+_SUMMED = 1 << 15  # the same where each is used once, and a cache holds them
 _NOTHING = 1e-7  # of the largest singular value: rounding of float32
 
 
@@ -35,7 +51,7 @@ class Triplets:
     Attributes:
         sigma: falling, (r,) float64; what is zero up to rounding is left out, so r may be less than was asked.
         norm: ‖Δ‖_F.
-        exact: whether they were computed exactly.
+        exact: whether they were computed exactly; if not, Σσ² is at least 0.999 of what it could be.
     """
 
     A: torch.Tensor
@@ -55,30 +71,38 @@ def largest(delta: torch.Tensor, rank: int, name: str = "") -> Triplets:
     Raises:
         ValueError: an entry is not finite.
     """
-    if not torch.isfinite(delta).all():
+    norm = frobenius(delta)
+    if not math.isfinite(norm):
         raise ValueError("not finite")
-    norm = torch.linalg.vector_norm(delta, dtype=torch.float64).item()
     rank = min(rank, *delta.shape)
-    exact = min(delta.shape) <= max(_SMALL, 4 * (rank + _OVERSAMPLED))
     if norm == 0 or rank == 0:
         empty = torch.zeros(0, dtype=torch.float64)
         return Triplets(delta.new_zeros(0, delta.shape[1]), delta.new_zeros(delta.shape[0], 0), empty, norm, True)
-    found = None if exact else _randomised(delta / norm, rank, name)
-    u, sigma, a = _exact(delta, rank) if found is None else (found[0], found[1] * norm, found[2] * norm)
-    used = sigma > sigma[0] * _NOTHING
-    u, sigma, a = u[:, used], sigma[used], a[used]
-    sign = torch.sign(u.gather(0, u.abs().argmax(0, keepdim=True)))  # equal weights give equal factors
-    size = sigma.sqrt().to(u.dtype)
-    a, b = (a * sign.T / size[:, None]).float(), (u * sign * size).float()
-    return Triplets(a, b, sigma.double(), norm, found is None)
+    tall = delta.shape[0] > delta.shape[1]
+    wide = delta.T if tall else delta
+    found = _krylov(wide, rank, norm, name) if len(wide) > _SMALL else None
+    u, sigma, right = found or _exact(wide, rank)
+    used = sigma > sigma[0] * _NOTHING * (1 if found is None else 10)
+    size = sigma[used].sqrt()
+    a, b = right[used] / size[:, None], u[:, used] * size
+    if tall:
+        a, b = b.T, a.T
+    sign = torch.sign(b.gather(0, b.abs().argmax(0, keepdim=True)))  # equal weights give equal factors
+    return Triplets((a * sign.T).float(), (b * sign).float(), sigma[used], norm, found is None)
+
+
+def frobenius(tensor: torch.Tensor) -> float:
+    """‖tensor‖_F of float32, summed in float64; NaN or inf when, and only when, an entry is."""
+    total = 0.0
+    for part in tensor.reshape(-1).split(_SUMMED):
+        wide = part.double()
+        total += torch.dot(wide, wide).item()
+    return total**0.5
 
 
 def _exact(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(U (d_out, r), σ (r,), ΣVᵀ (r, d_in)); in float64 but for a few columns at a time."""
-    if delta.shape[0] > delta.shape[1]:
-        v, sigma, right = _exact(delta.T, rank)
-        safe = sigma.clamp_min(sigma[0] * 1e-14)
-        return (right / safe[:, None]).T, sigma, v.T * sigma[:, None]
+    """(U (rows, r), σ (r,), ΣVᵀ (r, columns)) of a matrix that is no taller than wide; in float64 but for a few columns
+    at a time."""
     rows = delta.shape[0]
     step = max(1, _COLUMNS // rows)
     gram = torch.zeros(rows, rows, dtype=torch.float64)
@@ -91,13 +115,80 @@ def _exact(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, 
     return u, sigma, torch.cat([u.T @ part.double() for part in delta.split(step, dim=1)], dim=1)
 
 
-def _randomised(delta: torch.Tensor, rank: int, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """As :func:`_exact`, for a matrix of norm 1; None when the answer does not stand the check."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(name.encode("utf-8", "surrogatepass")))
-        u, sigma, v = torch.svd_lowrank(delta, q=rank + _OVERSAMPLED, niter=_ITERATIONS)
-    u, sigma, v = u[:, :rank], sigma[:rank], v[:, :rank]
-    missed = (delta @ v - u * sigma).double().square().sum()
-    if not missed <= _SHORT * sigma.double().square().sum():
+def _krylov(
+    delta: torch.Tensor, rank: int, norm: float, name: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """As :func:`_exact`; None when half the space would have to be searched for an answer that stands the check."""
+    rows, columns = delta.shape
+    width = -(-(rank + _OVERSAMPLED) // _MULTIPLE) * _MULTIPLE
+    most = rows // 2 // width * width
+    if most < 3 * width:
         return None
-    return u, sigma, v.T * sigma[:, None]
+    # pages that are not reached are never touched; bases lie as rows, so that growing them moves nothing
+    basis, images = torch.empty(most, rows).T, torch.empty(most, columns).T
+    gram = torch.empty(most, most, dtype=torch.float64)  # of the images: ΔΔᵀ within the basis
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode("utf-8", "surrogatepass")))
+    block = torch.linalg.qr(delta @ torch.randn(columns, width, generator=generator) / norm).Q
+    turned, due, before = delta.T, width, None
+    for start in range(0, most, width):
+        if start == 3 * width:
+            delta, turned = delta.contiguous(), turned.contiguous()  # from here on worth a copy: rows are read faster
+        held = start + width
+        image = turned @ block / norm
+        basis[:, start:held], images[:, start:held] = block, image
+        gram[:held, start:held] = images[:, :held].double().T @ image.double()
+        gram[start:held, :start] = gram[:start, start:held].T
+        block, coupling = _orthogonal(delta @ image / norm, basis[:, :held], generator)
+        if held < min(due, most):
+            continue
+        values, vectors = torch.linalg.eigh(gram[:held, :held])
+        values, vectors = values[-rank:].clamp_min(0), vectors[:, -rank:]
+        short = 1 - values.sum().item() / _most_energy(values, coupling @ vectors[-width:])
+        if short <= _SHORT:
+            vectors = vectors.flip(1).float()
+            return basis[:, :held] @ vectors, values.flip(0).sqrt() * norm, (images[:, :held] @ vectors).T * norm
+        needed = _needed(before, (held, short))
+        if start >= 2 * width and needed > most * _GIVEN_UP:
+            return None
+        # the first three checks are cheap; later ones wait for a good part of the way
+        due = held + width if start < 2 * width else held + 0.6 * (needed - held)
+        before = held, short
+    return None
+
+
+def _orthogonal(
+    block: torch.Tensor, basis: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An orthonormal N orthogonal to ``basis``, and S in float64 with block = N S + what lies within the basis.
+
+    A column of which more than half goes at the second time was rounding: the matrix has no more directions. A random
+    one takes its place, with nothing in S but that rounding.
+    """
+    coupling = torch.eye(block.shape[1], dtype=torch.float64)
+    for again in range(_TIMES):
+        block, factor = torch.linalg.qr(block - basis @ (basis.T @ block))
+        coupling = factor.double() @ coupling
+        rounding = factor.diagonal().abs() < 0.5
+        if again and not rounding.any():
+            break
+        if again:
+            fresh = torch.randn(len(block), int(rounding.sum()), generator=generator)
+            block[:, rounding] = fresh / len(block) ** 0.5
+    return block, coupling
+
+
+def _most_energy(values: torch.Tensor, coupling: torch.Tensor) -> float:
+    """The most that ``len(values)`` triplets can hold: see the check above."""
+    kept = len(values)
+    matrix = values[0] * torch.eye(kept + len(coupling), dtype=torch.float64)
+    matrix[:kept, :kept] = values.diag()
+    matrix[kept:, :kept], matrix[:kept, kept:] = coupling, coupling.T
+    return torch.linalg.eigvalsh(matrix)[-kept:].sum().item()
+
+
+def _needed(before: tuple[int, float] | None, now: tuple[int, float]) -> float:
+    """The size of space at which what may be missed is small enough, from its fall between two (size, missed)."""
+    if before is None or now[1] >= before[1]:
+        return now[0] if before is None else math.inf
+    fall = math.log(before[1] / now[1]) / (now[0] - before[0])
+    return now[0] + math.log(now[1] / _SHORT) / fall

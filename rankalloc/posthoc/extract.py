@@ -12,6 +12,7 @@ direction a little, and what is spread over all of them has no low rank; the err
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -28,12 +29,12 @@ from .. import fingerprint, plain_lora
 from ..adapter_folder import check_layout
 from ..allocators import ALLOCATORS, Demand
 from ..budget import LayerShape, RankBudget
-from ..errors import AdapterFileError, BudgetError, ConfigError, did_you_mean, unknown
+from ..errors import AdapterFileError, ConfigError, did_you_mean, unknown
 from ..files import write_json
 from ..option_values import whole
 from ..plain_lora import PlainLora
 from .checkpoints import Checkpoint
-from .dense import largest
+from .dense import frobenius, largest
 from .extraction import REPORT_NAME, ExtractedLayer, Extraction, Leftover
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -182,16 +183,9 @@ def _shape(name: str, stored: tuple[int, ...], turned: bool, rank: int) -> Layer
 def _demand(budget: RankBudget, shapes: list[LayerShape], rank: int, bytes_per_param: int) -> Demand:
     step = budget.multiple_of
     shapes = [LayerShape(s.name, s.d_in, s.d_out, s.rank // step * step) for s in shapes]
-    try:
-        plan = budget.resolve(shapes, bytes_per_param=bytes_per_param)
-    except BudgetError as error:
-        if "that the adapters start with" in str(error):
-            ceiling = sum(s.rank * s.params_per_rank for s in shapes)
-            raise BudgetError(
-                f"the budget is above what rank={rank} allows in {len(shapes)} layers ({sum(s.rank for s in shapes):,} "
-                f"ranks, {ceiling:,} parameters); lower it, or raise rank"
-            ) from None
-        raise
+    plan = budget.resolve(
+        shapes, bytes_per_param=bytes_per_param, most=f"that rank={rank} allows", way_out="lower it, or raise rank"
+    )
     return Demand.of(plan, plan.target)
 
 
@@ -208,10 +202,9 @@ def _decompose(
             progress(index, len(old.shapes), key)
         if key in heads:
             continue
-        delta, size = _difference(old, new, key)
+        delta, change, size = _difference(old, new, key)
         name = key.removesuffix(".weight")
         if name not in ranks or not key.endswith(".weight"):
-            change = torch.linalg.vector_norm(delta, dtype=torch.float64).item()
             if change:
                 leftovers.append(Leftover(key, old.shapes[key], change, change / size if size else 1.0))
             continue
@@ -226,16 +219,16 @@ def _decompose(
     return found, leftovers
 
 
-def _difference(old: Checkpoint, new: Checkpoint, key: str) -> tuple[torch.Tensor, float]:
-    """W_tuned − W_base in float32, and ‖W_base‖_F."""
-    delta = new[key].float()
+def _difference(old: Checkpoint, new: Checkpoint, key: str) -> tuple[torch.Tensor, float, float]:
+    """Δ = W_tuned − W_base in float32, ‖Δ‖_F and ‖W_base‖_F."""
     before = old[key].float()
-    size = torch.linalg.vector_norm(before, dtype=torch.float64).item()
-    delta = delta - before
-    if not torch.isfinite(delta).all():
-        holder = new.path if np.isfinite(size) else old.path
+    size = frobenius(before)
+    delta = new[key].float() - before
+    change = frobenius(delta)
+    if not math.isfinite(change):
+        holder = new.path if math.isfinite(size) else old.path
         raise AdapterFileError(f"{holder}: {key} holds NaN or inf, so no difference can be formed")
-    return delta, size
+    return delta, change, size
 
 
 def _factors(file: Path, rank: int, pad: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ REPORT_NAME = "extraction.json"
 @dataclass(frozen=True)
 class ExtractedLayer:
     """One matrix: its ``rank``, the size of its change ‖Δ‖_F and ``relative`` to ‖W‖_F, the ``error`` ‖Δ − BA‖_F, and
-    whether its decomposition was ``exact`` or randomised."""
+    whether its decomposition was ``exact`` or randomised (see :mod:`rankalloc.posthoc.dense`)."""
 
     name: str
     d_in: int

@@ -139,7 +139,10 @@ def plan_over(source: Source, held: Mapping[str, int], budget: RankBudget) -> tu
     sizes = {layer.dtype.itemsize for layer in source.layers.values()}
     if budget.bytes is not None and len(sizes) > 1:
         raise BudgetError("the adapter's layers have weights of different sizes in bytes; give the budget as params=")
-    return shapes, budget.resolve(shapes, bytes_per_param=max(sizes))
+    whole = f" in multiples of {step}" if step > 1 else ""
+    return shapes, budget.resolve(
+        shapes, bytes_per_param=max(sizes), most=f"that {source.label} holds{whole}", way_out="lower it"
+    )
 
 
 def most_energy(scores: list[np.ndarray], demand: Demand) -> float:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,8 +17,6 @@ from rankalloc import fingerprint
 from rankalloc.adapter_folder import WEIGHTS_NAME
 from rankalloc.allocators import ALLOCATORS, Demand
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
-from rankalloc.posthoc import dense
-from rankalloc.posthoc.dense import largest
 
 from ..conftest import MAKERS, logits_of, make_llama
 
@@ -144,52 +141,6 @@ def test_what_did_not_change_takes_no_ranks(tmp_path):
     torch.testing.assert_close(logits_of(loaded), logits_of(model), **CLOSE)
 
 
-# --- the decomposition -----------------------------------------------------------------------------------------
-
-
-def spectrum_matrix(rows, columns, sigma):
-    generator = torch.Generator().manual_seed(1)
-    count = len(sigma)
-    u = torch.linalg.qr(torch.randn(rows, count, generator=generator, dtype=torch.float64)).Q
-    v = torch.linalg.qr(torch.randn(columns, count, generator=generator, dtype=torch.float64)).Q
-    return ((u * sigma) @ v.T).float()
-
-
-@pytest.mark.parametrize("shape", [(80, 60), (60, 80), (900, 820), (820, 900)])
-def test_the_largest_triplets(shape):
-    sigma = torch.from_numpy(np.concatenate([np.geomspace(3, 0.3, 12), np.full(40, 1e-3)]))
-    delta = spectrum_matrix(*shape, sigma)
-    found = largest(delta, 10, "x")
-    assert found.exact == (min(shape) <= 768)
-    torch.testing.assert_close(found.sigma, sigma[:10], rtol=1e-5, atol=0)
-    best = sigma[10:].square().sum().sqrt().item()
-    error = (delta - found.B @ found.A).double().norm().item()
-    assert error == pytest.approx(best, rel=1e-4)
-    assert found.norm == pytest.approx(sigma.norm().item(), rel=1e-6)
-    torch.testing.assert_close(found.B.norm(dim=0), found.A.norm(dim=1), rtol=1e-4, atol=0)
-    again = largest(delta, 10, "x")
-    assert torch.equal(again.A, found.A) and torch.equal(again.B, found.B)
-
-
-def test_a_flat_spectrum_fails_the_check_and_is_done_exactly(monkeypatch):
-    torch.manual_seed(3)
-    delta = torch.randn(800, 800)
-    found = largest(delta, 8)
-    assert found.exact
-    torch.testing.assert_close(found.sigma, torch.linalg.svdvals(delta.double())[:8], rtol=1e-6, atol=0)
-    monkeypatch.setattr(dense, "_SHORT", 1.0)
-    rough = largest(delta, 8)
-    assert not rough.exact and rough.sigma[0] < found.sigma[0]
-
-
-def test_random_numbers_of_the_caller_stay():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    largest(spectrum_matrix(800, 800, torch.tensor([1.0, 0.5], dtype=torch.float64)), 2)
-    assert torch.equal(torch.rand(3), expected)
-
-
 # --- memory ----------------------------------------------------------------------------------------------------
 
 MEASURE = """
@@ -263,7 +214,10 @@ def test_unlike_checkpoints_are_named(tmp_path):
     tuned_is({**whole, key: torch.full_like(whole[key], torch.nan)})
     refused(AdapterFileError, "tuned: .*up_proj.weight holds NaN or inf", tmp_path)
     tuned_is(whole)
-    refused(BudgetError, "above what rank=4 allows in 14 layers", tmp_path, ra.RankBudget(ranks=1000))
+    refused(BudgetError, "1,000 ranks is above the 56 that rank=4 allows; lower it, or raise rank", tmp_path,
+            ra.RankBudget(ranks=1000))
+    refused(BudgetError, "min_rank=5 is above the 4 that rank=4 allows in model.layers.0.self_attn.q_proj; lower",
+            tmp_path, ra.RankBudget(ranks=50, min_rank=5))
     refused(BudgetError, "below the floor", tmp_path, ra.RankBudget(ranks=4, min_rank=1))
     refused(ConfigError, "did you mean 'bfloat16'", tmp_path, dtype="bfloat")
     refused(ConfigError, "unknown layout", tmp_path, layout="wide")

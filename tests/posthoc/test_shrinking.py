@@ -230,12 +230,12 @@ def test_weights_that_are_not_finite_leave_nothing_behind(what, tmp_path):
 def test_bad_budgets_folders_and_layouts_are_told_and_leave_nothing_behind(tmp_path):
     folder = write_peft(tmp_path / "a", random_layers(1))
     out = tmp_path / "out"
-    held = sum(a.shape[0] for a, _ in random_layers(1).values())
+    held = sum(len(a) for a, _ in random_layers(1).values())
     cases = [
         (BudgetError, "below the floor", dict(budget=ra.RankBudget(ranks=2, min_rank=1))),
-        (BudgetError, "above the", dict(budget=ra.RankBudget(ranks=held + 1))),
-        (BudgetError, "buys no rank", dict(budget=ra.RankBudget(params=1))),
-        (ConfigError, "RankBudget", dict(budget=4)),
+        (BudgetError, rf"above the {held} that {folder} holds; lower it$", dict(budget=ra.RankBudget(ranks=held + 1))),
+        (BudgetError, "holds in multiples of 2; lower", dict(budget=ra.RankBudget(ranks=1000, multiple_of=2))),
+        (BudgetError, "buys no rank", dict(budget=ra.RankBudget(params=1))), (ConfigError, "RankBud", dict(budget=4)),
         (ConfigError, "layout", dict(budget=ra.RankBudget(ranks=3), layout="odd")),
         (ConfigError, "another folder", dict(budget=ra.RankBudget(ranks=3), out=folder)),
         (AdapterFileError, "no adapter folder", dict(adapter=tmp_path / "none", budget=ra.RankBudget(ranks=3))),
