@@ -14,6 +14,7 @@ from .adapter import Adapter
 from .budget import LayerShape
 from .layer_names import places
 from .parameter_groups import parameter_groups
+from .sharded import Averaging, whole
 from .trace import LayerRecord
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Adapters:
         merge_loss: {module name: share of its update that rounding lost}, once they were merged.
         scale: "lora" or "rslora", a key of :data:`SCALES`.
         notes: what the user should know, one sentence each; they become alerts of a run's trace.
+        averaging: what averages their gradients over processes, beside a base that FSDP2 shards.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Adapters:
     merge_loss: dict[str, float] = field(repr=False, default_factory=dict)
     scale: str = "lora"
     notes: list[str] = field(repr=False, default_factory=list)
+    averaging: Averaging | None = field(repr=False, default=None)
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -98,6 +101,11 @@ class Adapters:
         """Trainable parameters: those of the adapters, then those of the heads."""
         own = [p for adapter in self for p in adapter.trained()]
         return own + [p for head in self.heads.values() for p in head.parameters()]
+
+    def ignored_params(self) -> set[nn.Parameter]:
+        """What FSDP2's ``fully_shard(..., ignored_params=)`` has to leave whole: every factor, trained or not, and the
+        heads; see :mod:`rankalloc.sharded`."""
+        return set(whole(self))
 
     def trainable_params(self) -> int:
         """Numbers that the optimizer trains in the adapters now, heads apart: fewer than :meth:`num_params` where

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import canonical, compact, distributed, resuming
+from . import canonical, compact, distributed, resuming, sharded
 from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
@@ -92,6 +92,7 @@ class RankController:
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
         check_init(self.method, adapters.init, adapters.scale)
+        sharded.prepare(adapters)
         self.canonical, self.orthogonal = basis_of(self.method, adapters.init, options)
         self.score_after_step = flag("score_after_step", options.pop("score_after_step", False))
         self.placement = options.pop("placement", "chosen")
@@ -161,6 +162,8 @@ class RankController:
             NotAdaptedError: no adapter has a gradient.
         """
         self._observed = True
+        if not self.clock.started:
+            sharded.check(self.adapters)
         grads = [p.grad for p in self.adapters.parameters() if p.grad is not None]
         if not any(p.grad is not None for a in self.adapters for p in (a.P, a.lam, a.Q)):
             if not any(a.rank for a in self.adapters):
@@ -197,7 +200,6 @@ class RankController:
             )
         self._observed = False
         if not self.clock.started:
-            distributed.check_whole(self.adapters)
             compact.check(self.adapters, optimizer, bool(self.shrink))
             if self.canonical:
                 canonical.check(self.adapters, optimizer)
