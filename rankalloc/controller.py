@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from . import canonical, compact, distributed, resuming, sharded
+from . import averages, canonical, compact, distributed, resuming, sharded
 from .adapters import Adapters
 from .allocators import ALLOCATORS, Demand
 from .budget import RankBudget
@@ -122,6 +123,7 @@ class RankController:
             )
         self.step = 0
         self._observed = False
+        self.averages: list[Adapters] = []
         self.clock = StepClock()
         effective = {
             "canonical": self.canonical, "orthogonal": self.orthogonal, "placement": self.placement,
@@ -150,6 +152,26 @@ class RankController:
                 "backward and controller.update(optimizer) after every optimizer step, or give the Trainer a "
                 "RankCallback"
             )
+
+    def follow(self, averaged: nn.Module) -> Adapters:
+        """Let the triplets of an average of the weights (torch's AveragedModel: EMA, SWA) leave with the model's own.
+
+        Call it before training, or where training goes on; how the average follows is in
+        :mod:`rankalloc.averages`.
+
+        Args:
+            averaged: made from the adapted model; its parameters are a deep copy of the model's.
+
+        Returns:
+            The average's adapters, to be saved, merged or evaluated.
+
+        Raises:
+            RankallocError: it holds no copy of these adapters, or other ranks.
+        """
+        self.averages.append(averages.copy_of(self.adapters, averaged))
+        if self.rule.holds:
+            averages.drop(self.averages[-1:], self.adapters, None, True)
+        return self.averages[-1]
 
     @torch.no_grad()
     def observe(self) -> None:
@@ -203,6 +225,8 @@ class RankController:
             compact.check(self.adapters, optimizer, bool(self.shrink))
             if self.canonical:
                 canonical.check(self.adapters, optimizer)
+            if not self.frozen:
+                averages.check_told(self.adapters, self.averages)
         self.step += 1
         if self.score_after_step and self.score is not None and self._scorable():
             self.score.observe()
@@ -213,6 +237,7 @@ class RankController:
         elif self.rule.holds or (self.frozen and self.shrink is False):
             for adapter in self.adapters:
                 adapter.drop(adapter.kept, erase=self.rule.holds)  # momentum still moves what no gradient reaches
+            averages.drop(self.averages, self.adapters, None, self.rule.holds)
         self.rule.prepare(self.step + 1)
 
     def finish(
@@ -278,8 +303,10 @@ class RankController:
         self.trace.wall_seconds = (self.trace.wall_seconds or 0.0) + self.clock.lap()
 
     def _allocate(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        averages.check_told(self.adapters, self.averages)
         if self.canonical:
             changes = [canonical.canonicalize(adapter, optimizer) for adapter in self.adapters]
+            averages.align(self.averages, self.adapters)
             self.score.rebase([change.mixing for change in changes])
         names = list(self.adapters.modules)
         flat = [np.zeros(adapter.rank) for adapter in self.adapters]
@@ -291,6 +318,7 @@ class RankController:
         for adapter, mask in zip(self.adapters, kept, strict=True):
             adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
         self.rule.allocated(masks, step, optimizer)
+        averages.drop(self.averages, self.adapters, masks, self.rule.holds)
         distributed.check_agreement(self.adapters, self.step)
         scores = values if self.score is not None else None
         self.trace.allocations.append(
@@ -307,6 +335,7 @@ class RankController:
             if self.score is not None and not last:
                 self.score.select(held)
             compact.shrink(self.adapters, optimizer, held)
+            averages.shrink(self.averages, held)
             distributed.rebuild(self.adapters.model)
         if last:
             self.score = None  # nothing is scored any more: its state leaves memory too
