@@ -15,8 +15,8 @@ LoRA's variants are the same adapter with fewer factors trained (:data:`TRAINED`
 
 from __future__ import annotations
 
-import itertools
 import math
+import uuid
 from typing import Any
 from weakref import WeakSet
 
@@ -45,7 +45,6 @@ FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
 
 COPIES: WeakSet[Adapter] = WeakSet()
 """Living adapters that were made by copying another one; :mod:`rankalloc.averages` looks for averages among them."""
-_numbers = itertools.count()
 
 
 class Adapter(nn.Module):
@@ -93,7 +92,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.origin = next(_numbers)  # a deep copy has its original's
+        self.origin = uuid.uuid4().hex  # a copy has its original's
         self.kind = kind_of(base_layer)
         self.layout: Kind = KINDS[self.kind or "linear"]
         for name in self.layout.attributes:  # what other code reads from the layer it thinks it has

@@ -43,7 +43,7 @@ def prepare(adapters: Adapters) -> None:
         RankallocError: the adapters are sharded themselves, or the base in a way that is not known here.
     """
     check_whole(adapters)
-    if adapters.averaging is not None or not several_processes() or not _has_shards(adapters.model):
+    if adapters.averaging is not None or not several_processes() or not has_shards(adapters.model):
         return
     if wrappers_of(adapters.model):
         return  # DDP averages them
@@ -62,7 +62,7 @@ def prepare(adapters: Adapters) -> None:
 def check(adapters: Adapters) -> None:
     """At the first step: raise RankallocError when gradients were not averaged, or the adapters are sharded."""
     check_whole(adapters)
-    unprepared = adapters.averaging is None and several_processes() and _has_shards(adapters.model)
+    unprepared = adapters.averaging is None and several_processes() and has_shards(adapters.model)
     if unprepared and not wrappers_of(adapters.model):
         raise RankallocError(
             "the model was sharded (fully_shard) after the RankController was made, so nobody averages the adapters' "
@@ -136,7 +136,8 @@ def whole(adapters: Adapters) -> Iterator[nn.Parameter]:
         yield from head.parameters()
 
 
-def _has_shards(model: nn.Module) -> bool:
+def has_shards(model: nn.Module) -> bool:
+    """Whether any weight of ``model`` is sharded over processes."""
     # between a forward and a backward pass FSDP2 may hold a module's weights whole, and the module tells
     return any(hasattr(m, "_get_fsdp_state") for m in model.modules()) or any(map(is_sharded, model.parameters()))
 

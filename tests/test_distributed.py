@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import rankalloc as ra
+from rankalloc.fingerprint import KEY
+from rankalloc.tensor_files import read_tensors
 
 from .conftest import assert_same, logits_of, make_bert, make_gpt2
 
@@ -52,6 +54,10 @@ def test_two_processes_end_alike_and_as_one_does(runs, run):
         torch.testing.assert_close(tensor, updates(whole)[name], rtol=1e-5, atol=1e-5)
 
 
+def metadata_of(folder: Path) -> dict[str, str]:
+    return read_tensors(folder / "adapter_model.safetensors")[1]
+
+
 def updates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """ΔW of each adapter, and what else there is: singular vectors of nearly equal values may turn into each other."""
     names = [name.removesuffix(".lam") for name in state if name.endswith(".lam")]
@@ -73,6 +79,8 @@ def test_adapters_beside_a_sharded_base_are_saved_whole(runs, name, make):
     assert 0 < sum(ranks) < 4 * len(ranks)  # ranks have left memory, and not all alike
     assert len(set(ranks)) > 1
     torch.testing.assert_close(one["norm"], whole["norm"], rtol=1e-4, atol=0)
+    files = [metadata_of(runs / f"{name}-{world}") for world in (2, 1)]
+    assert [KEY in metadata for metadata in files] == [False, True]  # no process sees enough of the base
     model = make()
     ra.load(model, runs / f"{name}-2")
     torch.testing.assert_close(logits_of(model), one["outputs"], rtol=1e-5, atol=1e-5)

@@ -14,7 +14,8 @@ from rankalloc.scores import SCORES
 
 from .conftest import make_mlp, train_mlp
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "extending.md").read_text(encoding="utf-8")
 
 
 def test_a_score_from_outside_takes_fifteen_lines_and_works():
@@ -42,3 +43,16 @@ def test_a_score_from_outside_takes_fifteen_lines_and_works():
         ALLOCATORS.pop("deep-first", None)
         ra.METHODS.pop("weight-norm", None)
         PLANNERS.pop("weight-norm", None)
+
+
+def test_the_average_that_follows_is_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"<!-- tested:.*?-->\n```python\n(.*?)```", (DOCS / "processes.md").read_text("utf-8"), re.S)
+    model = make_mlp()
+    adapters = ra.attach(model, rank=4)
+    names = {
+        "model": model, "adapters": adapters, "optimizer": torch.optim.AdamW(adapters.parameters(), lr=1e-2),
+        "loss": lambda model: model(torch.randn(4, 16)).square().mean(),
+    }
+    exec(compile(code, "processes.md", "exec"), names)
+    assert sum(ra.load(make_mlp(), "ema").ranks().values()) == 6
