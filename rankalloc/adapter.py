@@ -16,7 +16,9 @@ LoRA's variants are the same adapter with fewer factors trained (:data:`TRAINED`
 from __future__ import annotations
 
 import math
+import uuid
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -40,6 +42,9 @@ TRAINED = {
 INITS = tuple(TRAINED)
 FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
 """Parametrisations whose basis must stay as it is."""
+
+COPIES: WeakSet[Adapter] = WeakSet()
+"""Living adapters that were made by copying another one; :mod:`rankalloc.averages` looks for averages among them."""
 
 
 class Adapter(nn.Module):
@@ -87,6 +92,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.origin = uuid.uuid4().hex  # a copy has its original's
         self.kind = kind_of(base_layer)
         self.layout: Kind = KINDS[self.kind or "linear"]
         for name in self.layout.attributes:  # what other code reads from the layer it thinks it has
@@ -264,6 +270,10 @@ class Adapter(nn.Module):
         replace_data(self.lam, self.lam.data.new_empty(rank))
         replace_data(self.Q, self.Q.data.new_empty(rank, self.d_in))
         self.kept = self.kept.new_ones(rank)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        COPIES.add(self)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # a checkpoint written after ranks were removed is smaller than a freshly attached adapter

@@ -13,6 +13,7 @@ from .adapter import Adapter
 from .budget import LayerShape
 from .layer_names import places
 from .parameter_groups import parameter_groups
+from .sharded import Averaging, whole
 from .trace import LayerRecord
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Adapters:
         nested: whether they are trained so that the first triplets of each are an adapter too
             (:func:`rankalloc.at_rank`).
         notes: what the user should know, one sentence each; they become alerts of a run's trace.
+        averaging: what averages their gradients over processes, beside a base that FSDP2 shards.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class Adapters:
     scale: str = "lora"
     nested: bool = False
     notes: list[str] = field(repr=False, default_factory=list)
+    averaging: Averaging | None = field(repr=False, default=None)
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -97,6 +100,11 @@ class Adapters:
         """Trainable parameters: those of the adapters, then those of the heads."""
         own = [p for adapter in self for p in adapter.trained()]
         return own + [p for head in self.heads.values() for p in head.parameters()]
+
+    def ignored_params(self) -> set[nn.Parameter]:
+        """What FSDP2's ``fully_shard(..., ignored_params=)`` has to leave whole: every factor, trained or not, and the
+        heads; see :mod:`rankalloc.sharded`."""
+        return set(whole(self))
 
     def trainable_params(self) -> int:
         """Numbers that the optimizer trains in the adapters now, heads apart: fewer than :meth:`num_params` where

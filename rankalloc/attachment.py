@@ -136,6 +136,9 @@ def detach(adapters: Adapters) -> nn.Module:
     for name, parameter in adapters.model.named_parameters():
         parameter.requires_grad_(name in adapters.trainable_before)
     adapters.modules.clear()
+    if adapters.averaging is not None:
+        adapters.averaging.end()
+        adapters.averaging = None
     quantized.take_back(adapters.model)
     return adapters.model
 

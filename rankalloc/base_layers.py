@@ -24,6 +24,8 @@ def why_not(module: nn.Module) -> str | None:
     kind = _kind(module)
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads this weight directly and would never call an adapter"
+    if hasattr(getattr(module, "weight", None), "device_mesh"):
+        return "its weight is sharded over processes already; put adapters in before fully_shard"
     if is_quantized(module) and not scheme_of(module):
         return f"its weights are quantised ({type(module).__name__}) in a way that is not known here; known: {KNOWN}"
     if kind is None:

@@ -74,11 +74,17 @@ def shrink(
     for adapter, index, sliced in planned:
         for state, key, tensor in sliced:
             state[key] = tensor
-        for parameter, dim in _factors(adapter):
-            replace_data(parameter, parameter.data.index_select(dim, index))
-            if not len(index):
-                optimizer.state.pop(parameter, None)  # it gets no gradient any more: not even a count of steps stays
-        adapter.kept = adapter.kept.index_select(0, index)
+        for parameter, _ in _factors(adapter) if not len(index) else ():
+            optimizer.state.pop(parameter, None)  # it gets no gradient any more: not even a count of steps stays
+        cut(adapter, index)
+
+
+@torch.no_grad()
+def cut(adapter: Adapter, index: torch.Tensor) -> None:
+    """Hold only the triplets ``index`` (k,) from now on; the parameters stay the same objects."""
+    for parameter, dim in _factors(adapter):
+        replace_data(parameter, parameter.data.index_select(dim, index))
+    adapter.kept = adapter.kept.index_select(0, index)
 
 
 def _factors(adapter: Adapter) -> tuple[tuple[nn.Parameter, int], ...]:

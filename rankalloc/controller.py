@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from . import canonical, compact, distributed, resuming
+from . import allocating, averages, canonical, compact, resuming, sharded
 from .adapters import Adapters
-from .allocators import ALLOCATORS, Demand
+from .allocators import ALLOCATORS
 from .budget import RankBudget
 from .checks import all_finite, basis_of, check_init, check_spendable
 from .errors import ConfigError, NotAdaptedError, unknown
 from .methods import PLACEMENTS, find_method
 from .option_values import flag
 from .rank_plan import budget_after
-from .recording import allocation_record, close_trace, new_trace, score_record
+from .recording import close_trace, new_trace
 from .regularizer import add_orthogonal_gradient
 from .rules import RULES
 from .scores import SCORES, Score
@@ -101,6 +102,7 @@ class RankController:
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
         check_init(self.method, adapters.init)
+        sharded.prepare(adapters)
         self.canonical, self.orthogonal = basis_of(self.method, adapters.init, options)
         self.score_after_step = flag("score_after_step", options.pop("score_after_step", False))
         self.placement = options.pop("placement", "chosen")
@@ -131,6 +133,7 @@ class RankController:
         self.away = penalty_of(adapters, away_from, away_weight, away_side)
         self.step = 0
         self._observed = False
+        self.averages: list[Adapters] = []
         self.clock = StepClock()
         effective = {
             "canonical": self.canonical, "orthogonal": self.orthogonal, "placement": self.placement,
@@ -148,7 +151,7 @@ class RankController:
         adapters.adaptation = self
         adapters.nested = self.rule.nested
         if fresh:
-            self._begin()
+            allocating.begin(self)
 
     @property
     def frozen(self) -> bool:
@@ -164,6 +167,26 @@ class RankController:
                 "RankCallback"
             )
 
+    def follow(self, averaged: nn.Module) -> Adapters:
+        """Let the triplets of an average of the weights (torch's AveragedModel: EMA, SWA) leave with the model's own.
+
+        Call it before training, or where training goes on; how the average follows is in
+        :mod:`rankalloc.averages`.
+
+        Args:
+            averaged: made from the adapted model; its parameters are a deep copy of the model's.
+
+        Returns:
+            The average's adapters, to be saved, merged or evaluated.
+
+        Raises:
+            RankallocError: it holds no copy of these adapters, or other ranks.
+        """
+        self.averages.append(averages.copy_of(self.adapters, averaged))
+        if self.rule.holds:
+            averages.drop(self.averages[-1:], self.adapters, None, True)
+        return self.averages[-1]
+
     @torch.no_grad()
     def observe(self) -> None:
         """Take in this step's gradients: after backward (and clipping), before the optimizer's step.
@@ -175,6 +198,8 @@ class RankController:
             NotAdaptedError: no adapter has a gradient.
         """
         self._observed = True
+        if not self.clock.started:
+            sharded.check(self.adapters)
         grads = [p.grad for p in self.adapters.parameters() if p.grad is not None]
         if not any(p.grad is not None for a in self.adapters for p in (a.P, a.lam, a.Q)):
             if not any(a.rank for a in self.adapters):
@@ -215,20 +240,22 @@ class RankController:
             )
         self._observed = False
         if not self.clock.started:
-            distributed.check_whole(self.adapters)
             compact.check(self.adapters, optimizer, bool(self.shrink))
             if self.canonical:
                 canonical.check(self.adapters, optimizer)
+            if not self.frozen:
+                averages.check_told(self.adapters, self.averages)
         self.step += 1
         if self.score_after_step and self.score is not None and self._scorable():
             self.score.observe()
         self.clock.step(self.step > self.plan.freeze_step)
         self.rule.after_step(self.step, self.step > self.plan.freeze_step)
         if self.rule.allocates(self.step):
-            self._allocate(self.step, optimizer)
+            allocating.allocate(self, self.step, optimizer)
         elif self.rule.holds or (self.frozen and self.shrink is False):
             for adapter in self.adapters:
                 adapter.drop(adapter.kept, erase=self.rule.holds)  # momentum still moves what no gradient reaches
+            averages.drop(self.averages, self.adapters, None, self.rule.holds)
         self.rule.prepare(self.step + 1)
 
     def finish(
@@ -251,7 +278,7 @@ class RankController:
                 f"training ended after step {self.step}, before the freeze at step {self.plan.freeze_step}; the ranks "
                 "were brought to the budget at once, without training afterwards"
             )
-            self._allocate(self.plan.freeze_step, optimizer)
+            allocating.allocate(self, self.plan.freeze_step, optimizer)
         self.rule.end()
         if self.away is not None:
             self.log(self.step, {"away_share": self.away.share()})
@@ -294,65 +321,6 @@ class RankController:
     def count_time(self) -> None:
         """Add the time since the last count to the trace's wall time."""
         self.trace.wall_seconds = (self.trace.wall_seconds or 0.0) + self.clock.lap()
-
-    def _allocate(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        if self.canonical:
-            changes = [canonical.canonicalize(adapter, optimizer) for adapter in self.adapters]
-            self.score.rebase([change.mixing for change in changes])
-        names = list(self.adapters.modules)
-        flat = [np.zeros(adapter.rank) for adapter in self.adapters]
-        values = flat if self.score is None else self.score.arrays(names, self.step)
-        demand = Demand.of(self.plan, self.rule.asked(step), self.seed)
-        masks = [adapter.kept.clone() for adapter in self.adapters]
-        before = [mask.cpu().numpy() for mask in masks]
-        kept = self.allocate(self.rule.preferences(values, before, step), demand)
-        for adapter, mask in zip(self.adapters, kept, strict=True):
-            adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
-        self.rule.allocated(masks, step, optimizer)
-        distributed.check_agreement(self.adapters, self.step)
-        scores = values if self.score is not None else None
-        self.trace.allocations.append(
-            allocation_record(self.step, demand.amount, self.plan, before, kept, scores)
-        )
-        last = step == self.plan.freeze_step
-        shrinks = optimizer is not None and (self.shrink == "events" or self.shrink and last)
-        held = [adapter.kept for adapter in self.adapters] if last else self._held()
-        if scores is not None:
-            # what leaves at the last allocation was weighed against what stays: the record shows it as dropped
-            room = [mask.cpu().numpy() for mask in held] if shrinks and not last else [np.ones_like(k) for k in kept]
-            self.trace.scores = score_record(self.method.score, self.step, kept, scores, room, self.trace.scores)
-        if shrinks:
-            if self.score is not None and not last:
-                self.score.select(held)
-            compact.shrink(self.adapters, optimizer, held)
-            distributed.rebuild(self.adapters.model)
-        if last:
-            self.score = None  # nothing is scored any more: its state leaves memory too
-
-    @torch.no_grad()
-    def _begin(self) -> None:
-        """What the rule does before the first forward pass: its start, and ranks that begin below the peak."""
-        self.rule.begin()
-        asked = self.rule.asked(0)
-        if asked < self.plan.spent([adapter.live_rank for adapter in self.adapters]):
-            live = [adapter.kept.cpu().numpy().copy() for adapter in self.adapters]
-            flat = [np.zeros(len(mask)) for mask in live]
-            kept = self.allocate(self.rule.preferences(flat, live, 0), Demand.of(self.plan, asked, self.seed))
-            for adapter, mask in zip(self.adapters, kept, strict=True):
-                adapter.drop(torch.from_numpy(mask), erase=self.rule.holds)
-            self.trace.allocations.append(allocation_record(0, asked, self.plan, live, kept, None))
-        self.rule.prepare(1)
-
-    def _held(self) -> list[torch.Tensor]:
-        """What stays in memory at an allocation before the last one: what is kept and, where ranks differ in
-        cost, as many more of each layer as a later allocation may need to spend what no dearer rank fits into."""
-        dearest = max(self.plan.costs)
-        held = []
-        for adapter, cost in zip(self.adapters, self.plan.costs, strict=True):
-            spare = 0 if cost == dearest == min(self.plan.costs) else -(-dearest // cost) * self.plan.multiple_of
-            empty = torch.cumsum(~adapter.kept, 0)
-            held.append(adapter.kept | (~adapter.kept & (empty <= spare)))
-        return held
 
     def _scorable(self) -> bool:
         """Whether PEFT would score after this step: it no longer does at the freeze itself."""

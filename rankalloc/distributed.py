@@ -4,7 +4,7 @@ DDP averages gradients before any score sees them, so every process scores, and 
 said; one all-reduce of two numbers an allocation makes sure of it. What DDP cannot do is go on when parameters
 change their size: its buckets are of the old one. They are built anew, as DDP does when it is unpickled.
 
-FullyShardedDataParallel cuts parameters into shards, of which no process holds a whole triplet; it is refused.
+A base that is sharded over processes is the matter of :mod:`rankalloc.sharded`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,10 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def check_whole(adapters: Iterable[Adapter]) -> None:
-    """Raise RankallocError when adapters are sharded over processes (FSDP, tensor parallelism)."""
-    for adapter in adapters:
-        for factor in adapter.parameters(recurse=False):
-            if hasattr(factor, "device_mesh") or hasattr(factor, "_is_flat_param"):
-                raise RankallocError(
-                    "these adapters are sharded over processes (FSDP), and scoring a triplet takes all of it: keep "
-                    "them out of the sharding (ignored_params=set(adapters.parameters()) in fully_shard), or use "
-                    "DistributedDataParallel"
-                )
-
-
 def wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:
     """The living DDP wrappers around ``model``, whoever made them: the user, accelerate or the Trainer."""
-    found = [item for item in gc.get_objects() if isinstance(item, DistributedDataParallel)]
+    # the type, and not isinstance, which asks every object in memory for its __class__
+    found = [item for item in gc.get_objects() if issubclass(type(item), DistributedDataParallel)]
     return [wrapper for wrapper in found if any(module is model for module in wrapper.module.modules())]
 
 
@@ -93,6 +82,6 @@ def check_agreement(adapters: Iterable[Adapter], step: int) -> None:
     if int(extremes[0]) != -int(extremes[1]):
         raise RankallocError(
             f"the processes chose different ranks at step {step}: their gradients were not the same. Wrap the model in "
-            "DistributedDataParallel (or let the Trainer do so), and call observe() after the backward pass that "
-            "averages gradients"
+            "DistributedDataParallel (or let the Trainer do so) or shard its base (fully_shard), and call observe() "
+            "after the backward pass that averages gradients"
         )

@@ -36,6 +36,7 @@ from .adapters import Adapters
 from .errors import AdapterFileError
 from .files import sha256_of
 from .quantized import dequantized, scheme_of
+from .sharded import has_shards
 from .targets import output_embeddings
 
 KEY = "rankalloc_base"
@@ -105,7 +106,7 @@ def fingerprint(model: nn.Module | Adapters) -> Fingerprint | None:
     frozen = {
         name: module for name, module in matrices(model).items() if not module.weight.requires_grad or _alone(model)
     }
-    if not frozen:
+    if not frozen or has_shards(model):  # what happens to be whole at the moment is no fingerprint of the rest
         return None
     names = _drawn(frozen)
     samples = np.stack([_numbers(_full(frozen[name])) for name in names])

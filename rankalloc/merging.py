@@ -21,6 +21,7 @@ from .attachment import detach
 from .base_layers import weight_view
 from .errors import RankallocError
 from .quantized import no_longer_quantized, plain_linear, scheme_of
+from .sharded import is_sharded
 
 _ROWS = 1 << 20  # numbers compared at a time
 _MUCH = 0.1
@@ -44,8 +45,8 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
 
     Raises:
         RankallocError: an adapted weight is tied to another module's, which folding would change
-            too, or is computed from other parameters, or is quantised and ``dequantize`` is not given, or ΔW is not
-            finite. Nothing has been changed then.
+            too, or is computed from other parameters, or is sharded over processes, or is quantised and ``dequantize``
+            is not given, or ΔW is not finite. Nothing has been changed then.
         NotAdaptedError: ranks were to be chosen for these adapters and never were.
     """
     adapters.check_adapted()
@@ -58,6 +59,11 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
             raise RankallocError(
                 f"the weight of {name} is computed from other parameters, so nothing can be folded into it; remove its "
                 "parametrization first, or keep the adapter unmerged"
+            )
+        if is_sharded(adapter.base_layer.weight):
+            raise RankallocError(
+                f"the weight of {name} is sharded over processes (FSDP), and none of them holds all of it; save the "
+                "adapter and merge it in one process"
             )
         if scheme_of(adapter.base_layer) and not dequantize:
             raise RankallocError(

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import rankalloc as ra
-from rankalloc.distributed import check_whole
+from rankalloc.fingerprint import KEY
+from rankalloc.tensor_files import read_tensors
 
-from .conftest import assert_same, make_mlp
+from .conftest import assert_same, logits_of, make_bert, make_gpt2
 
 ROOT = Path(__file__).parent.parent
 
 
-def start(folder: Path, *launcher: str) -> None:
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def start(folder: Path, *launcher: str, script: str = "script", timeout: int = 240) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.distributed.script", str(folder)], cwd=ROOT, env=environment,
-        check=True, timeout=240, capture_output=True, text=True,
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", f"tests.distributed.{script}", str(folder)], cwd=ROOT, env=environment,
+        timeout=timeout, capture_output=True, text=True,
     )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    start(folder, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    start(folder)
+    for launcher in (TWO, ()):
+        done = start(folder, *launcher)
+        assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -38,13 +45,17 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer"])
+@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer", "bert", "gpt2"])
 def test_two_processes_end_alike_and_as_one_does(runs, run):
     one, two, whole = (tensors(runs / f"{run}-{name}.pt") for name in ("2-0", "2-1", "1-0"))
     assert_same(one, two)
     assert one.keys() == whole.keys()
     for name, tensor in updates(one).items():
         torch.testing.assert_close(tensor, updates(whole)[name], rtol=1e-5, atol=1e-5)
+
+
+def metadata_of(folder: Path) -> dict[str, str]:
+    return read_tensors(folder / "adapter_model.safetensors")[1]
 
 
 def updates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -61,9 +72,36 @@ def test_processes_that_choose_differently_all_say_so(runs):
     assert texts[0] == texts[1] and "different ranks" in texts[0] and "DistributedDataParallel" in texts[0]
 
 
-def test_sharded_adapters_are_refused():
-    adapters = ra.attach(make_mlp(), rank=2)
-    check_whole(adapters)
-    next(iter(adapters)).P._is_flat_param = True
-    with pytest.raises(ra.RankallocError, match="FSDP"):
-        check_whole(adapters)
+@pytest.mark.parametrize(("name", "make"), [("bert", make_bert), ("gpt2", make_gpt2)])
+def test_adapters_beside_a_sharded_base_are_saved_whole(runs, name, make):
+    one, whole = (tensors(runs / f"{name}-{run}.pt") for run in ("2-0", "1-0"))
+    ranks = [len(tensor) for key, tensor in one.items() if key.endswith(".lam")]
+    assert 0 < sum(ranks) < 4 * len(ranks)  # ranks have left memory, and not all alike
+    assert len(set(ranks)) > 1
+    torch.testing.assert_close(one["norm"], whole["norm"], rtol=1e-4, atol=0)
+    files = [metadata_of(runs / f"{name}-{world}") for world in (2, 1)]
+    assert [KEY in metadata for metadata in files] == [False, True]  # no process sees enough of the base
+    model = make()
+    ra.load(model, runs / f"{name}-2")
+    torch.testing.assert_close(logits_of(model), one["outputs"], rtol=1e-5, atol=1e-5)
+
+
+def test_other_shardings_are_refused_in_every_process(runs):
+    said, other = (json.loads((runs / f"refusals-{rank}.json").read_text()) for rank in (0, 1))
+    assert said == other
+    expected = {
+        "whole": "ignored_params", "late": "ignored_params", "late_base": "after sharding", "flat": "flattens",
+        "attached_after": "before fully_shard", "merged": "in one process",
+    }
+    assert said.keys() == expected.keys()
+    for name, words in expected.items():
+        assert words in said[name], said[name]
+
+
+def test_a_killed_process_ends_the_run_with_an_error(tmp_path):
+    done = start(tmp_path, *TWO, script="dying", timeout=60)
+    ended = time.time()
+    assert done.returncode != 0 and "SIGKILL" in done.stderr
+    marks = [tmp_path / f"step-{rank}" for rank in (0, 1)]
+    assert [mark.read_text() for mark in marks] == ["7", "7"]
+    assert ended - marks[1].stat().st_mtime < 10

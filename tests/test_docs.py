@@ -50,3 +50,16 @@ def test_an_adapter_keeps_out_of_anothers_way(capsys):
     exec(compile(example, "composing.md", "exec"), {})
     angles = [int(angle) for angle in re.findall(r"\d+(?=[,\]])", capsys.readouterr().out)]
     assert len(angles) > 4 and min(angles) > 70
+
+
+def test_the_average_that_follows_is_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"<!-- tested:.*?-->\n```python\n(.*?)```", (DOCS / "processes.md").read_text("utf-8"), re.S)
+    model = make_mlp()
+    adapters = ra.attach(model, rank=4)
+    names = {
+        "model": model, "adapters": adapters, "optimizer": torch.optim.AdamW(adapters.parameters(), lr=1e-2),
+        "loss": lambda model: model(torch.randn(4, 16)).square().mean(),
+    }
+    exec(compile(code, "processes.md", "exec"), names)
+    assert sum(ra.load(make_mlp(), "ema").ranks().values()) == 6

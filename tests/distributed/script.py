@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import rankalloc as ra
 
-from ..conftest import make_bert, make_mlp, make_trainer
+from ..conftest import make_bert, make_gpt2, make_mlp, make_trainer, token_data, token_ids
 
 STEPS, ROWS = 20, 12
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -67,12 +70,101 @@ def disagreement() -> None:
         optimizer.zero_grad()
 
 
+def shard(adapters: ra.Adapters, blocks: list[nn.Module], **options) -> None:
+    """FSDP2 over both processes, block by block, as its tutorial does; nothing where there is but one."""
+    for module in (*blocks, adapters.model) if WORLD > 1 else ():
+        fully_shard(module, mesh=dist.init_device_mesh("cpu", (WORLD,)), **options)
+
+
+def sharded(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """A loop beside a base sharded by FSDP2: two backward passes a step, clipping, ranks that leave memory.
+
+    The processes attach with other seeds: what counts is the first one's.
+    """
+    model = make_bert() if name == "bert" else make_gpt2()
+    torch.manual_seed(1 + RANK)
+    adapters = ra.attach(model, rank=4)
+    blocks = model.bert.encoder.layer if name == "bert" else model.transformer.h
+    shard(adapters, list(blocks), ignored_params=adapters.ignored_params())
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(fraction=0.4, every=2), STEPS // 2, seed=3)
+    model.train()
+    for step in range(STEPS // 2):
+        for part in range(2):
+            rows = token_data(8, seed=2 * step + part)[4 * RANK:][: 8 // WORLD]
+            batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+            loss = model(**batch).loss if name == "bert" else model(batch["input_ids"], labels=batch["input_ids"]).loss
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(adapters.parameters(), 0.1)
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+    controller.finish()
+    model.eval()
+    outputs = model(token_ids()).logits.detach()  # every process takes part, so that all have the whole
+    if RANK == 0:
+        ra.save(adapters, folder / f"{name}-{WORLD}")
+    own = {
+        f"{layer}.{factor}": getattr(a, factor).detach()
+        for layer, a in adapters.modules.items() for factor in ("P", "lam", "Q")
+    }
+    heads = {f"{n}.{key}": value for n, head in adapters.heads.items() for key, value in head.state_dict().items()}
+    return {**own, **heads, "outputs": outputs, "norm": norm}
+
+
+def refusals() -> dict[str, str]:
+    """What is said where a sharding leaves no room for adapters that change."""
+
+    def control(adapters: ra.Adapters) -> ra.RankController:
+        return ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS)
+
+    def whole(adapters: ra.Adapters) -> None:
+        shard(adapters, [])
+        control(adapters)
+
+    def late(adapters: ra.Adapters, **options) -> None:
+        controller = control(adapters)
+        shard(adapters, [], **options)
+        adapters.model(torch.randn(4, 16)).square().sum().backward()
+        controller.observe()
+
+    def late_base(adapters: ra.Adapters) -> None:
+        late(adapters, ignored_params=adapters.ignored_params())
+
+    def flat(adapters: ra.Adapters) -> None:
+        held = FullyShardedDataParallel(adapters.model, use_orig_params=True, device_id=torch.device("cpu"))
+        control(adapters)
+        del held
+
+    def attached_after(adapters: ra.Adapters) -> None:
+        ra.detach(adapters)
+        shard(adapters, [])
+        ra.attach(adapters.model, rank=2)
+
+    def merged(adapters: ra.Adapters) -> None:
+        shard(adapters, [], ignored_params=adapters.ignored_params())
+        ra.merge(adapters)
+
+    said = {}
+    for attempt in (whole, late, late_base, flat, attached_after, merged):
+        adapters = ra.attach(make_mlp(), rank=4)
+        try:
+            attempt(adapters)
+        except ra.RankallocError as error:
+            said[attempt.__name__] = str(error)
+    return said
+
+
 def main(folder: Path) -> None:
     if WORLD > 1:
         dist.init_process_group("gloo")
     for method in ("auto", "adalora", "dylora"):
         torch.save(plain_loop(method), folder / f"{method}-{WORLD}-{RANK}.pt")
+    for name in ("bert", "gpt2"):
+        torch.save(sharded(folder, name), folder / f"{name}-{WORLD}-{RANK}.pt")
     if WORLD > 1:
+        (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals()))
         try:
             disagreement()
         except ra.RankallocError as error:
