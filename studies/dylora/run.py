@@ -1,6 +1,6 @@
 """Can one DyLoRA run stand for a LoRA run at every rank? See README.md in this folder.
 
-    python studies/dylora/run.py [--rank 8] [--steps 160] [--seeds 3] [--workers 2] [--report]
+    python studies/dylora/run.py [--rank 4] [--steps 480] [--seeds 3] [--workers 2] [--report]
 
 Every run is kept in results.json and not run again. ``--report`` only draws the figure and prints the table.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RATES = (2.8e-3, 4e-3, 5.6e-3)
+RATES = (1.4e-3, 2e-3, 2.8e-3)
 """The first rates of every arm; a best one at the edge asks for the next, a factor √2 away."""
 ALPHA, SCALE = 4.0, "rslora"
 """Of every run, whatever its rank: DyLoRA at rank b is LoRA of rank b with scaling ALPHA / √b."""
@@ -45,7 +45,7 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[st
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=steps, per_device_train_batch_size=16, learning_rate=rate, warmup_steps=16,
+            folder, max_steps=steps, per_device_train_batch_size=16, learning_rate=rate, warmup_steps=steps // 10,
             lr_scheduler_type="linear", seed=seed, data_seed=seed, report_to=[], save_strategy="no", use_cpu=True,
             disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=steps,
         )
@@ -187,8 +187,8 @@ def main() -> None:
     from rankalloc.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--seeds", type=int, default=3, help="paired seeds; rates are chosen at seed 0")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="draw and print what has finished")
