@@ -82,6 +82,31 @@ def lora_config(rank: int, target_modules: list[str] | str, **others: Any) -> di
     }
 
 
+def check_destination(path: str | os.PathLike, *sources: str | os.PathLike) -> None:
+    """Whether an adapter can be written to this folder without hiding something else.
+
+    An adapter that stands there already is replaced. A base model's folder is not one for adapters, since transformers
+    loads what adapter it finds there; nor is a run's, whose own adapter would no longer be found.
+
+    Raises:
+        ConfigError: the folder is a file, holds a model or a run, or is one of ``sources``.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise ConfigError(f"{path} is a file; give a folder to write to")
+    if any(folder.exists() and Path(source).exists() and folder.samefile(source) for source in sources):
+        raise ConfigError(f"{path} is read; give another folder to write to")
+    if (folder / CONFIG_NAME).exists():
+        return
+    if (folder / "config.json").exists():
+        raise ConfigError(
+            f"{path} holds a model (config.json), which would be loaded with the adapter from then on; give another "
+            "folder to write to"
+        )
+    if (folder / "adapter" / CONFIG_NAME).exists():
+        raise ConfigError(f"{path} holds a run, whose adapter would be hidden; give another folder to write to")
+
+
 def write_folder(
     path: str | os.PathLike,
     layers: Mapping[str, LayerToWrite],
@@ -103,10 +128,11 @@ def write_folder(
         metadata: further entries of the weights' file.
 
     Raises:
-        ConfigError: the layout does not exist or takes no padding.
+        ConfigError: the layout does not exist or takes no padding; or see :func:`check_destination`.
         RankallocError: the folder cannot be written.
     """
     check_layout(layout, pad_multiple)
+    check_destination(path)
     top = max([1, *(layer.rank for layer in layers.values())])
     top = -(-top // pad_multiple) * pad_multiple
     written = {name: layer for name, layer in layers.items() if layout == "uniform" or layer.rank}

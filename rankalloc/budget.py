@@ -123,10 +123,12 @@ class RankBudget:
     def resolve(
         self, layers: Sequence[LayerShape], total_steps: int = 1, bytes_per_param: int = 4,
         most: str = "that the adapters start with", way_out: str = "lower it, or begin with a higher rank",
+        finished: bool = False,
     ) -> BudgetPlan:
         """Hold the budget against ``layers`` and a run of ``total_steps`` optimizer steps.
 
         ``most`` and ``way_out`` are for messages: what the layers' ranks are, and what to do when they are too few.
+        ``finished`` layers may hold less than ``min_rank``; they are not to lose what they have.
 
         Raises:
             BudgetError: the budget is above what the layers start with or may keep, below the
@@ -141,7 +143,7 @@ class RankBudget:
                     f"multiple_of={step} does not divide the initial rank {layer.rank} of {layer.name}; "
                     f"attach with rank={max(step, layer.rank // step * step)}"
                 )
-            if self.min_rank > layer.rank:
+            if self.min_rank > layer.rank and not finished:
                 raise BudgetError(
                     f"min_rank={self.min_rank} is above the {layer.rank} {most} in {layer.name}; {way_out}"
                 )
@@ -149,7 +151,8 @@ class RankBudget:
         unit = "ranks" if name == "fraction" else name
         per_rank = {"ranks": 0, "params": 1, "bytes": bytes_per_param}[unit]
         costs = tuple(layer.params_per_rank * per_rank if per_rank else 1 for layer in layers)
-        floors = tuple(-(-self.min_rank // step) * step for _ in layers)
+        floor = -(-self.min_rank // step) * step
+        floors = tuple(min(floor, layer.rank) if finished else floor for layer in layers)
         highest = [layer.rank if self.max_rank is None else min(layer.rank, self.max_rank) for layer in layers]
         caps = tuple(rank // step * step for rank in highest)
         initial = sum(cost * layer.rank for cost, layer in zip(costs, layers, strict=True))

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from . import fingerprint, key_names, plain_lora
-from .adapter_folder import check_layout
+from .adapter_folder import check_destination, check_layout
 from .base_layers import shape_of, why_not
 from .errors import AdapterFileError, ConfigError, RankallocError, unknown
+from .finished import FinishedAdapter
 from .plain_lora import PlainLora
 from .tensor_files import read_tensors, write_tensors
 
@@ -48,6 +49,7 @@ def export(
     check_layout(layout, pad_to)
     lora = plain_lora.read(adapter)
     if format == "peft":
+        check_destination(out, FinishedAdapter(adapter).folder)
         return plain_lora.write(lora, out, layout, pad_multiple=pad_to)
     if prefix not in key_names.KOHYA:
         raise ConfigError(unknown("prefix", prefix, key_names.KOHYA))

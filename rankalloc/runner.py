@@ -63,8 +63,8 @@ def train(
     set_seed(config.seed)
     model = prepared.build_model()
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
-    write_text(folder / CONFIG_FILE, config.to_yaml())
     ranking = RankCallback(adapters, budget, config.method, **{**config.method_options, **config.training.away})
+    write_text(folder / CONFIG_FILE, config.to_yaml())  # not before what can be refused was
     tracking = trackers(config, folder, ranking)
     arguments = _arguments(config, folder)
     trainer = Trainer(

@@ -216,3 +216,11 @@ def test_a_resumed_average_goes_on_to_the_bit():
         ema.update_parameters(again)
     for own, other in zip(resumed, followed, strict=True):
         assert all(torch.equal(getattr(own, name), getattr(other, name)) for name in (*FACTORS, "kept"))
+
+
+def test_an_average_that_is_told_twice_follows_once():
+    model, _, optimizer, controller = prepare()
+    ema = ema_of(model)
+    assert controller.follow(ema) is controller.follow(ema)
+    for _ in steps(model, optimizer, controller):
+        ema.update_parameters(model)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _FRACTIONS = "0.75,0.5,0.375,0.25,0.125"
+_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,13 @@ class Weighing:
 
     config: str | None
     inputs_only: bool
-    batches: int
+    batches: int | None
+
+    def check(self, switch: str) -> None:
+        """Raise ConfigError when there is an option of what is not asked for with ``switch``."""
+        if self.config is None and (self.inputs_only or self.batches is not None):
+            option = "--inputs-only" if self.inputs_only else "--batches"
+            raise ConfigError(f"{option} is about calibration; give {switch} too, or leave it out")
 
     def metric(self, adapter: str, judge: TaskEvaluator | None) -> KroneckerMetric | None:
         if self.config is None:
@@ -60,12 +67,13 @@ class Weighing:
         from ..posthoc.calibration import calibrate
 
         judge = judge or evaluator(self.config)
-        say(f"calibrating on {count(self.batches, 'batch').replace('batchs', 'batches')}")
+        batches = self.batches or _BATCHES
+        say(f"calibrating on {count(batches, 'batch').replace('batchs', 'batches')}")
         folder = FinishedAdapter(adapter).folder
         with Bar() as bar:
             return calibrate(
-                judge.model, folder, judge.batches(self.batches), inputs_only=self.inputs_only,
-                progress=lambda done: bar(done, self.batches, {}),
+                judge.model, folder, judge.batches(batches), inputs_only=self.inputs_only,
+                progress=lambda done: bar(done, batches, {}),
             )
 
 
@@ -82,6 +90,7 @@ def run_shrink(
         raise ConfigError("--task is what --max-drop judges by; give --max-drop too, or leave it out")
     if max_drop is not None and cut != "svd":
         raise ConfigError("--max-drop cuts by singular triplets; give a budget with --cut nested, or leave it out")
+    weighing.check("--calibrate CONFIG")
     drop = None if max_drop is None else share(max_drop)
     wanted = None if drop is not None else budget.resolved()
     with results_only(), Bar() as bar:
@@ -105,9 +114,14 @@ def run_shrink(
 
 
 def run_compose(
-    adapters: list[str], output: str, weights: str | None, budget: Budget, as_json: bool, **options: Any
+    adapters: list[str], output: str, weights: str | None, budget: Budget, density: float | None, as_json: bool,
+    **options: Any,
 ) -> None:
     """``rankalloc compose``."""
+    if density is not None and options["combination"] == "sum":
+        raise ConfigError("--density is for --combination ties, dare_linear or dare_ties; leave it out for a sum")
+    if density is not None:
+        options["density"] = density
     given = None if weights is None else numbers("--weights", weights)
     wanted = budget.resolved() if budget.given else None
     with results_only(), Bar() as bar:
@@ -124,6 +138,9 @@ def run_frontier(
     as_json: bool,
 ) -> None:
     """``rankalloc frontier``."""
+    weighing.check("--calibrated")
+    if split not in ("tune", "report"):
+        raise ConfigError(unknown("split", split, ("tune", "report")))
     shares = numbers("--fractions", fractions or _FRACTIONS)
     if not all(0 < value < 1 for value in shares):
         raise ConfigError(f"--fractions are shares between 0 and 1, got {fractions!r}")

@@ -25,7 +25,9 @@ Calibrate = Annotated[
     typer.Option("--calibrate", metavar="CONFIG", help="Weigh layers by this task's training data (YAML or a task)."),
 ]
 InputsOnly = Annotated[bool, typer.Option("--inputs-only", help="Calibrate by inputs alone, without gradients.")]
-Batches = Annotated[int, typer.Option("--batches", min=1, metavar="N", help="Batches that calibration sees.")]
+Batches = Annotated[
+    int | None, typer.Option("--batches", min=1, metavar="N", help="Batches that calibration sees. [default: 32]")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -43,7 +45,7 @@ def shrink(
     pad_to: Pad = 1,
     calibrate: Calibrate = None,
     inputs_only: InputsOnly = False,
-    batches: Batches = 32,
+    batches: Batches = None,
     max_drop: Annotated[
         str | None,
         typer.Option("--max-drop", metavar="SHARE", help="Instead of a budget: the smallest that loses at most this."),
@@ -88,7 +90,9 @@ def compose(
     combination: Annotated[
         str, typer.Option("--combination", help="sum, or PEFT's ties, dare_linear, dare_ties.")
     ] = "sum",
-    density: Annotated[float, typer.Option("--density", help="Share of entries that ties and dare keep.")] = 0.5,
+    density: Annotated[
+        float | None, typer.Option("--density", help="Share of entries that ties and dare keep. [default: 0.5]")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of what dare drops.")] = 0,
     heads: Annotated[str, typer.Option("--heads", help="Task heads: equal, first, average or none.")] = "equal",
     missing: Annotated[
@@ -104,7 +108,7 @@ def compose(
 
     budget = Budget(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
     run_compose(
-        adapters, output, weights, budget, as_json, combination=combination, density=density, seed=seed, heads=heads,
+        adapters, output, weights, budget, density, as_json, combination=combination, seed=seed, heads=heads,
         missing=missing, same_base=same_base, layout=layout, pad_multiple=pad_to,
     )
 
@@ -112,7 +116,11 @@ def compose(
 def frontier(
     adapter: Adapter,
     task: Annotated[
-        str, typer.Option("--task", metavar="CONFIG", help="What to evaluate on: a YAML file, or a named task.")
+        str,
+        typer.Option(
+            "--task", metavar="CONFIG", help="What to evaluate on: a YAML file, such as a run's config.yaml, or all "
+            "of a named task.",
+        ),
     ],
     output: Out,
     fractions: Annotated[
@@ -125,7 +133,7 @@ def frontier(
     split: Annotated[str, typer.Option("--split", help="Split to evaluate on: tune, or report.")] = "tune",
     calibrate: Annotated[bool, typer.Option("--calibrated", help="Weigh layers by the task's training data.")] = False,
     inputs_only: InputsOnly = False,
-    batches: Batches = 32,
+    batches: Batches = None,
     cut: Annotated[
         str | None,
         typer.Option("--cut", help="svd, or nested: the first ranks of a dylora run. [default: as it was trained]"),
@@ -151,10 +159,10 @@ def add_to(app: typer.Typer, examples: Callable[..., str]) -> None:
     app.command(epilog=examples(
         "rankalloc compose style/ task/ -o both/",
         "rankalloc compose style/ task/ --weights 0.7,-0.3 --ranks 96 -o both/",
-        "rankalloc compose a/ b/ --combination ties --density 0.4 -o both/",
+        "rankalloc compose a/ b/ --heads first --combination ties --density 0.4 -o both/",
     ))(compose)
     app.command(epilog=examples(
-        "rankalloc frontier runs/run --task punctuation -o runs/frontier",
+        "rankalloc frontier runs/run --task runs/run/config.yaml -o runs/frontier",
         "rankalloc frontier runs/dylora --task punctuation -o runs/curve       every rank of a dylora run",
         "rankalloc frontier adapter/ --task my.yaml --fractions 0.5,0.25,0.1 --calibrated -o runs/frontier",
     ))(frontier)

@@ -89,6 +89,8 @@ def compose(
     weights = [1.0] * len(finished) if weights is None else [float(weight) for weight in weights]
     if not finished or len(weights) != len(finished) or not all(map(math.isfinite, weights)):
         raise ConfigError(f"compose needs one finite weight for each adapter: {len(finished)} adapters, {weights}")
+    if not any(weights):
+        raise ConfigError("all weights are 0, so there is nothing to compose")
     check_same(finished, missing, same_base)
     held = common_heads(finished, heads)
     source = Sum(finished, weights)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .. import fingerprint, plain_lora
-from ..adapter_folder import check_layout
+from ..adapter_folder import check_destination, check_layout
 from ..allocators import ALLOCATORS, Demand
 from ..budget import LayerShape, RankBudget
 from ..errors import AdapterFileError, ConfigError, did_you_mean, unknown
@@ -75,6 +75,7 @@ def extract(
         raise ConfigError(unknown("dtype", dtype, _DTYPES))
     if allocator not in ALLOCATORS:
         raise ConfigError(unknown("allocator", allocator, ALLOCATORS))
+    check_destination(out, base, tuned)
     old, new = Checkpoint(base), Checkpoint(tuned)
     _check_alike(old, new)
     notes: list[str] = []
@@ -102,6 +103,8 @@ def extract(
                 shape.name, shape.d_in, shape.d_out, len(lora.pairs[shape.name][0]), row["change"], row["relative"],
                 float(max(0.0, row["change"] ** 2 - energy)) ** 0.5, row["exact"],
             ))
+    if not any(layer.change for layer in layers):
+        raise ConfigError(f"no matrix of {tuned} differs from {base}, so there is nothing to extract")
     unused = sum(kept) - sum(layer.rank for layer in layers)
     if unused:
         notes.append(f"{unused} of the {sum(kept)} ranks that the budget pays for were not needed: no more has changed")

@@ -82,8 +82,9 @@ def common_heads(adapters: Sequence[FinishedAdapter], heads: str) -> Heads:
             ]
             if odd:
                 raise AdapterFileError(
-                    f"the task heads of {first.folder} and {other.folder} differ ({odd[0]}); say heads='first' to keep "
-                    "the first one's, 'average' for their mean (of equal shapes), or 'none' to leave them out"
+                    f"the task heads of {first.folder} and {other.folder} differ ({odd[0]}); say heads='first' "
+                    "(--heads first) to keep the first one's, 'average' for their mean (of equal shapes), or 'none' to "
+                    "leave them out"
                 )
 
     def mean(name: str) -> torch.Tensor:

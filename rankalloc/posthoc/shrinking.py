@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..adapter_folder import check_layout
+from ..adapter_folder import check_destination, check_layout
 from ..budget import RankBudget
-from ..errors import ConfigError
 from ..finished import FinishedAdapter
 from .metric import KroneckerMetric
 from .nested_cut import cut_nested, held_ranks, rank_within, settled_cut, unweighed
@@ -75,10 +74,10 @@ def shrink(
 
 
 def settled(adapter: str | os.PathLike | FinishedAdapter, out: str | os.PathLike | None) -> FinishedAdapter:
-    """The adapter, when ``out`` is another folder than its own; ConfigError when it is not."""
+    """The adapter, when ``out`` is a folder that one can be written to; ConfigError when it is not."""
     finished = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
-    if out is not None and Path(out).exists() and Path(out).samefile(finished.folder):
-        raise ConfigError(f"{out} is an adapter that is read; give another folder to write to")
+    if out is not None:
+        check_destination(out, finished.folder)
     return finished
 
 

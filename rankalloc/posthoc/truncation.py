@@ -141,7 +141,8 @@ def plan_over(source: Source, held: Mapping[str, int], budget: RankBudget) -> tu
         raise BudgetError("the adapter's layers have weights of different sizes in bytes; give the budget as params=")
     whole = f" in multiples of {step}" if step > 1 else ""
     return shapes, budget.resolve(
-        shapes, bytes_per_param=max(sizes), most=f"that {source.label} holds{whole}", way_out="lower it"
+        shapes, bytes_per_param=max(sizes), most=f"that {source.label} holds{whole}", way_out="lower it",
+        finished=True,
     )
 
 

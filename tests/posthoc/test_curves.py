@@ -186,3 +186,20 @@ def test_commands_that_judge_by_a_task(tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["metric"] == "inputs" and told["points"] and (tmp_path / "small" / "points.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("shrink A --ranks 3 --inputs-only", "--inputs-only is about calibration; give --calibrate"),
+        ("shrink A --ranks 3 --batches 4", "--batches is about calibration"),
+        ("frontier A --task punctuation --inputs-only", "give --calibrated too"),
+        ("frontier A --task punctuation --split train", "unknown split 'train'"),
+        ("compose A A --density 0.3", "--density is for --combination ties"),
+        ("compose A A --weights 0,0", "all weights are 0"),
+    ],
+)
+def test_options_without_effect_are_told(folder, tmp_path, command, words):
+    arguments = [str(folder) if word == "A" else word for word in command.split()]
+    done = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out")])
+    assert done.exit_code != 0 and words in " ".join(done.output.split()) and not (tmp_path / "out").exists()

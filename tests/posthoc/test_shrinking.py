@@ -15,6 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
+from rankalloc.interchange import export
 from rankalloc.lowrank import Factors, decompose
 
 from ..conftest import MAKERS, logits_of, make_bert, randomize
@@ -254,6 +255,35 @@ def test_bad_budgets_folders_and_layouts_are_told_and_leave_nothing_behind(tmp_p
     with pytest.raises(AdapterFileError, match="truncated"):
         ra.shrink(folder, ra.RankBudget(ranks=2), out)
     assert not out.exists()
+
+
+def test_no_layer_loses_what_a_floor_gives_it_and_none_has_to_gain(tmp_path):
+    layers = random_layers(2)
+    names = list(layers)
+    layers[names[0]] = tuple(factor * 0 for factor in layers[names[0]])  # a run's layer that ended at rank 0
+    folder = write_peft(tmp_path / "a", layers)
+    result = ra.shrink(folder, ra.RankBudget(ranks=len(names) + 1, min_rank=1), tmp_path / "out")
+    assert result.ranks[names[0]] == 0 and min(result.ranks[name] for name in names[1:]) >= 1
+
+
+def test_neither_a_model_nor_a_run_nor_a_source_is_written_into(tmp_path):
+    folder = write_peft(tmp_path / "run" / "adapter", random_layers(1))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    writers = [
+        lambda out: ra.shrink(folder, ra.RankBudget(ranks=2), out), lambda out: ra.compose([folder], None, None, out),
+        lambda out: export(folder, out),
+    ]
+    places = [("model", "holds a model"), ("run", "holds a run"), ("run/adapter", "is read"), ("file", "a file")]
+    for out, words in places:
+        for write in writers:
+            with pytest.raises(ConfigError, match=words):
+                write(tmp_path / out)
+    assert sorted(tmp_path.rglob("*")) == before
+    for _ in range(2):  # a result is replaced by the next
+        writers[0](tmp_path / "small")
 
 
 MEMORY = """
