@@ -98,6 +98,7 @@ def test_other_shardings_are_refused_in_every_process(runs):
         assert words in said[name], said[name]
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_the_run_with_an_error(tmp_path):
     done = start(tmp_path, *TWO, script="dying", timeout=60)
     ended = time.time()
