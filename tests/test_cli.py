@@ -426,6 +426,7 @@ def test_a_sweep_in_which_nothing_completes_ends_with_3(tiny, tmp_path):
     assert done.exit_code == 3 and done.stdout == "" and "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_with_130_and_the_command_that_resumes(tiny, tmp_path):
     words = ["train", str(tiny / "tiny.yaml"), "--set", "training.steps=100000", "--set", "training.save_every=5",
              "--set", "name=a b", "--output", str(tmp_path / "my out")]

@@ -24,30 +24,50 @@ ROOT = Path(__file__).parent.parent
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def start(folder: Path, *launcher: str, script: str = "script", timeout: int = 240) -> subprocess.CompletedProcess:
+def start(
+    folder: Path, *launcher: str, script: str = "script", part: str = "", timeout: int = 240
+) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *launcher, "-m", f"tests.distributed.{script}", str(folder)], cwd=ROOT, env=environment,
+        [sys.executable, *launcher, "-m", f"tests.distributed.{script}", str(folder), part], cwd=ROOT, env=environment,
         timeout=timeout, capture_output=True, text=True,
     )
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("distributed")
+def both(folder: Path, part: str) -> Path:
     for launcher in (TWO, ()):
-        done = start(folder, *launcher)
+        done = start(folder, *launcher, part=part)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return both(tmp_path_factory.mktemp("distributed"), "replicated")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return both(tmp_path_factory.mktemp("sharded"), "sharded")
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer", "bert", "gpt2"])
+@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer"])
 def test_two_processes_end_alike_and_as_one_does(runs, run):
-    one, two, whole = (tensors(runs / f"{run}-{name}.pt") for name in ("2-0", "2-1", "1-0"))
+    check_alike(runs, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("run", ["bert", "gpt2"])
+def test_beside_a_sharded_base_they_end_alike_and_as_one_does(shards, run):
+    check_alike(shards, run)
+
+
+def check_alike(folder: Path, run: str) -> None:
+    one, two, whole = (tensors(folder / f"{run}-{name}.pt") for name in ("2-0", "2-1", "1-0"))
     assert_same(one, two)
     assert one.keys() == whole.keys()
     for name, tensor in updates(one).items():
@@ -72,22 +92,24 @@ def test_processes_that_choose_differently_all_say_so(runs):
     assert texts[0] == texts[1] and "different ranks" in texts[0] and "DistributedDataParallel" in texts[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "make"), [("bert", make_bert), ("gpt2", make_gpt2)])
-def test_adapters_beside_a_sharded_base_are_saved_whole(runs, name, make):
-    one, whole = (tensors(runs / f"{name}-{run}.pt") for run in ("2-0", "1-0"))
+def test_adapters_beside_a_sharded_base_are_saved_whole(shards, name, make):
+    one, whole = (tensors(shards / f"{name}-{run}.pt") for run in ("2-0", "1-0"))
     ranks = [len(tensor) for key, tensor in one.items() if key.endswith(".lam")]
     assert 0 < sum(ranks) < 4 * len(ranks)  # ranks have left memory, and not all alike
     assert len(set(ranks)) > 1
     torch.testing.assert_close(one["norm"], whole["norm"], rtol=1e-4, atol=0)
-    files = [metadata_of(runs / f"{name}-{world}") for world in (2, 1)]
+    files = [metadata_of(shards / f"{name}-{world}") for world in (2, 1)]
     assert [KEY in metadata for metadata in files] == [False, True]  # no process sees enough of the base
     model = make()
-    ra.load(model, runs / f"{name}-2")
+    ra.load(model, shards / f"{name}-2")
     torch.testing.assert_close(logits_of(model), one["outputs"], rtol=1e-5, atol=1e-5)
 
 
-def test_other_shardings_are_refused_in_every_process(runs):
-    said, other = (json.loads((runs / f"refusals-{rank}.json").read_text()) for rank in (0, 1))
+@pytest.mark.long
+def test_other_shardings_are_refused_in_every_process(shards):
+    said, other = (json.loads((shards / f"refusals-{rank}.json").read_text()) for rank in (0, 1))
     assert said == other
     expected = {
         "whole": "ignored_params", "late": "ignored_params", "late_base": "after sharding", "flat": "flattens",

@@ -102,6 +102,7 @@ def test_an_interrupted_sweep_ends_as_one_that_was_not(whole, config, home):
     assert outcome(resumed)[:2] == outcome(whole[0])[:2]
 
 
+@pytest.mark.long
 def test_a_killed_sweep_loses_no_trial(home, config):
     """kill -9 in the middle of a trial: its point is tried again, and finished trials stay."""
     yaml = small_yaml(home)

@@ -156,15 +156,18 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, part: str) -> None:
     if WORLD > 1:
         dist.init_process_group("gloo")
+    if part == "sharded":
+        for name in ("bert", "gpt2"):
+            torch.save(sharded(folder, name), folder / f"{name}-{WORLD}-{RANK}.pt")
+        if WORLD > 1:
+            (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals()))
+        return
     for method in ("auto", "adalora", "dylora"):
         torch.save(plain_loop(method), folder / f"{method}-{WORLD}-{RANK}.pt")
-    for name in ("bert", "gpt2"):
-        torch.save(sharded(folder, name), folder / f"{name}-{WORLD}-{RANK}.pt")
     if WORLD > 1:
-        (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals()))
         try:
             disagreement()
         except ra.RankallocError as error:
@@ -173,4 +176,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
