@@ -61,6 +61,7 @@ class Adapter(nn.Module):
             scale alone. All start at ΔW = 0.
         dropout: probability of zeroing an input of the adapter while training; token ids are not dropped.
         dtype: of P, lam and Q.
+        exponent: e of s = α / rank^e, for rules that use fewer triplets at the scale of their number.
         pair: the (A, B) of :func:`rankalloc.vera.shared_pair` for "vera"; None draws one for this layer alone.
 
     Shapes: input (..., d_in), output (..., d_out) beside a linear layer; the layer's own beside an embedding or a
@@ -89,6 +90,7 @@ class Adapter(nn.Module):
         dropout: float = 0.0,
         dtype: torch.dtype = torch.float32,
         pair: tuple[torch.Tensor, torch.Tensor] | None = None,
+        exponent: float = 1.0,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -101,7 +103,7 @@ class Adapter(nn.Module):
         self.scaling = float(scaling)
         self.init = init
         self.initial_rank = rank
-        self.exponent = 1.0  # e of s = α / rank^e
+        self.exponent = exponent
         self.drawn = 0  # rank of this training step, at the scale of that rank, for rules that draw one; 0 for all
         self.register_module("dropout", nn.Dropout(dropout) if dropout else None)
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}

@@ -95,7 +95,7 @@ def check_destination(path: str | os.PathLike, *sources: str | os.PathLike) -> N
     if folder.is_file():
         raise ConfigError(f"{path} is a file; give a folder to write to")
     if any(folder.exists() and Path(source).exists() and folder.samefile(source) for source in sources):
-        raise ConfigError(f"{path} is read; give another folder to write to")
+        raise ConfigError(f"{path} is what is read; give another folder to write to")
     if (folder / CONFIG_NAME).exists():
         return
     if (folder / "config.json").exists():

@@ -104,9 +104,10 @@ def attach(
     modules: dict[str, Adapter] = {}
     shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
     for name, base in targets.items():
-        scaling = alpha / rank ** SCALES[scale]
-        adapter = Adapter(base, layer_ranks[name], scaling, init=init, dropout=dropout, pair=shared)
-        adapter.exponent = SCALES[scale]
+        exponent = SCALES[scale]
+        adapter = Adapter(
+            base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=shared, exponent=exponent
+        )
         adapter.train(base.training)
         for parent, attribute in parents_of(model, base):
             if parent is not adapter:

@@ -103,7 +103,7 @@ def extract(
                 shape.name, shape.d_in, shape.d_out, len(lora.pairs[shape.name][0]), row["change"], row["relative"],
                 float(max(0.0, row["change"] ** 2 - energy)) ** 0.5, row["exact"],
             ))
-    if not any(layer.change for layer in layers):
+    if not heads and not any(layer.change for layer in layers):
         raise ConfigError(f"no matrix of {tuned} differs from {base}, so there is nothing to extract")
     unused = sum(kept) - sum(layer.rank for layer in layers)
     if unused:

@@ -6,7 +6,7 @@ for all micro-batches of the step, and trains the first b triplets alone:
     y = base(x) + (α / b) · P[:, :b] Q[:b] x          (their eq. 6)
 
 Adapters attached with scale="rslora" take α / √b: what the first triplets learn at one rank then counts for more at
-the others, and studies/dylora found it better at every rank.
+the others; in a probe of one seed (studies/dylora) it was better at every rank.
 
 With ``frozen`` only triplet b learns in that step. Triplets outside do not move at all: what momentum or weight
 decay would do to them is undone, unlike in the published code. Outside training mode every rank is used, where

@@ -223,6 +223,8 @@ def test_unlike_checkpoints_are_named(tmp_path):
     refused(ConfigError, "unknown layout", tmp_path, layout="wide")
     refused(ConfigError, "unknown allocator", tmp_path, allocator="best")
     refused(ConfigError, "modules_to_save names 'head'", tmp_path, modules_to_save=["head"])
+    tuned_is(load_file(tmp_path / "base" / "model.safetensors"))
+    refused(ConfigError, "so there is nothing to extract", tmp_path)
     refused(AdapterFileError, "none of its layers", tmp_path, model=nn.Sequential(nn.Linear(4, 4)))
 
 

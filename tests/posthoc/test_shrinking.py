@@ -276,7 +276,9 @@ def test_neither_a_model_nor_a_run_nor_a_source_is_written_into(tmp_path):
         lambda out: ra.shrink(folder, ra.RankBudget(ranks=2), out), lambda out: ra.compose([folder], None, None, out),
         lambda out: export(folder, out),
     ]
-    places = [("model", "holds a model"), ("run", "holds a run"), ("run/adapter", "is read"), ("file", "a file")]
+    places = [
+        ("model", "holds a model"), ("run", "holds a run"), ("run/adapter", "is what is read"), ("file", "a file"),
+    ]
     for out, words in places:
         for write in writers:
             with pytest.raises(ConfigError, match=words):
