@@ -25,9 +25,10 @@ from torch import nn
 
 from .base_layers import kind_of, shape_of
 from .errors import RankallocError
-from .fused import compute_dtype, fused_linear
+from .fused import Layer, compute_dtype, fused_linear
 from .layer_kinds import KINDS, Kind
 from .lowrank import Factors, singular_values
+from .siblings import Family, output
 from .vera import shared_pair
 
 TRAINED = {
@@ -105,6 +106,7 @@ class Adapter(nn.Module):
         self.initial_rank = rank
         self.exponent = exponent
         self.drawn = 0  # rank of this training step, at the scale of that rank, for rules that draw one; 0 for all
+        self.family: Family | None = None  # adapters called with the same tensor; None before the first training step
         self.register_module("dropout", nn.Dropout(dropout) if dropout else None)
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
         shapes = {"P": (self.d_out, rank), "lam": (rank,), "Q": (rank, self.d_in), "lam_out": (self.d_out,)}
@@ -172,29 +174,36 @@ class Adapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # looked up once: an attribute of a module costs as much as a small operator
         base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
-        p, lam, q = factors = parameters["P"], parameters["lam"], parameters["Q"]
-        if not lam.numel():
+        if not parameters["lam"].numel():
             return base(x)
-        if parameters["lam_out"] is not None:
-            p, lam, q = factors = self.left(), lam, q
-        scaling = self.scaling
+        layer = self.layer()
         if self.training:
-            if self.drawn:
-                rank = min(self.drawn, lam.numel())
-                p, lam, q = factors = p[:, :rank], lam.new_ones(rank), q[:rank]
-                scaling *= self.stretch(rank)
-            dtype = compute_dtype(base, self.kind, x, factors)
+            dtype = compute_dtype(layer, x)
+            if dtype is not None and dropout is None:
+                return output(self, layer, x, dtype)
             if dtype is not None:
-                seen = x if dropout is None else dropout(x)
-                return fused_linear(base, self.kind, x, seen, factors, scaling, dtype)
+                return fused_linear([layer], x, dtype, dropout(x))[0]
         out = base(x)
         if self.layout.takes_numbers:
             if dropout is not None:
                 x = dropout(x)
             if not torch.is_autocast_enabled(x.device.type):
-                x = x.to(q.dtype)
+                x = x.to(layer.factors[2].dtype)
+        p, lam, q = layer.factors
         # the same products in the same order as in an exported file, so the same numbers
-        return out + self.layout.update(base, x, q, p * (lam * scaling)).to(out.dtype)
+        return out + self.layout.update(base, x, q, p * (lam * layer.scaling)).to(out.dtype)
+
+    def layer(self) -> Layer:
+        """The base layer and the factors that this call uses."""
+        parameters = self._parameters
+        p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
+        if parameters["lam_out"] is not None:
+            p = self.left()
+        if self.training and self.drawn:
+            rank = min(self.drawn, lam.numel())
+            factors = p[:, :rank], lam.new_ones(rank), q[:rank]
+            return Layer(self._modules["base_layer"], self.kind, factors, self.scaling * self.stretch(rank))
+        return Layer(self._modules["base_layer"], self.kind, (p, lam, q), self.scaling)
 
     def stretch(self, rank: int) -> float:
         """The scale of a nested adapter's first ``rank`` triplets relative to s, (r / rank)^e."""
@@ -272,6 +281,9 @@ class Adapter(nn.Module):
         replace_data(self.lam, self.lam.data.new_empty(rank))
         replace_data(self.Q, self.Q.data.new_empty(rank, self.d_in))
         self.kept = self.kept.new_ones(rank)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "family": None}  # a copy has siblings of its own to meet
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,7 +1,10 @@
-"""A frozen linear layer and its adapter as one autograd.Function.
+"""Frozen linear layers that read one tensor, and their adapters, as one autograd.Function.
 
     forward    z = x Qᵀ;   B = P Λ s;   y = [z 1] [B b]ᵀ;   y += x Wᵀ
     backward   ∂z = ∂y B;  ∂x = ∂z Q;   ∂x += ∂y W;   ∂Q = ∂zᵀ x;   ∂B = ∂yᵀ z;   ∂P = ∂B Λ s;   ∂λ = s Σ ∂B ⊙ P
+
+Mostly that is one layer. For several (:mod:`rankalloc.siblings`), x Qᵀ, ∂z Q and ∂zᵀ x are one product each with
+the Qs on top of one another, and ∂x is one buffer to which each layer adds.
 
 Most of what a LoRA layer costs beside a frozen one is passes over activations and calls from Python, not
 arithmetic. Here the adapter writes its output where the layer would have written its bias, and the layer's
@@ -15,7 +18,8 @@ evaluation, an adapter computes what its exported file does, to the bit.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,21 +33,29 @@ from .layer_kinds import LINEAR
 # name for this question, which its own Function.apply asks
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+# the Function's arguments: scalings, x, dropped; then weight, bias, P, lam, Q of each layer
+_FIRST, _PER_LAYER = 3, 5
 _AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def compute_dtype(base: nn.Module, kind: str | None, x: torch.Tensor, factors: tuple[torch.Tensor, ...]) -> Any:
-    """The dtype in which ``fused_linear`` may stand for ``base`` and its adapter, or None when it may not.
+class Layer(NamedTuple):
+    """One frozen layer and its adapter: base (of ``kind``, :func:`rankalloc.base_layers.kind_of`), P (d_out, r),
+    lam (r,), Q (r, d_in), and s."""
 
-    It may when calling ``base`` is nothing but a product with a frozen weight: nn.Linear or Conv1D themselves,
+    base: nn.Module
+    kind: str | None
+    factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    scaling: float
+
+
+def compute_dtype(layer: Layer, x: torch.Tensor) -> torch.dtype | None:
+    """The dtype in which :func:`fused_linear` may stand for ``layer`` on x, (..., d_in), or None when it may not.
+
+    It may when calling the base layer is nothing but a product with a frozen weight: nn.Linear or Conv1D themselves,
     without hooks, a replaced ``forward`` or computed weights. Types must agree, or be those that autocast
     brings together.
-
-    Args:
-        base, kind: the frozen layer and its :func:`rankalloc.base_layers.kind_of`.
-        x: the input, (..., d_in).
-        factors: P, lam and Q.
     """
+    base, kind, factors, _ = layer
     if torch.compiler.is_compiling() or _transformed():  # a compiler fuses the plain formula by itself
         return None
     if kind not in LINEAR or kind == "linear" and type(base) is not nn.Linear or not _is_plain_call(base):
@@ -64,32 +76,26 @@ def compute_dtype(base: nn.Module, kind: str | None, x: torch.Tensor, factors: t
 
 
 def fused_linear(
-    base: nn.Module, kind: str | None, x: torch.Tensor, seen: torch.Tensor,
-    factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scaling: float, dtype: torch.dtype,
-) -> torch.Tensor:
-    """base(x) + scaling · P Λ Q seen, differentiable in x, seen and the factors, twice as well.
+    layers: Sequence[Layer], x: torch.Tensor, dtype: torch.dtype, dropped: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
+    """base(x) + s · P Λ Q x of every layer, differentiable in x, ``dropped`` and the factors, twice as well.
 
     Args:
-        base, kind: the frozen layer and its :func:`rankalloc.base_layers.kind_of`.
-        x: what the layer sees, (..., d_in), two dimensions or more.
-        seen: what the adapter sees: ``x`` itself, or x after dropout.
-        factors: P (d_out, r), lam (r,) and Q (r, d_in).
-        scaling: s.
+        layers: all of them read x; usually one.
+        x: (..., d_in), two dimensions or more.
         dtype: from :func:`compute_dtype`; everything is brought to it.
+        dropped: what the adapter sees where that is not x, x after dropout; for one layer alone.
 
     Returns:
-        (..., d_out) in ``dtype``.
+        For each layer (..., d_out) in ``dtype``.
     """
-    parameters = base._parameters
-    weight, bias = parameters["weight"], parameters["bias"]
-    if kind == "conv1d":
-        weight = weight.t()
-    # None, and not x once more: two inputs would get two gradients of x's size
-    dropped = None if seen is x else seen
-    tensors = (x, dropped, weight, bias, *factors)
+    tensors = [x, dropped]
+    for base, kind, factors, _ in layers:
+        weight = base._parameters["weight"]
+        tensors += [weight.t() if kind == "conv1d" else weight, base._parameters["bias"], *factors]
     if any(t is not None and t.dtype != dtype for t in tensors):
-        tensors = tuple(t if t is None else t.to(dtype) for t in tensors)
-    return _FusedLinear.apply(*tensors, scaling)
+        tensors = [t if t is None else t.to(dtype) for t in tensors]
+    return _FusedLinear.apply([layer.scaling for layer in layers], *tensors)
 
 
 def _is_plain_call(base: nn.Module) -> bool:
@@ -103,62 +109,116 @@ class _FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: torch.Tensor, dropped: torch.Tensor | None, weight: torch.Tensor,
-        bias: torch.Tensor | None, p: torch.Tensor, lam: torch.Tensor, q: torch.Tensor, scaling: float,
-    ) -> torch.Tensor:
+        ctx: FunctionCtx, scalings: Sequence[float], x: torch.Tensor, dropped: torch.Tensor | None,
+        *tensors: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
         seen = rows if dropped is None else dropped.reshape(rows.shape)
-        b = p * (lam * scaling)
-        if bias is None:
-            z = torch.mm(seen, q.t())
-            out = torch.mm(z, b.t())
-        else:  # the bias is one more triplet, whose z is 1: no pass over the outputs of its own
-            room = seen.new_ones(seen.shape[0], q.shape[0] + 1)
-            z = room[:, :-1]
-            torch.mm(seen, q.t(), out=z)
-            out = torch.mm(room, torch.cat((b.t(), bias[None])))
-        out.addmm_(rows, weight.t())
-        ctx.shared, ctx.scaling, ctx.shape = dropped is None, scaling, x.shape
-        # x is for the gradient of Q alone: where Q is frozen, z is all that is kept, r numbers a token
+        layers = _by_layer(tensors)
+        outs, computed = [], []
+        for (weight, bias, p, lam, _), z, scaling in zip(layers, _project(seen, layers), scalings, strict=True):
+            scale = lam * scaling
+            b = p * scale
+            # the bias is one more triplet, whose z is 1: no pass over the outputs of its own
+            out = torch.mm(z, b.t() if bias is None else torch.cat((b.t(), bias[None])))
+            out.addmm_(rows, weight.t())
+            # and not a view, which may not be changed in place
+            outs.append(out.resize_(*x.shape[:-1], out.shape[-1]))
+            computed += [z, scale, b]
+        ctx.scalings, ctx.shape, ctx.shared = scalings, x.shape, dropped is None
+        ctx.set_materialize_grads(False)
+        # x is for the gradient of Q alone: where no Q is trained, z is all that is kept, r numbers a token
         kept = x if dropped is None else dropped
-        ctx.save_for_backward(kept if ctx.needs_input_grad[6] else None, z, weight, p, lam, q, b)
-        return out.resize_(*x.shape[:-1], out.shape[-1])  # and not a view, which may not be changed in place
+        ctx.save_for_backward(kept if any(_of_q(ctx.needs_input_grad)) else None, *tensors, *computed)
+        return tuple(outs)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if not torch.is_autocast_enabled(grad.device.type):
-            return _gradients(ctx, grad)
+    def backward(ctx: FunctionCtx, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        kind = next((grad.device.type for grad in grads if grad is not None), None)
+        if kind is None or not torch.is_autocast_enabled(kind):
+            return _gradients(ctx, grads)
         # all are of one dtype already; a backward pass inside autocast would have some products cast and some not
-        with torch.autocast(grad.device.type, enabled=False):
-            return _gradients(ctx, grad)
+        with torch.autocast(kind, enabled=False):
+            return _gradients(ctx, grads)
 
 
-def _gradients(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _gradients(ctx: FunctionCtx, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     """One gradient, or None, for each input of the Function."""
-    x, z, weight, p, lam, q, b = ctx.saved_tensors
-    needs_x, needs_dropped, _, _, needs_p, needs_lam, needs_q, _ = ctx.needs_input_grad
-    grad_x = grad_dropped = grad_p = grad_lam = grad_q = None
-    seen, grad = x if x is None else x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    if torch.is_grad_enabled():  # what was computed in forward has no history, which a second derivative needs
-        if seen is None:
-            raise RankallocError(
-                "second derivatives of an adapter whose Q is not trained need the input that it does not keep; take "
-                "them in evaluation mode (model.eval())"
-            )
-        z, b = torch.mm(seen, q.t()), p * (lam * ctx.scaling)
-    if needs_x or needs_dropped or needs_q:
-        grad_z = torch.mm(grad, b)
-    if needs_p or needs_lam:
-        grad_b = torch.mm(z.t(), grad).t()  # and not gradᵀ z, which is up to twice as slow for a few columns
-        if needs_p:
-            grad_p = grad_b * (lam * ctx.scaling)
-        if needs_lam:
-            grad_lam = (grad_b * p).sum(0) * ctx.scaling
+    x, *tensors = ctx.saved_tensors
+    arguments = _PER_LAYER * len(grads)
+    layers, computed = _by_layer(tensors[:arguments]), tensors[arguments:]
+    needs_x, needs_dropped = ctx.needs_input_grad[1:_FIRST]
+    trains_q = any(_of_q(ctx.needs_input_grad))
+    found: list[torch.Tensor | None] = [None] * len(ctx.needs_input_grad)
+    seen = x if x is None else x.reshape(-1, x.shape[-1])
+    again = torch.is_grad_enabled()
+    if again and seen is None:
+        raise RankallocError(
+            "second derivatives of an adapter whose Q is not trained need the input that it does not keep; take "
+            "them in evaluation mode (model.eval())"
+        )
+    used = []  # of the layers whose outputs were used: first argument, weight, Q, ∂y and ∂z
+    for index, ((weight, _, p, lam, q), grad) in enumerate(zip(layers, grads, strict=True)):
+        if grad is None:
+            continue
+        first, scaling = _FIRST + _PER_LAYER * index, ctx.scalings[index]
+        z, scale, b = computed[3 * index : 3 * index + 3]
+        if again:  # what was computed in forward has no history, which a second derivative needs
+            z, scale = torch.mm(seen, q.t()), lam * scaling
+            b = p * scale
+        grad = grad.reshape(-1, grad.shape[-1])
+        needs_p, needs_lam = ctx.needs_input_grad[first + 2 : first + 4]
+        if needs_p or needs_lam:
+            # and not gradᵀ z, which is up to twice as slow for a few columns
+            grad_b = torch.mm(z[:, : q.shape[0]].t(), grad).t()
+            if needs_p:
+                found[first + 2] = grad_b * scale
+            if needs_lam:
+                found[first + 3] = torch.linalg.vecdot(grad_b, p, dim=0) * scaling
+        if needs_x or needs_dropped or trains_q:
+            used.append((first, weight, q, grad, torch.mm(grad, b)))
+    if not used:
+        return tuple(found)
+    firsts, weights, qs, ys, zs = zip(*used, strict=True)
+    alone = len(used) == 1
+    stacked_q, grad_z = (qs[0], zs[0]) if alone else (torch.cat(qs), torch.cat(zs, dim=1))
     if needs_dropped:
-        grad_dropped = torch.mm(grad_z, q).view(ctx.shape)
+        found[2] = torch.mm(grad_z, stacked_q).view(ctx.shape)
     if needs_x:
-        grad_x = torch.mm(grad_z, q).addmm_(grad, weight) if ctx.shared else torch.mm(grad, weight)
-        grad_x = grad_x.view(ctx.shape)
-    if needs_q:
+        grad_x = torch.mm(grad_z, stacked_q).addmm_(ys[0], weights[0]) if ctx.shared else torch.mm(ys[0], weights[0])
+        for grad, weight in zip(ys[1:], weights[1:], strict=True):
+            grad_x.addmm_(grad, weight)
+        found[1] = grad_x.view(ctx.shape)
+    if trains_q:
         grad_q = torch.mm(grad_z.t(), seen)
-    return grad_x, grad_dropped, None, None, grad_p, grad_lam, grad_q, None
+        for first, own in zip(firsts, [grad_q] if alone else grad_q.split([q.shape[0] for q in qs]), strict=True):
+            found[first + 4] = own if ctx.needs_input_grad[first + 4] else None
+    return tuple(found)
+
+
+def _by_layer(tensors: Sequence[Any]) -> list[Sequence[Any]]:
+    return [tensors[i : i + _PER_LAYER] for i in range(0, len(tensors), _PER_LAYER)]
+
+
+def _of_q(arguments: Sequence[Any]) -> Sequence[Any]:
+    return arguments[_FIRST + 4 :: _PER_LAYER]
+
+
+def _project(seen: torch.Tensor, layers: Sequence[Sequence[Any]]) -> Sequence[torch.Tensor]:
+    """x Qᵀ of every layer, with a column of ones after it where the layer has a bias."""
+    if len(layers) == 1:
+        _, bias, _, _, q = layers[0]
+        if bias is None:
+            return [torch.mm(seen, q.t())]
+        z = seen.new_ones(seen.shape[0], q.shape[0] + 1)
+        torch.mm(seen, q.t(), out=z[:, :-1])
+        return [z]
+    stacked, widths = [], []
+    for _, bias, _, _, q in layers:
+        stacked += [q] if bias is None else [q, q.new_zeros(1, q.shape[1])]
+        widths.append(q.shape[0] + (bias is not None))
+    zs = torch.mm(seen, torch.cat(stacked).t()).split(widths, dim=1)
+    for z, (_, bias, *_) in zip(zs, layers, strict=True):
+        if bias is not None:
+            z[:, -1] = 1
+    return zs

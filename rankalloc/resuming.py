@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from . import siblings
 from .adapters import Adapters
 from .errors import RankallocError
 from .trace import RankTrace
@@ -24,7 +25,8 @@ def state_of(controller: RankController) -> dict[str, Any]:
     meta = {
         "version": STATE_VERSION, "step": controller.step, "method": controller.method.name,
         "plan": asdict(controller.plan), "initial_ranks": [layer.initial_rank for layer in trace.layers],
-        "weights": weights_key(controller.adapters), "trace": trace.model_dump(mode="json"),
+        "weights": weights_key(controller.adapters), "siblings": siblings.known(controller.adapters.modules),
+        "trace": trace.model_dump(mode="json"),
     }
     scoring = controller.score is not None and not controller.frozen
     return {"tensors": dict(controller.score.tensors()) if scoring else {}, "meta": json.dumps(meta)}
@@ -76,6 +78,7 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
                 raise RankallocError(f"cannot resume: the rank state lacks {name} in the shape these adapters need")
         score.load_tensors(saved)
         controller.score = score
+    siblings.remember(adapters.modules, meta.get("siblings", []))
     controller.plan, controller.step, controller.trace = plan, meta["step"], trace
     controller.rule.plan = plan
     controller.rule.prepare(controller.step + 1)

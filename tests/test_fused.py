@@ -261,7 +261,7 @@ def test_without_gradients(context):
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_gradients_and_second_derivatives_are_those_of_finite_differences(dropped):
-    from rankalloc.fused import fused_linear
+    from rankalloc.fused import Layer, fused_linear
 
     adapter = make()
     base = adapter.base_layer
@@ -269,7 +269,7 @@ def test_gradients_and_second_derivatives_are_those_of_finite_differences(droppe
     factors = (adapter.P, adapter.lam, adapter.Q)
 
     def function(x, seen, *factors):
-        return fused_linear(base, "linear", x, seen if dropped else x, factors, 0.7, torch.float64)
+        return fused_linear([Layer(base, "linear", factors, 0.7)], x, torch.float64, seen if dropped else None)[0]
 
     inputs = (x, seen if dropped else seen.detach(), *factors)
     assert torch.autograd.gradcheck(function, inputs)
@@ -406,7 +406,7 @@ def test_no_temporary_of_the_activations_size():
     assert len(forward.calls) <= 8, forward.calls
     assert forward.large == 1  # the output
     activations = {t.untyped_storage().data_ptr(): t for t in saved if t.shape[0] == rows or t.dim() > 2}
-    assert sorted(t.shape[-1] for t in activations.values()) == [RANK, D_IN]  # z and x
+    assert sorted(t.shape[-1] for t in activations.values()) == [RANK + 1, D_IN]  # z with the bias's ones, and x
     grad = torch.randn_like(out)
     with Counter(rows * D_IN) as backward:
         out.backward(grad)
