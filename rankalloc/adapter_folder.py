@@ -69,7 +69,10 @@ def check_layout(layout: str, pad_multiple: int) -> None:
     if layout not in LAYOUTS:
         raise ConfigError(unknown("layout", layout, LAYOUTS))
     if not isinstance(pad_multiple, int) or pad_multiple < 1 or (layout == "compact" and pad_multiple != 1):
-        raise ConfigError(f"pad_multiple={pad_multiple} is for the uniform layout, and at least 1")
+        raise ConfigError(
+            f"padding to a multiple of {pad_multiple!r} (pad_multiple, --pad-to) is not possible in layout {layout!r}: "
+            "it takes a whole number of at least 1, and above 1 the uniform layout"
+        )
 
 
 def lora_config(rank: int, target_modules: list[str] | str, **others: Any) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
         rank: for every layer, or {module name: rank}; a layer that holds fewer keeps what it has.
 
     Raises:
-        ConfigError: a rank is no whole number of at least 0, or a name is no adapter.
+        ConfigError: a rank is no whole number of at least 0, or more than any layer was trained at; a name is no
+            adapter.
         RankallocError: the adapters are not nested.
 
     Example:
@@ -46,6 +47,9 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
         if name not in adapters.modules:
             raise ConfigError(unknown("layer in rank=", name, adapters.modules))
         whole("rank", value, 0)
+    most = max((adapter.initial_rank for adapter in adapters), default=0)
+    if wanted and min(wanted.values()) > most:
+        raise ConfigError(f"rank {min(wanted.values())} is more than any layer was trained at, at most {most}")
     before = [(adapter.kept.clone(), adapter.lam.detach().clone()) for adapter in adapters]
     try:
         with torch.no_grad():

@@ -10,7 +10,7 @@ Known weakness: a direction that an adapter hardly uses counts as much as its st
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -65,6 +65,8 @@ def subspaces_of(adapters: Adapters, others: Given | Sequence[Given], side: str 
     """
     if isinstance(others, (str, os.PathLike, FinishedAdapter)):
         others = [others]
+    if not isinstance(others, Iterable):
+        raise ConfigError(f"away_from takes folders of adapters or finished adapters, got {others!r}")
     finished = [other if isinstance(other, FinishedAdapter) else FinishedAdapter(other) for other in others]
     if not finished:
         raise ConfigError("away_from names no adapter to keep away from; give at least one, or leave it out")

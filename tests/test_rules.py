@@ -192,7 +192,7 @@ def test_only_nested_adapters_are_cut_from_the_end(mlp):
     with pytest.raises(RankallocError, match="dylora"), ra.at_rank(ra.attach(mlp, rank=2), 1):
         pass
     adapters = ra.attach(make_mlp(), rank=2, init="lora")
-    for wrong in (-1, 1.5, True, {"nowhere": 1}):
+    for wrong in (-1, 1.5, True, {"nowhere": 1}, 3, {"0": 3}):
         with pytest.raises(ConfigError), ra.at_rank(adapters, wrong):
             pass
     assert set(adapters.ranks().values()) == {2}

@@ -283,6 +283,7 @@ def test_mistakes_are_told_before_training(given, tmp_path):
     full = write_peft(tmp_path / "full", {"0": (torch.eye(16), torch.randn(24, 16))})
     for error, told, call in [
         (ConfigError, "names no adapter", lambda: controller([])),
+        (ConfigError, "takes folders of adapters", lambda: controller(3)),
         (AdapterFileError, "no adapter folder", lambda: controller([tmp_path / "nowhere"])),
         (ConfigError, "no layer in common", lambda: controller([given, elsewhere])),
         (ConfigError, r"ΔW is zero", lambda: controller([nothing])),

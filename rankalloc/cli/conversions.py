@@ -110,6 +110,8 @@ def extract(
     if done.leftovers:
         show("left out, by relative change:")
         show_table([("", row.name, number(row.relative)) for row in done.leftovers[:_SHOWN]], right=(2,))
+        if len(done.leftovers) > _SHOWN:
+            show(f"  and {len(done.leftovers) - _SHOWN} more (all of them with --json)")
 
 
 COMMANDS = {

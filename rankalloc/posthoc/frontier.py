@@ -1,7 +1,8 @@
 """Quality against budget for one adapter: evaluated points, the knee, a figure.
 
 The knee is the point farthest above the straight line between the ends, both axes scaled to 0…1 (Kneedle: Satopää et
-al., 2011). Known weakness: it moves with the range of budgets that is asked for.
+al., 2011). Known weaknesses: it moves with the range of budgets that is asked for, and each point is one evaluation, so
+that a knee between points that differ by less than the metric's own noise means nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Frontier:
         }
 
     def figure(self):
-        """A matplotlib Figure: the metric against parameters, the knee ringed."""
+        """A matplotlib Figure: the metric against parameters, each point with its triplets in all, the knee ringed."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), layout="constrained")
@@ -52,12 +53,18 @@ class Frontier:
         whole = self.points[-1]
         axes.axhline(whole.value, color="0.6", linewidth=0.8, label="whole adapter")
         axes.plot([p.params for p in self.points], [p.value for p in self.points], "o-", color="#20688f")
+        for point in self.points:
+            axes.annotate(
+                f"{point.ranks:,}", (point.params, point.value), xytext=(0, -12), textcoords="offset points",
+                fontsize=7, color="0.35", ha="center",
+            )
         if self.knee is not None:
             axes.plot(
                 [self.knee.params], [self.knee.value], "o", markersize=13, markerfacecolor="none", color="#b8541a",
                 linestyle="none", label=f"knee: {self.knee.params:,} parameters",
             )
-        axes.set(xlabel="adapter parameters", ylabel=self.name)
+        axes.set(xlabel="adapter parameters (beside each point: triplets in all layers)", ylabel=self.name)
+        axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         return figure
@@ -121,11 +128,11 @@ def frontier(
             points.choice(budget)
         asked = [partial(points.at, budget) for budget in budgets]
     found = []
-    for ask in (*asked, points.whole):
+    for ask in (points.whole, *asked):  # the adapter itself first: what is wrong with it is then said of its folder
         found.append(ask())
         if progress is not None:
             progress(len(found), len(asked) + 1, {"params": found[-1].params, name: found[-1].value})
-    ordered = sorted(found[:-1], key=lambda point: point.params) + found[-1:]
+    ordered = sorted(found[1:], key=lambda point: point.params) + found[:1]
     curve = Frontier(ordered, knee_of(ordered, higher_is_better), higher_is_better, name, cut)
     if out is not None:
         curve.save(out)

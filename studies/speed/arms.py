@@ -18,6 +18,8 @@ FLOOR, PEFT_LORA, PEFT_ADALORA = "frozen floor", "PEFT LoRA", "PEFT AdaLoRA"
 PLAIN, ADAPTER, DEFAULT = "adapter, plain formula", "adapter", "default method"
 BERT_TARGETS = r".*encoder.*(query|key|value|dense)"
 LLAMA_TARGETS = r".*layers.*_proj"
+EVERY = 10
+"""Steps between two allocations."""
 
 
 def bert(layers: int = 6, width: int = 384) -> BertForTokenClassification:
@@ -61,6 +63,9 @@ class Arm:
         rank: of every adapter.
         total_steps: of the schedule of what allocates.
         budget: of the default method; None holds ranks where they are (all but one) and allocates every ten steps.
+
+    Attributes:
+        allocations: seconds of each allocation so far.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Arm:
         budget: ra.RankBudget | None = None, rate: float = 1e-3,
     ) -> None:
         self.kind, self.model, self.controller, self.adapters, self.count = kind, model, None, None, 0
+        self.allocations: list[float] = []
         if kind == FLOOR:
             model.requires_grad_(False)
             # gradients pass every layer and end there; the embedding table's own gradient would be counted otherwise
@@ -76,7 +82,7 @@ class Arm:
             self.model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
         elif kind == PEFT_ADALORA:
             self.model = get_peft_model(model, AdaLoraConfig(
-                init_r=rank, target_r=max(1, rank // 3), tinit=1, tfinal=1, deltaT=10, total_step=total_steps,
+                init_r=rank, target_r=max(1, rank // 3), tinit=1, tfinal=1, deltaT=EVERY, total_step=total_steps,
                 lora_alpha=2 * rank, target_modules=targets,
                 task_type="TOKEN_CLS" if isinstance(model, BertForTokenClassification) else "CAUSAL_LM",
             ))
@@ -86,14 +92,14 @@ class Arm:
                 for adapter in self.adapters:
                     adapter.base_layer.register_forward_hook(lambda *_: None)  # who is watched is not fused
             elif kind == DEFAULT:
-                held = ra.RankBudget(ranks=len(self.adapters) * rank - 1, warmup=0.0, every=10, shape="constant")
+                held = ra.RankBudget(ranks=len(self.adapters) * rank - 1, warmup=0.0, every=EVERY, shape="constant")
                 self.controller = ra.RankController(self.adapters, budget or held, total_steps)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         # one kernel for all parameters; the Trainer's default
         self.optimizer = torch.optim.AdamW(trained, lr=rate, fused=True) if kind != FLOOR else None
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
-        """One training step; the seconds it took."""
+        """One training step; the seconds it took, without those of an allocation."""
         started = time.perf_counter()
         self.count += 1
         self.model(**batch).loss.backward()
@@ -101,12 +107,17 @@ class Arm:
             self.controller.observe()
         if self.optimizer is not None:
             self.optimizer.step()
+        allocating = 0.0
         if self.controller is not None:
+            known, before = len(self.controller.trace.allocations), time.perf_counter()
             self.controller.update(self.optimizer)
+            if len(self.controller.trace.allocations) > known:
+                allocating = time.perf_counter() - before
+                self.allocations.append(allocating)
         if self.kind == PEFT_ADALORA:
             self.model.base_model.update_and_allocate(self.count)
         self.model.zero_grad()
-        return time.perf_counter() - started
+        return time.perf_counter() - started - allocating
 
 
 def alternate(arms: Sequence[Any], rounds: int, steps: int, step: Callable[[Any], float]) -> list[list[float]]:

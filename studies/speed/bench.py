@@ -38,9 +38,9 @@ def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
             arms.llama, arms.llama_batch(), arms.LLAMA_TARGETS, args.rank, args.rounds, args.round_steps,
             kinds=(arms.FLOOR, arms.PEFT_LORA, arms.PEFT_ADALORA, arms.DEFAULT),
         ),
-        "freeze": lambda: steps.after_the_freeze(args.rank, args.rounds),
+        "freeze": lambda: steps.after_the_freeze(args.rank, min(args.rounds, 16)),
         "runs": lambda: whole_runs.measure(args.rank, args.steps, min(args.rounds, 5)),
-        "growth": lambda: steps.growth(min(args.rounds, 4)),
+        "growth": lambda: steps.growth(min(args.rounds, 20)),
         "operators": operators.measure,
         "memory": lambda: memory.measure(args.rank),
         "allocation": allocation.measure,
@@ -50,8 +50,8 @@ def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="*", help="some of the parts (default: all)")
-    parser.add_argument("--rounds", type=int, default=16, help="alternating rounds (default 16)")
-    parser.add_argument("--round-steps", type=int, default=5, help="steps of each arm in a round (default 5)")
+    parser.add_argument("--rounds", type=int, default=60, help="alternating rounds (default 60)")
+    parser.add_argument("--round-steps", type=int, default=2, help="steps of each arm in a round (default 2)")
     parser.add_argument("--steps", type=int, default=60, help="steps of a whole run (default 60)")
     parser.add_argument("--rank", type=int, default=12, help="rank of every adapter (default 12)")
     parser.add_argument("--output", type=Path, default=Path("reports/speed.json"))

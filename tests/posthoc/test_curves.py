@@ -92,6 +92,14 @@ def test_a_frontier_is_evaluated_drawn_and_kept(folder, tmp_path):
     assert (tmp_path / "out" / "frontier.svg").read_bytes() == svg
 
 
+def test_what_is_wrong_with_an_adapter_is_said_of_its_own_folder(folder):
+    def judge(path):
+        raise RankallocError(f"{path} is of another base")
+
+    with pytest.raises(RankallocError, match=str(folder)):
+        ra.frontier(folder, [ra.RankBudget(ranks=4)], judge)
+
+
 def test_the_knee():
     def points(*pairs):
         return [Point({}, params, 0, 0.0, value) for params, value in pairs]
