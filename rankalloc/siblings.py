@@ -15,7 +15,7 @@ begin with the families it had (:func:`known`, :func:`remember`; the controller'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from weakref import ref
 
@@ -33,9 +33,9 @@ _saving_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", 
 class Family:
     """Adapters in the order of their calls, and what the first has computed for those still to come."""
 
-    def __init__(self, members: Iterable[Adapter]) -> None:
+    def __init__(self) -> None:
         # an adapter holds its family; were the reverse true, a model would outlive its last reference
-        self._members = [ref(member) for member in members]
+        self._members: list[ref[Adapter]] = []
         self.seen: torch.Tensor | None = None
         self.version = 0
         self.waiting: dict[Adapter, tuple[Layer, torch.Tensor]] = {}
@@ -59,7 +59,8 @@ class Family:
     def fetch(self, adapter: Adapter, layer: Layer, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """What was computed for ``adapter``; None, and the end of the family, when it was for something else."""
         kept, out = self.waiting.pop(adapter, (None, None))
-        if self.seen is x and self.version == x._version and _same(kept, layer) and out.dtype == dtype:
+        same = self.seen is x and self.version == x._version and _same(kept, layer) and out.dtype == dtype
+        if same and _takes_part():
             if not self.waiting:
                 self.seen = None
             return out
@@ -69,7 +70,7 @@ class Family:
     def end(self) -> None:
         self.seen, self.waiting = None, {}
         for member in self.members:
-            member.family = Family([member])
+            Family().add(member)
 
 
 def output(adapter: Adapter, layer: Layer, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -80,7 +81,7 @@ def output(adapter: Adapter, layer: Layer, x: torch.Tensor, dtype: torch.dtype) 
         out = family.fetch(adapter, layer, x, dtype)
         if out is not None:
             return out
-    elif torch.is_grad_enabled() and _whole(adapter, layer) and _saving_hooks(False) is None:
+    elif _takes_part() and _whole(adapter, layer):
         if family is None:
             _meet(adapter, x)
         elif others := family.after(adapter):
@@ -102,7 +103,7 @@ def known(adapters: Mapping[str, Adapter]) -> list[list[str]]:
 def remember(adapters: Mapping[str, Adapter], families: Sequence[Sequence[str]]) -> None:
     """Give ``adapters`` the families that :func:`known` told."""
     for names in families:
-        family = Family([])
+        family = Family()
         for name in names:
             family.add(adapters[name])
 
@@ -120,7 +121,7 @@ def _meet(adapter: Adapter, x: torch.Tensor) -> None:
     if last is not None and last.family is not None and _Last.x() is x and _Last.version == x._version:
         last.family.add(adapter)
     else:
-        Family([]).add(adapter)
+        Family().add(adapter)
     _Last.adapter, _Last.x, _Last.version = ref(adapter), ref(x), x._version
 
 
@@ -129,6 +130,11 @@ def _same(one: Layer | None, other: Layer) -> bool:
     return one is not None and one.base is other.base and one.scaling == other.scaling and all(
         a is b for a, b in zip(one.factors, other.factors, strict=True)
     )
+
+
+def _takes_part() -> bool:
+    """Whether a graph is built, and nobody watches what it saves."""
+    return torch.is_grad_enabled() and _saving_hooks(False) is None
 
 
 def _whole(adapter: Adapter, layer: Layer) -> bool:

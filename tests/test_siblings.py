@@ -210,6 +210,32 @@ def test_gradient_checkpointing_from_the_first_step_on(reentrant):
         agree(model, X)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_one_of_them(reentrant):
+    model, adapters = make()
+
+    def call(x):
+        return model.q(x)[..., :4] + checkpoint(model.k, x, use_reentrant=reentrant) + model.v(x)
+
+    model(X)
+    assert families(adapters)[0] == ["q", "k", "v"]
+    for _ in range(2):
+        twin = plain(model)
+        expected = gradients(twin, X, lambda x, twin=twin: twin.q(x)[..., :4] + twin.k(x) + twin.v(x))
+        for one, other in zip(gradients(model, X, call), expected, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_no_graph_for_who_asks_for_none():
+    model, _ = make()
+    model(X)
+    model.q(X)
+    with torch.no_grad():
+        assert not model.k(X).requires_grad
+
+
 def test_autocast_and_a_change_of_it():
     model, adapters = make()
     model.float()

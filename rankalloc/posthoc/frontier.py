@@ -55,7 +55,7 @@ class Frontier:
         axes.plot([p.params for p in self.points], [p.value for p in self.points], "o-", color="#20688f")
         for point in self.points:
             axes.annotate(
-                f"{point.ranks:,}", (point.params, point.value), xytext=(0, -12), textcoords="offset points",
+                f"{point.ranks:,}", (point.params, point.value), xytext=(0, -17), textcoords="offset points",
                 fontsize=7, color="0.35", ha="center",
             )
         if self.knee is not None:
@@ -63,7 +63,7 @@ class Frontier:
                 [self.knee.params], [self.knee.value], "o", markersize=13, markerfacecolor="none", color="#b8541a",
                 linestyle="none", label=f"knee: {self.knee.params:,} parameters",
             )
-        axes.set(xlabel="adapter parameters (beside each point: triplets in all layers)", ylabel=self.name)
+        axes.set(xlabel="adapter parameters (below each point: triplets in all layers)", ylabel=self.name)
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
