@@ -20,7 +20,7 @@ def allocate(controller: RankController, step: int, optimizer: torch.optim.Optim
     adapters, plan, rule, trace = controller.adapters, controller.plan, controller.rule, controller.trace
     averages.check_told(adapters, controller.averages)
     if controller.canonical:
-        changes = [canonical.canonicalize(adapter, optimizer) for adapter in adapters]
+        changes = canonical.canonicalize_all(list(adapters), optimizer)
         averages.align(controller.averages, adapters)
         controller.score.rebase([change.mixing for change in changes])
     flat = [np.zeros(adapter.rank) for adapter in adapters]

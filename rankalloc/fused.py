@@ -14,6 +14,8 @@ trained (LoRA-FA, VeRA), and autograd sees one node.
 Weakness: a product that is added in place may be rounded otherwise than one that is added afterwards,
 so the last bit may differ from the plain formula's. That is why only training comes here: in
 evaluation, an adapter computes what its exported file does, to the bit.
+
+On the CPU, in float32 and where Q is trained, :mod:`rankalloc.native` does the same without Python, if it was built.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.modules import module as module_hooks
 
+from . import native
 from .errors import RankallocError
 from .layer_kinds import LINEAR
 
@@ -95,7 +98,11 @@ def fused_linear(
         tensors += [weight.t() if kind == "conv1d" else weight, base._parameters["bias"], *factors]
     if any(t is not None and t.dtype != dtype for t in tensors):
         tensors = [t if t is None else t.to(dtype) for t in tensors]
-    return _FusedLinear.apply([layer.scaling for layer in layers], *tensors)
+    scalings = [layer.scaling for layer in layers]
+    if dtype is torch.float32 and x.device.type == "cpu" and (compiled := native.fused_linear()) is not None:
+        if all(layer.factors[2].requires_grad for layer in layers):
+            return tuple(compiled(tensors[0], tensors[1], tensors[2:], scalings))
+    return _FusedLinear.apply(scalings, *tensors)
 
 
 def _is_plain_call(base: nn.Module) -> bool:

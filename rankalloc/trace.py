@@ -107,6 +107,7 @@ class EnvironmentRecord(_Record):
     threads: int
     versions: dict[str, str]
     git_hash: str | None = None
+    kernel: str | None = None
 
 
 class RankTrace(_Record):

@@ -2,6 +2,7 @@
 
     python studies/speed/bench.py                             # everything, about 40 minutes on 2 cores
     python studies/speed/bench.py --parts steps allocation    # some of it; the rest of reports/speed.json stays
+    python studies/speed/bench.py --parts steps --kernel python    # as it is where the kernel is not built
     python studies/speed/bench.py --parts                     # only the table and the figure of what was measured
 
 Only ratios within one run mean anything: a machine's speed changes from minute to minute.
@@ -24,6 +25,7 @@ import steps
 import summary
 import whole_runs
 
+from rankalloc import native
 from rankalloc.environment import describe
 from rankalloc.files import write_json
 
@@ -54,6 +56,10 @@ def main() -> None:
     parser.add_argument("--round-steps", type=int, default=2, help="steps of each arm in a round (default 2)")
     parser.add_argument("--steps", type=int, default=60, help="steps of a whole run (default 60)")
     parser.add_argument("--rank", type=int, default=12, help="rank of every adapter (default 12)")
+    parser.add_argument(
+        "--kernel", choices=("compiled", "python"), default="compiled",
+        help="compiled builds it where it is not built yet; what is measured in python is kept beside the rest",
+    )
     parser.add_argument("--output", type=Path, default=Path("reports/speed.json"))
     args = parser.parse_args()
 
@@ -63,9 +69,13 @@ def main() -> None:
         parser.error(f"no part {strangers[0]!r}; there are {', '.join(known)}")
     record = json.loads(args.output.read_text()) if args.output.exists() else {}
     record.setdefault("question", __doc__.splitlines()[0])
+    if args.kernel == "compiled":
+        native.build()
+    else:
+        os.environ[native.SWITCH] = "0"
     for part in wanted:
         print(f"{part} …", flush=True)
-        record[part] = {
+        record[part if args.kernel == "compiled" else f"{part}, {args.kernel}"] = {
             "measured": known[part](), "environment": describe("cpu").model_dump(), "load": os.getloadavg()[0],
         }
         write_json(args.output, record)

@@ -21,16 +21,19 @@ def table(record: dict[str, Any]) -> str:
         shown = f"{value['ratio']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
         rows.append((what, shown, "" if goal is None else f"{goal:g}"))
 
-    for part, name in (("steps", "MiniLM-L6's shape"), ("decoder", "SmolLM2's layers")):
+    named = {"steps": "MiniLM-L6's shape", "decoder": "SmolLM2's layers"}
+    for part, name in [*named.items(), *((f"{part}, python", f"{name}, no kernel") for part, name in named.items())]:
         if part in record:
             for what, value in record[part]["measured"]["ratios"].items():
                 add(f"step, {name}: {what}", value, TARGETS.get(what) if part == "steps" else None)
-    if "runs" in record:
-        measured = record["runs"]["measured"]
+    for part, name in (("runs", "whole run"), ("runs, python", "whole run, no kernel")):
+        if part not in record:
+            continue
+        measured = record[part]["measured"]
         for what, value in measured["ratios"].items():
-            add(f"whole run: {what}", value, RUN_TARGETS[what])
+            add(f"{name}: {what}", value, RUN_TARGETS[what] if part == "runs" else None)
         for kind, tune in measured["tune"].items():
-            rows.append((f"whole run, tune split: {kind}", f"loss {tune['loss']:.3f}, F1 {tune['f1']:.3f}", ""))
+            rows.append((f"{name}, tune split: {kind}", f"loss {tune['loss']:.3f}, F1 {tune['f1']:.3f}", ""))
     if "freeze" in record:
         measured = record["freeze"]["measured"]
         add("step after the freeze / step of a run born at those ranks", measured["ratio"], 1.03)

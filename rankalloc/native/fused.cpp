@@ -1,0 +1,335 @@
+// rankalloc/fused.py's function for float32 on the CPU: the same formula and the same signature, without Python
+// between its products, and with each row of the activations read once per pass for all of an adapter's products.
+//
+//   forward    per block of rows: z = x Qᵀ, y = b + z Bᵀ;  then y += x Wᵀ                          B = P Λ s
+//   backward   per block of rows: ∂z = ∂y B, ∂B += ∂yᵀ z, ∂Q += ∂zᵀ x, ∂x = ∂z Q;  then ∂x += ∂y W
+//
+// The frozen layers' own products are ATen's. Threads take whole blocks of rows and sum their parts of ∂B and ∂Q in
+// the order of their numbers, so equal inputs and an equal number of threads give equal bits.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "skinny.h"
+
+namespace rankalloc {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Rows of a block: x and y of a layer of a few thousand numbers a row stay in the second-level cache.
+constexpr int64_t kBlock = 64;
+// Of each layer: W (d_out, d_in), P, lam, Q; the biases of those that have one come after all layers.
+constexpr int64_t kPerLayer = 4;
+
+Tensor as_rows(const Tensor& t) {
+  const Tensor rows = t.dim() == 2 ? t : t.reshape({-1, t.size(-1)});
+  return rows.stride(1) == 1 && rows.stride(0) >= rows.size(1) ? rows : rows.contiguous();
+}
+
+const float* numbers(const Tensor& t) { return t.const_data_ptr<float>(); }
+
+// work(thread, first row, last row) with each thread's share of n rows, whole blocks.
+template <typename Work>
+void share_rows(int64_t n, int64_t threads, const Work& work) {
+  const int64_t blocks = (n + kBlock - 1) / kBlock, share = (blocks + threads - 1) / threads * kBlock;
+  at::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
+    for (int64_t t = from; t < to; ++t) work(t, std::min(n, t * share), std::min(n, (t + 1) * share));
+  });
+}
+
+// f (d, padded r) = rows of q (r, d) as columns, from column ``first`` on; the rest must be zero.
+void lay_columns(const Tensor& q, float* f, int64_t ldf, int64_t first) {
+  const int64_t r = q.size(0), d = q.size(1);
+  const float* from = numbers(q);
+  for (int64_t i = 0; i < r; ++i) {
+    for (int64_t k = 0; k < d; ++k) f[k * ldf + first + i] = from[i * d + k];
+  }
+}
+
+// What one layer's outputs need in both directions.
+struct Part {
+  Tensor weight, p, lam, q;
+  double scaling;
+  int64_t rank() const { return q.size(0); }
+  int64_t outputs() const { return p.size(0); }
+};
+
+std::vector<Part> parts_of(at::TensorList tensors, int64_t first, const std::vector<double>& scalings) {
+  std::vector<Part> parts;
+  for (size_t i = 0; i < scalings.size(); ++i) {
+    const auto at = first + kPerLayer * i;
+    parts.push_back({tensors[at], tensors[at + 1].contiguous(), tensors[at + 2].contiguous(),
+                     tensors[at + 3].contiguous(), scalings[i]});
+  }
+  return parts;
+}
+
+int64_t ranks_of(const std::vector<Part>& parts) {
+  int64_t total = 0;
+  for (const Part& part : parts) total += part.rank();
+  return total;
+}
+
+struct FusedLinear : public torch::autograd::Function<FusedLinear> {
+  // tensors: x (..., d_in); what the adapter sees where that is another tensor; the layers'; their biases.
+  static variable_list forward(
+      AutogradContext* ctx, at::TensorList tensors, std::vector<double> scalings, std::vector<bool> has_bias,
+      bool dropped) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const int64_t first = dropped ? 2 : 1;
+    const Tensor &x = tensors[0], rows = as_rows(x), seen = dropped ? as_rows(tensors[1]) : rows;
+    const std::vector<Part> parts = parts_of(tensors, first, scalings);
+    const int64_t n = seen.size(0), d = seen.size(1), total = ranks_of(parts), ldf = skinny::padded(total);
+
+    // Qᵀ of all layers side by side, then B as (r, d_out) of each
+    int64_t room = d * ldf;
+    for (const Part& part : parts) room += part.rank() * part.outputs();
+    Tensor laid = at::empty({room}, seen.options());
+    float* f = laid.data_ptr<float>();
+    for (int64_t k = 0; k < d; ++k) std::fill(f + k * ldf + total, f + (k + 1) * ldf, 0.0f);
+    Tensor z = at::empty({n, total}, seen.options());
+
+    struct Output { const float *b, *bias; float* y; int64_t column, rank, d; };
+    std::vector<Output> outputs;
+    variable_list outs;
+    size_t next_bias = first + kPerLayer * parts.size();
+    float* b = f + d * ldf;
+    int64_t column = 0;
+    auto sizes = x.sizes().vec();
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const Part& part = parts[i];
+      const int64_t r = part.rank(), d_out = part.outputs();
+      lay_columns(part.q, f, ldf, column);
+      const float *p = numbers(part.p), *lam = numbers(part.lam);
+      for (int64_t c = 0; c < d_out; ++c) {
+        for (int64_t k = 0; k < r; ++k) b[k * d_out + c] = p[c * r + k] * (lam[k] * static_cast<float>(part.scaling));
+      }
+      sizes.back() = d_out;
+      outs.push_back(at::empty(sizes, x.options()));
+      outputs.push_back({b, has_bias[i] ? numbers(tensors[next_bias++]) : nullptr, outs.back().data_ptr<float>(),
+                         column, r, d_out});
+      column += r;
+      b += r * d_out;
+    }
+    const float* x0 = numbers(seen);
+    float* z0 = z.data_ptr<float>();
+    const int64_t ldx = seen.stride(0);
+    share_rows(n, at::get_num_threads(), [&](int64_t, int64_t from, int64_t to) {
+      for (int64_t at = from; at < to; at += kBlock) {
+        const int64_t m = std::min(kBlock, to - at);
+        float* here = z0 + at * total;
+        skinny::project(x0 + at * ldx, ldx, m, d, f, ldf, here, total, total);
+        for (const Output& o : outputs) {
+          skinny::expand(here + o.column, total, m, o.rank, o.b, o.d, o.bias, o.y + at * o.d, o.d, o.d);
+        }
+      }
+    });
+    for (size_t i = 0; i < parts.size(); ++i) outs[i].view({n, parts[i].outputs()}).addmm_(rows, parts[i].weight.t());
+
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["scalings"] = scalings;
+    ctx->saved_data["dropped"] = dropped;
+    ctx->saved_data["inputs"] = static_cast<int64_t>(tensors.size() + 3);
+    variable_list kept(tensors.begin(), tensors.begin() + first + kPerLayer * parts.size());
+    kept.push_back(z);
+    if (dropped) kept[0] = Tensor();  // its shape is that of what was dropped
+    ctx->save_for_backward(std::move(kept));
+    return outs;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const auto kept = ctx->get_saved_variables();
+    const bool dropped = ctx->saved_data["dropped"].toBool();
+    const auto scalings = ctx->saved_data["scalings"].toDoubleVector();
+    // one gradient for each tensor, and nothing for the three arguments that are none; a bias has none either
+    variable_list found(kept.size() - 1);
+    if (at::GradMode::is_enabled()) {
+      differentiable(ctx, grads, kept, scalings, dropped, found);
+    } else {
+      at::AutoDispatchBelowADInplaceOrView below;
+      plain(ctx, grads, kept, scalings, dropped, found);
+    }
+    found.resize(ctx->saved_data["inputs"].toInt());
+    return found;
+  }
+
+  static void plain(
+      AutogradContext* ctx, const variable_list& grads, const variable_list& kept,
+      const std::vector<double>& scalings, bool dropped, variable_list& found) {
+    const int64_t first = dropped ? 2 : 1, threads = at::get_num_threads();
+    const Tensor &input = kept[dropped ? 1 : 0], seen = as_rows(input), &z = kept.back();
+    const std::vector<Part> all = parts_of(kept, first, scalings);
+    const bool needs_x = ctx->needs_input_grad(0), needs_dropped = dropped && ctx->needs_input_grad(1);
+    const bool expands = dropped ? needs_dropped : needs_x;
+    const int64_t n = seen.size(0), d = seen.size(1), of_z = z.size(1);
+
+    // of the layers whose outputs were used
+    struct Used { Part part; int64_t index, column; Tensor grad; const float* y; int64_t ldy; float *b, *gb; };
+    std::vector<Used> used;
+    int64_t total = 0, column = 0, room = 0, widest = 0;
+    for (size_t i = 0; i < all.size(); ++i) {
+      const int64_t r = all[i].rank(), d_out = all[i].outputs();
+      if (grads[i].defined()) {
+        Tensor grad = as_rows(grads[i]);
+        const float* y = numbers(grad);
+        const int64_t ldy = grad.stride(0);
+        used.push_back({all[i], static_cast<int64_t>(first + kPerLayer * i), column, std::move(grad), y, ldy});
+        total += r;
+        room += d_out * skinny::padded(r) + threads * r * d_out;
+        widest = std::max(widest, r);
+      }
+      column += r;
+    }
+    if (used.empty()) return;
+
+    Tensor laid = at::empty({room + total * d * (1 + threads) + threads * kBlock * total}, seen.options());
+    float* next = laid.data_ptr<float>();
+    const auto take = [&next](int64_t count) { float* taken = next; next += count; return taken; };
+    float *q = take(total * d), *gq = take(threads * total * d), *gz = take(threads * kBlock * total), *at_q = q;
+    for (Used& u : used) {
+      const int64_t r = u.part.rank(), ldf = skinny::padded(r), d_out = u.part.outputs();
+      u.b = take(d_out * ldf);
+      u.gb = take(threads * r * d_out);
+      const float *p = numbers(u.part.p), *lam = numbers(u.part.lam);
+      for (int64_t c = 0; c < d_out; ++c) {
+        for (int64_t k = 0; k < r; ++k) u.b[c * ldf + k] = p[c * r + k] * (lam[k] * static_cast<float>(u.part.scaling));
+        std::fill(u.b + c * ldf + r, u.b + (c + 1) * ldf, 0.0f);
+      }
+      std::copy_n(numbers(u.part.q), r * d, at_q);
+      at_q += r * d;
+    }
+    Tensor gx;
+    float* gx0 = nullptr;
+    if (expands) {
+      gx = at::empty(input.sizes(), input.options());
+      gx0 = gx.data_ptr<float>();
+    }
+    const float *x0 = numbers(seen), *z0 = numbers(z);
+    const int64_t ldx = seen.stride(0);
+    share_rows(n, threads, [&](int64_t thread, int64_t from, int64_t to) {
+      float *own_gq = gq + thread * total * d, *own_gz = gz + thread * kBlock * total;
+      std::fill_n(own_gq, total * d, 0.0f);
+      for (const Used& u : used) {
+        const int64_t size = u.part.rank() * u.part.outputs();
+        std::fill_n(u.gb + thread * size, size, 0.0f);
+      }
+      for (int64_t at = from; at < to; at += kBlock) {
+        const int64_t m = std::min(kBlock, to - at);
+        int64_t own = 0;
+        for (const Used& u : used) {
+          const int64_t r = u.part.rank(), d_out = u.part.outputs();
+          const float* y = u.y + at * u.ldy;
+          skinny::project(y, u.ldy, m, d_out, u.b, skinny::padded(r), own_gz + own, total, r);
+          skinny::outer(z0 + at * of_z + u.column, of_z, y, u.ldy, m, r, d_out, u.gb + thread * r * d_out, d_out);
+          own += r;
+        }
+        // rows far apart are fetched one after the other before they are read across
+        const float* x = x0 + at * ldx;
+        float touched = 0;
+        for (int64_t i = 0; i < m; ++i) {
+          for (int64_t k = 0; k < d; k += 16) touched += x[i * ldx + k];
+        }
+        [[maybe_unused]] volatile float sink = touched;
+        skinny::outer(own_gz, total, x, ldx, m, total, d, own_gq, d);
+        if (gx0) skinny::expand(own_gz, total, m, total, q, d, nullptr, gx0 + at * d, d, d);
+      }
+    });
+    for (int64_t t = 1; t < threads; ++t) {
+      for (int64_t k = 0; k < total * d; ++k) gq[k] += gq[t * total * d + k];
+    }
+    for (const Used& u : used) {
+      const int64_t r = u.part.rank(), d_out = u.part.outputs();
+      for (int64_t t = 1; t < threads; ++t) {
+        for (int64_t k = 0; k < r * d_out; ++k) u.gb[k] += u.gb[t * r * d_out + k];
+      }
+      Tensor gp = at::empty_like(u.part.p), glam = at::zeros_like(u.part.lam), own_gq = at::empty_like(u.part.q);
+      float *to_p = gp.data_ptr<float>(), *to_lam = glam.data_ptr<float>();
+      const float *p = numbers(u.part.p), *lam = numbers(u.part.lam);
+      const float s = static_cast<float>(u.part.scaling);
+      for (int64_t k = 0; k < r; ++k) {
+        const float* gb = u.gb + k * d_out;
+        float sum = 0;
+        for (int64_t c = 0; c < d_out; ++c) {
+          to_p[c * r + k] = gb[c] * (lam[k] * s);
+          sum += gb[c] * p[c * r + k];
+        }
+        to_lam[k] = sum * s;
+      }
+      std::copy_n(gq, r * d, own_gq.data_ptr<float>());
+      gq += r * d;
+      found[u.index + 1] = gp;
+      found[u.index + 2] = glam;
+      found[u.index + 3] = own_gq;
+    }
+    if (needs_dropped) found[1] = gx;
+    if (needs_x) {
+      Tensor to_x = dropped ? at::empty(input.sizes(), input.options()) : gx;
+      Tensor flat = to_x.view({n, d});
+      bool begun = !dropped;
+      for (const Used& u : used) {
+        if (begun) {
+          flat.addmm_(u.grad, u.part.weight);
+        } else {
+          at::mm_out(flat, u.grad, u.part.weight);
+        }
+        begun = true;
+      }
+      found[0] = to_x;
+    }
+  }
+
+  // for second derivatives: the formula, from what has a history
+  static void differentiable(
+      AutogradContext* ctx, const variable_list& grads, const variable_list& kept,
+      const std::vector<double>& scalings, bool dropped, variable_list& found) {
+    const int64_t first = dropped ? 2 : 1;
+    const Tensor& input = kept[dropped ? 1 : 0];
+    const Tensor seen = input.reshape({-1, input.size(-1)});
+    for (size_t i = 0; i < scalings.size(); ++i) {
+      if (!grads[i].defined()) continue;
+      const auto at = first + kPerLayer * i;
+      const Tensor &p = kept[at + 1], &q = kept[at + 3], scale = kept[at + 2].mul(scalings[i]);
+      const Tensor grad = grads[i].reshape({-1, grads[i].size(-1)});
+      const Tensor gb = grad.t().mm(seen.mm(q.t())), gz = grad.mm(p.mul(scale));
+      found[at + 1] = gb.mul(scale);
+      found[at + 2] = gb.mul(p).sum(0).mul(scalings[i]);
+      found[at + 3] = gz.t().mm(seen);
+      const Tensor through = grad.mm(kept[at]).view(input.sizes()), update = gz.mm(q).view(input.sizes());
+      const Tensor to_x = dropped ? through : through.add(update);
+      found[0] = found[0].defined() ? found[0].add(to_x) : to_x;
+      if (dropped) found[1] = update;
+    }
+  }
+};
+
+// For each layer: W, b or none, P, lam, Q.
+std::vector<Tensor> fused_linear(
+    const Tensor& x, const std::optional<Tensor>& dropped, const c10::List<std::optional<Tensor>>& layers,
+    c10::ArrayRef<double> scalings) {
+  std::vector<Tensor> tensors{x}, biases;
+  std::vector<bool> has_bias;
+  if (dropped) tensors.push_back(*dropped);
+  for (size_t i = 0; i < scalings.size(); ++i) {
+    for (const int64_t k : {0, 2, 3, 4}) tensors.push_back(*layers.get(5 * i + k));
+    const std::optional<Tensor> bias = layers.get(5 * i + 1);
+    has_bias.push_back(bias.has_value());
+    if (bias) biases.push_back(bias->contiguous());
+  }
+  tensors.insert(tensors.end(), biases.begin(), biases.end());
+  return FusedLinear::apply(at::TensorList(tensors), scalings.vec(), has_bias, dropped.has_value());
+}
+
+TORCH_LIBRARY(rankalloc, library) {
+  library.def("fused_linear(Tensor x, Tensor? dropped, Tensor?[] layers, float[] scalings) -> Tensor[]");
+  library.impl("fused_linear", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(fused_linear));
+}
+
+}  // namespace
+}  // namespace rankalloc
