@@ -3,6 +3,7 @@
 //
 //   forward    per block of rows: z = x Qᵀ, y = b + z Bᵀ;  then y += x Wᵀ                          B = P Λ s
 //   backward   per block of rows: ∂z = ∂y B, ∂B += ∂yᵀ z, ∂Q += ∂zᵀ x, ∂x = ∂z Q;  then ∂x += ∂y W
+//              or, where that moves less memory, ∂x = ∂y (W + B Q)
 //
 // The frozen layers' own products are ATen's. Threads take whole blocks of rows and sum their parts of ∂B and ∂Q in
 // the order of their numbers, so equal inputs and an equal number of threads give equal bits.
@@ -42,21 +43,13 @@ void share_rows(int64_t n, int64_t threads, const Work& work) {
   });
 }
 
-// f (d, padded r) = rows of q (r, d) as columns, from column ``first`` on; the rest must be zero.
-void lay_columns(const Tensor& q, float* f, int64_t ldf, int64_t first) {
-  const int64_t r = q.size(0), d = q.size(1);
-  const float* from = numbers(q);
-  for (int64_t i = 0; i < r; ++i) {
-    for (int64_t k = 0; k < d; ++k) f[k * ldf + first + i] = from[i * d + k];
-  }
-}
-
 // What one layer's outputs need in both directions.
 struct Part {
   Tensor weight, p, lam, q;
   double scaling;
   int64_t rank() const { return q.size(0); }
   int64_t outputs() const { return p.size(0); }
+  Tensor scale() const { return lam.mul(scaling); }
 };
 
 std::vector<Part> parts_of(at::TensorList tensors, int64_t first, const std::vector<double>& scalings) {
@@ -85,35 +78,31 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     const int64_t first = dropped ? 2 : 1;
     const Tensor &x = tensors[0], rows = as_rows(x), seen = dropped ? as_rows(tensors[1]) : rows;
     const std::vector<Part> parts = parts_of(tensors, first, scalings);
-    const int64_t n = seen.size(0), d = seen.size(1), total = ranks_of(parts), ldf = skinny::padded(total);
-
-    // Qᵀ of all layers side by side, then B as (r, d_out) of each
-    int64_t room = d * ldf;
+    const int64_t n = seen.size(0), d = seen.size(1), total = ranks_of(parts);
+    int64_t room = 0;
     for (const Part& part : parts) room += part.rank() * part.outputs();
-    Tensor laid = at::empty({room}, seen.options());
-    float* f = laid.data_ptr<float>();
-    for (int64_t k = 0; k < d; ++k) std::fill(f + k * ldf + total, f + (k + 1) * ldf, 0.0f);
-    Tensor z = at::empty({n, total}, seen.options());
+    Tensor z = at::empty({n, total}, seen.options()), right = at::empty({room}, seen.options());
 
-    struct Output { const float *b, *bias; float* y; int64_t column, rank, d; };
+    struct Output { const float *q, *b, *bias; float* y; int64_t column, rank, d; };
     std::vector<Output> outputs;
     variable_list outs;
     size_t next_bias = first + kPerLayer * parts.size();
-    float* b = f + d * ldf;
+    float* b = right.data_ptr<float>();
     int64_t column = 0;
     auto sizes = x.sizes().vec();
     for (size_t i = 0; i < parts.size(); ++i) {
       const Part& part = parts[i];
       const int64_t r = part.rank(), d_out = part.outputs();
-      lay_columns(part.q, f, ldf, column);
       const float *p = numbers(part.p), *lam = numbers(part.lam);
+      std::vector<float> scale(lam, lam + r);
+      for (float& value : scale) value *= static_cast<float>(part.scaling);
       for (int64_t c = 0; c < d_out; ++c) {
-        for (int64_t k = 0; k < r; ++k) b[k * d_out + c] = p[c * r + k] * (lam[k] * static_cast<float>(part.scaling));
+        for (int64_t k = 0; k < r; ++k) b[k * d_out + c] = p[c * r + k] * scale[k];
       }
       sizes.back() = d_out;
       outs.push_back(at::empty(sizes, x.options()));
-      outputs.push_back({b, has_bias[i] ? numbers(tensors[next_bias++]) : nullptr, outs.back().data_ptr<float>(),
-                         column, r, d_out});
+      outputs.push_back({numbers(part.q), b, has_bias[i] ? numbers(tensors[next_bias++]) : nullptr,
+                         outs.back().data_ptr<float>(), column, r, d_out});
       column += r;
       b += r * d_out;
     }
@@ -124,8 +113,8 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       for (int64_t at = from; at < to; at += kBlock) {
         const int64_t m = std::min(kBlock, to - at);
         float* here = z0 + at * total;
-        skinny::project(x0 + at * ldx, ldx, m, d, f, ldf, here, total, total);
         for (const Output& o : outputs) {
+          skinny::project(x0 + at * ldx, ldx, m, d, o.q, d, here + o.column, total, o.rank);
           skinny::expand(here + o.column, total, m, o.rank, o.b, o.d, o.bias, o.y + at * o.d, o.d, o.d);
         }
       }
@@ -137,7 +126,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     ctx->saved_data["dropped"] = dropped;
     ctx->saved_data["inputs"] = static_cast<int64_t>(tensors.size() + 3);
     variable_list kept(tensors.begin(), tensors.begin() + first + kPerLayer * parts.size());
-    kept.push_back(z);
+    kept.insert(kept.end(), {z, right});
     if (dropped) kept[0] = Tensor();  // its shape is that of what was dropped
     ctx->save_for_backward(std::move(kept));
     return outs;
@@ -149,7 +138,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     const bool dropped = ctx->saved_data["dropped"].toBool();
     const auto scalings = ctx->saved_data["scalings"].toDoubleVector();
     // one gradient for each tensor, and nothing for the three arguments that are none; a bias has none either
-    variable_list found(kept.size() - 1);
+    variable_list found(kept.size() - 2);
     if (at::GradMode::is_enabled()) {
       differentiable(ctx, grads, kept, scalings, dropped, found);
     } else {
@@ -164,28 +153,29 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       AutogradContext* ctx, const variable_list& grads, const variable_list& kept,
       const std::vector<double>& scalings, bool dropped, variable_list& found) {
     const int64_t first = dropped ? 2 : 1, threads = at::get_num_threads();
-    const Tensor &input = kept[dropped ? 1 : 0], seen = as_rows(input), &z = kept.back();
+    const Tensor &input = kept[dropped ? 1 : 0], seen = as_rows(input), &z = kept.end()[-2];
     const std::vector<Part> all = parts_of(kept, first, scalings);
     const bool needs_x = ctx->needs_input_grad(0), needs_dropped = dropped && ctx->needs_input_grad(1);
     const bool expands = dropped ? needs_dropped : needs_x;
     const int64_t n = seen.size(0), d = seen.size(1), of_z = z.size(1);
 
     // of the layers whose outputs were used
-    struct Used { Part part; int64_t index, column; Tensor grad; const float* y; int64_t ldy; float *b, *gb; };
+    struct Used { Part part; int64_t index, column; Tensor grad; const float *y, *b; int64_t ldy; float* gb; };
     std::vector<Used> used;
-    int64_t total = 0, column = 0, room = 0, widest = 0;
+    int64_t total = 0, column = 0, room = 0;
+    const float* b = numbers(kept.back());
     for (size_t i = 0; i < all.size(); ++i) {
       const int64_t r = all[i].rank(), d_out = all[i].outputs();
       if (grads[i].defined()) {
         Tensor grad = as_rows(grads[i]);
         const float* y = numbers(grad);
         const int64_t ldy = grad.stride(0);
-        used.push_back({all[i], static_cast<int64_t>(first + kPerLayer * i), column, std::move(grad), y, ldy});
+        used.push_back({all[i], static_cast<int64_t>(first + kPerLayer * i), column, std::move(grad), y, b, ldy, nullptr});
         total += r;
-        room += d_out * skinny::padded(r) + threads * r * d_out;
-        widest = std::max(widest, r);
+        room += threads * r * d_out;
       }
       column += r;
+      b += r * d_out;
     }
     if (used.empty()) return;
 
@@ -194,20 +184,16 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     const auto take = [&next](int64_t count) { float* taken = next; next += count; return taken; };
     float *q = take(total * d), *gq = take(threads * total * d), *gz = take(threads * kBlock * total), *at_q = q;
     for (Used& u : used) {
-      const int64_t r = u.part.rank(), ldf = skinny::padded(r), d_out = u.part.outputs();
-      u.b = take(d_out * ldf);
-      u.gb = take(threads * r * d_out);
-      const float *p = numbers(u.part.p), *lam = numbers(u.part.lam);
-      for (int64_t c = 0; c < d_out; ++c) {
-        for (int64_t k = 0; k < r; ++k) u.b[c * ldf + k] = p[c * r + k] * (lam[k] * static_cast<float>(u.part.scaling));
-        std::fill(u.b + c * ldf + r, u.b + (c + 1) * ldf, 0.0f);
-      }
+      const int64_t r = u.part.rank();
+      u.gb = take(threads * r * u.part.outputs());
       std::copy_n(numbers(u.part.q), r * d, at_q);
       at_q += r * d;
     }
+    // where W is smaller than ∂x, adding the update to a copy of W costs less than a pass over ∂x of its own
+    const bool merges = needs_x && !dropped && used.size() == 1 && 2 * used[0].part.outputs() <= n;
     Tensor gx;
     float* gx0 = nullptr;
-    if (expands) {
+    if (expands && !merges) {
       gx = at::empty(input.sizes(), input.options());
       gx0 = gx.data_ptr<float>();
     }
@@ -226,7 +212,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         for (const Used& u : used) {
           const int64_t r = u.part.rank(), d_out = u.part.outputs();
           const float* y = u.y + at * u.ldy;
-          skinny::project(y, u.ldy, m, d_out, u.b, skinny::padded(r), own_gz + own, total, r);
+          skinny::project(y, u.ldy, m, d_out, u.b, d_out, own_gz + own, total, r);
           skinny::outer(z0 + at * of_z + u.column, of_z, y, u.ldy, m, r, d_out, u.gb + thread * r * d_out, d_out);
           own += r;
         }
@@ -253,15 +239,14 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       float *to_p = gp.data_ptr<float>(), *to_lam = glam.data_ptr<float>();
       const float *p = numbers(u.part.p), *lam = numbers(u.part.lam);
       const float s = static_cast<float>(u.part.scaling);
-      for (int64_t k = 0; k < r; ++k) {
-        const float* gb = u.gb + k * d_out;
-        float sum = 0;
-        for (int64_t c = 0; c < d_out; ++c) {
-          to_p[c * r + k] = gb[c] * (lam[k] * s);
-          sum += gb[c] * p[c * r + k];
+      for (int64_t c = 0; c < d_out; ++c) {
+        for (int64_t k = 0; k < r; ++k) {
+          const float gb = u.gb[k * d_out + c];
+          to_p[c * r + k] = gb * (lam[k] * s);
+          to_lam[k] += gb * p[c * r + k];
         }
-        to_lam[k] = sum * s;
       }
+      for (int64_t k = 0; k < r; ++k) to_lam[k] *= s;
       std::copy_n(gq, r * d, own_gq.data_ptr<float>());
       gq += r * d;
       found[u.index + 1] = gp;
@@ -270,14 +255,13 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     }
     if (needs_dropped) found[1] = gx;
     if (needs_x) {
-      Tensor to_x = dropped ? at::empty(input.sizes(), input.options()) : gx;
-      Tensor flat = to_x.view({n, d});
-      bool begun = !dropped;
+      bool begun = gx.defined() && !dropped;
+      Tensor to_x = begun ? gx : at::empty(input.sizes(), input.options()), flat = to_x.view({n, d});
       for (const Used& u : used) {
         if (begun) {
           flat.addmm_(u.grad, u.part.weight);
         } else {
-          at::mm_out(flat, u.grad, u.part.weight);
+          at::mm_out(flat, u.grad, merges ? at::addmm(u.part.weight, u.part.p.mul(u.part.scale()), u.part.q) : u.part.weight);
         }
         begun = true;
       }

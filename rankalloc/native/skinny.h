@@ -9,7 +9,21 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <utility>
+
+// Tiles are arrays of vectors, which the compiler keeps in registers once every index is a constant.
+#define UNROLL _Pragma("GCC unroll 32")
+
+// What several products share is loaded once: compilers would rather read it from memory for each.
+#if defined(__AVX512F__)
+#define KEEP(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define KEEP(v) asm("" : "+x"(v))
+#else
+#define KEEP(v)
+#endif
 
 namespace rankalloc::skinny {
 
@@ -28,56 +42,80 @@ inline Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(
 inline void store(float* to, Vec v) { *reinterpret_cast<Unaligned*>(to) = v; }
 inline Vec spread(float a) { return a - Vec{}; }
 
-inline int64_t padded(int64_t r) { return (r + kLanes - 1) / kLanes * kLanes; }
+// Sums that fit the registers beside what is multiplied.
+constexpr int kSums = kLanes == 16 ? 24 : 12;
+// Ranks of a tile: two vectors or two rows of each.
+constexpr int64_t kRanks = kSums / 2;
+// Columns of a tile's factor that stay in the first-level cache.
+constexpr int64_t kColumns = 512;
 
-// z (ROWS, columns) = x (ROWS, d) · f (d, columns), columns of f padded to whole vectors; every pointer is followed
-// by the distance of its rows.
-template <int ROWS, int VECS>
+// Vectors that are folded into one at a time.
+template <int HALF>
+inline Vec fold(Vec a, Vec b) {
+  typedef int32_t Index __attribute__((vector_size(kLanes * 4)));
+  Index low, high;
+  UNROLL for (int lane = 0; lane < kLanes; ++lane) {
+    // lanes without the bit come from a, lanes with it from b
+    low[lane] = lane & HALF ? lane - HALF + kLanes : lane;
+    high[lane] = lane & HALF ? lane + kLanes : lane + HALF;
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+// Lane j of the result is the sum over the lanes of sums[j], of which there are kLanes.
+template <int HALF = kLanes / 2>
+inline Vec sum_lanes(Vec* sums) {
+  if constexpr (HALF == 0) {
+    return sums[0];
+  } else {
+    UNROLL for (int i = 0; i < HALF; ++i) sums[i] = fold<HALF>(sums[i], sums[i + HALF]);
+    return sum_lanes<HALF / 2>(sums);
+  }
+}
+
+template <int ROWS, int RANKS>
 inline void project_tile(
     const float* __restrict x, int64_t ldx, int64_t d, const float* __restrict f, int64_t ldf, float* __restrict z,
-    int64_t ldz, int64_t columns) {
-  Vec sum[ROWS][VECS] = {};
-  for (int64_t k = 0; k < d; ++k) {
-    Vec right[VECS];
-    for (int v = 0; v < VECS; ++v) right[v] = load(f + k * ldf + v * kLanes);
-    for (int i = 0; i < ROWS; ++i) {
-      const Vec left = spread(x[i * ldx + k]);
-      for (int v = 0; v < VECS; ++v) sum[i][v] += left * right[v];
+    int64_t ldz, bool adds) {
+  constexpr int kPiles = (RANKS + kLanes - 1) / kLanes;
+  Vec sum[ROWS][RANKS];
+  UNROLL for (int i = 0; i < ROWS; ++i) {
+    UNROLL for (int k = 0; k < RANKS; ++k) sum[i][k] = Vec{};
+  }
+  int64_t c = 0;
+  for (; c + kLanes <= d; c += kLanes) {
+    Vec left[ROWS];
+    UNROLL for (int i = 0; i < ROWS; ++i) left[i] = load(x + i * ldx + c);
+    UNROLL for (int k = 0; k < RANKS; ++k) {
+      Vec right = load(f + k * ldf + c);
+      KEEP(right);
+      UNROLL for (int i = 0; i < ROWS; ++i) sum[i][k] += left[i] * right;
     }
   }
-  for (int i = 0; i < ROWS; ++i) {
-    for (int v = 0; v < VECS; ++v) {
-      float* to = z + i * ldz + v * kLanes;
-      const int64_t n = columns - v * kLanes;
-      if (n >= kLanes) {
-        store(to, sum[i][v]);
-      } else {
-        for (int64_t c = 0; c < n; ++c) to[c] = sum[i][v][c];
-      }
+  UNROLL for (int i = 0; i < ROWS; ++i) {
+    float whole[kPiles * kLanes];
+    Vec pile[kPiles * kLanes];
+    UNROLL for (int k = 0; k < kPiles * kLanes; ++k) pile[k] = k < RANKS ? sum[i][k < RANKS ? k : 0] : Vec{};
+    UNROLL for (int k = 0; k < kPiles; ++k) store(whole + k * kLanes, sum_lanes(pile + k * kLanes));
+    for (int k = 0; k < RANKS; ++k) {
+      float value = whole[k];
+      for (int64_t rest = c; rest < d; ++rest) value += x[i * ldx + rest] * f[k * ldf + rest];
+      z[i * ldz + k] = adds ? z[i * ldz + k] + value : value;
     }
   }
 }
 
-template <int VECS>
-inline void project_columns(
-    const float* x, int64_t ldx, int64_t rows, int64_t d, const float* f, int64_t ldf, float* z, int64_t ldz,
-    int64_t columns) {
-  constexpr int kRows = VECS == 1 ? 16 : VECS == 2 ? 10 : 8;
-  int64_t n = 0;
-  for (; n + kRows <= rows; n += kRows) {
-    project_tile<kRows, VECS>(x + n * ldx, ldx, d, f, ldf, z + n * ldz, ldz, columns);
-  }
-  for (; n < rows; ++n) project_tile<1, VECS>(x + n * ldx, ldx, d, f, ldf, z + n * ldz, ldz, columns);
-}
-
-// z (rows, r) = x (rows, d) · f (d, r), rows of f padded(r) long, zeros at their ends.
-inline void project(
-    const float* x, int64_t ldx, int64_t rows, int64_t d, const float* f, int64_t ldf, float* z, int64_t ldz,
-    int64_t r) {
-  for (int64_t c = 0; c < r; c += 3 * kLanes) {
-    const int64_t columns = std::min(3 * kLanes, r - c);
-    const auto work = columns > 2 * kLanes ? project_columns<3> : columns > kLanes ? project_columns<2> : project_columns<1>;
-    work(x, ldx, rows, d, f + c, ldf, z + c, ldz, columns);
+template <int RANKS>
+inline void project_ranks(
+    const float* x, int64_t ldx, int64_t rows, int64_t d, const float* f, int64_t ldf, float* z, int64_t ldz) {
+  constexpr int kRows = kSums / RANKS < 4 ? kSums / RANKS : 4;
+  for (int64_t c = 0; c < d; c += kColumns) {
+    const int64_t columns = std::min(kColumns, d - c);
+    int64_t n = 0;
+    for (; n + kRows <= rows; n += kRows) {
+      project_tile<kRows, RANKS>(x + n * ldx + c, ldx, columns, f + c, ldf, z + n * ldz, ldz, c > 0);
+    }
+    for (; n < rows; ++n) project_tile<1, RANKS>(x + n * ldx + c, ldx, columns, f + c, ldf, z + n * ldz, ldz, c > 0);
   }
 }
 
@@ -86,20 +124,20 @@ inline void expand_tile(
     const float* __restrict z, int64_t ldz, int64_t r, const float* __restrict f, int64_t ldf, const float* start,
     float* __restrict y, int64_t ldy) {
   Vec sum[ROWS][VECS];
-  for (int v = 0; v < VECS; ++v) {
+  UNROLL for (int v = 0; v < VECS; ++v) {
     const Vec first = start ? load(start + v * kLanes) : Vec{};
-    for (int i = 0; i < ROWS; ++i) sum[i][v] = first;
+    UNROLL for (int i = 0; i < ROWS; ++i) sum[i][v] = first;
   }
   for (int64_t k = 0; k < r; ++k) {
     Vec right[VECS];
-    for (int v = 0; v < VECS; ++v) right[v] = load(f + k * ldf + v * kLanes);
-    for (int i = 0; i < ROWS; ++i) {
+    UNROLL for (int v = 0; v < VECS; ++v) right[v] = load(f + k * ldf + v * kLanes);
+    UNROLL for (int i = 0; i < ROWS; ++i) {
       const Vec left = spread(z[i * ldz + k]);
-      for (int v = 0; v < VECS; ++v) sum[i][v] += left * right[v];
+      UNROLL for (int v = 0; v < VECS; ++v) sum[i][v] += left * right[v];
     }
   }
-  for (int i = 0; i < ROWS; ++i) {
-    for (int v = 0; v < VECS; ++v) store(y + i * ldy + v * kLanes, sum[i][v]);
+  UNROLL for (int i = 0; i < ROWS; ++i) {
+    UNROLL for (int v = 0; v < VECS; ++v) store(y + i * ldy + v * kLanes, sum[i][v]);
   }
 }
 
@@ -115,7 +153,7 @@ inline void expand_rows(
   }
   for (; c + kLanes <= d; c += kLanes) expand_tile<ROWS, 1>(z, ldz, r, f + c, ldf, at(c), y + c, ldy);
   for (; c < d; ++c) {
-    for (int i = 0; i < ROWS; ++i) {
+    UNROLL for (int i = 0; i < ROWS; ++i) {
       float sum = start ? start[c] : 0.0f;
       for (int64_t k = 0; k < r; ++k) sum += z[i * ldz + k] * f[k * ldf + c];
       y[i * ldy + c] = sum;
@@ -127,7 +165,7 @@ inline void expand_rows(
 inline void expand(
     const float* z, int64_t ldz, int64_t rows, int64_t r, const float* f, int64_t ldf, const float* start, float* y,
     int64_t ldy, int64_t d) {
-  constexpr int kRows = 6;
+  constexpr int kRows = kSums / 4;
   int64_t n = 0;
   for (; n + kRows <= rows; n += kRows) expand_rows<kRows>(z + n * ldz, ldz, r, f, ldf, start, y + n * ldy, ldy, d);
   for (; n < rows; ++n) expand_rows<1>(z + n * ldz, ldz, r, f, ldf, start, y + n * ldy, ldy, d);
@@ -138,33 +176,33 @@ inline void outer_tile(
     const float* __restrict z, int64_t ldz, const float* __restrict x, int64_t ldx, int64_t rows, float* __restrict g,
     int64_t ldg) {
   Vec sum[RANKS][VECS];
-  for (int i = 0; i < RANKS; ++i) {
-    for (int v = 0; v < VECS; ++v) sum[i][v] = load(g + i * ldg + v * kLanes);
+  UNROLL for (int i = 0; i < RANKS; ++i) {
+    UNROLL for (int v = 0; v < VECS; ++v) sum[i][v] = load(g + i * ldg + v * kLanes);
   }
   for (int64_t n = 0; n < rows; ++n) {
     Vec right[VECS];
-    for (int v = 0; v < VECS; ++v) right[v] = load(x + n * ldx + v * kLanes);
-    for (int i = 0; i < RANKS; ++i) {
+    UNROLL for (int v = 0; v < VECS; ++v) right[v] = load(x + n * ldx + v * kLanes);
+    UNROLL for (int i = 0; i < RANKS; ++i) {
       const Vec left = spread(z[n * ldz + i]);
-      for (int v = 0; v < VECS; ++v) sum[i][v] += left * right[v];
+      UNROLL for (int v = 0; v < VECS; ++v) sum[i][v] += left * right[v];
     }
   }
-  for (int i = 0; i < RANKS; ++i) {
-    for (int v = 0; v < VECS; ++v) store(g + i * ldg + v * kLanes, sum[i][v]);
+  UNROLL for (int i = 0; i < RANKS; ++i) {
+    UNROLL for (int v = 0; v < VECS; ++v) store(g + i * ldg + v * kLanes, sum[i][v]);
   }
 }
 
 template <int RANKS>
 inline void outer_ranks(
     const float* z, int64_t ldz, const float* x, int64_t ldx, int64_t rows, int64_t d, float* g, int64_t ldg) {
-  constexpr int kVecs = RANKS > 6 ? 2 : 4;
+  constexpr int kVecs = kSums / RANKS < 4 ? kSums / RANKS : 4;
   int64_t c = 0;
   for (; c + kVecs * kLanes <= d; c += kVecs * kLanes) {
     outer_tile<RANKS, kVecs>(z, ldz, x + c, ldx, rows, g + c, ldg);
   }
   for (; c + kLanes <= d; c += kLanes) outer_tile<RANKS, 1>(z, ldz, x + c, ldx, rows, g + c, ldg);
   for (; c < d; ++c) {
-    for (int i = 0; i < RANKS; ++i) {
+    UNROLL for (int i = 0; i < RANKS; ++i) {
       float sum = g[i * ldg + c];
       for (int64_t n = 0; n < rows; ++n) sum += z[n * ldz + i] * x[n * ldx + c];
       g[i * ldg + c] = sum;
@@ -172,17 +210,28 @@ inline void outer_ranks(
   }
 }
 
-// g (r, d) += zᵀ (r, rows) · x (rows, d).
+template <size_t... R>
+constexpr auto projections(std::index_sequence<R...>) { return std::array{project_ranks<R + 1>...}; }
+template <size_t... R>
+constexpr auto outers(std::index_sequence<R...>) { return std::array{outer_ranks<R + 1>...}; }
+
+// z (rows, r) = x (rows, d) · fᵀ, f (r, d).
+inline void project(
+    const float* x, int64_t ldx, int64_t rows, int64_t d, const float* f, int64_t ldf, float* z, int64_t ldz,
+    int64_t r) {
+  constexpr auto kWork = projections(std::make_index_sequence<kRanks>());
+  for (int64_t i = 0; i < r; i += kRanks) {
+    kWork[std::min(kRanks, r - i) - 1](x, ldx, rows, d, f + i * ldf, ldf, z + i, ldz);
+  }
+}
+
+// g (r, d) += zᵀ x, z (rows, r), x (rows, d).
 inline void outer(
     const float* z, int64_t ldz, const float* x, int64_t ldx, int64_t rows, int64_t r, int64_t d, float* g,
     int64_t ldg) {
-  using Work = void (*)(const float*, int64_t, const float*, int64_t, int64_t, int64_t, float*, int64_t);
-  constexpr int64_t kMost = 12;
-  constexpr Work kWork[kMost + 1] = {
-      nullptr, outer_ranks<1>, outer_ranks<2>, outer_ranks<3>, outer_ranks<4>, outer_ranks<5>, outer_ranks<6>,
-      outer_ranks<7>, outer_ranks<8>, outer_ranks<9>, outer_ranks<10>, outer_ranks<11>, outer_ranks<12>};
-  for (int64_t i = 0; i < r; i += kMost) {
-    kWork[std::min(kMost, r - i)](z + i, ldz, x, ldx, rows, d, g + i * ldg, ldg);
+  constexpr auto kWork = outers(std::make_index_sequence<kRanks>());
+  for (int64_t i = 0; i < r; i += kRanks) {
+    kWork[std::min(kRanks, r - i) - 1](z + i, ldz, x, ldx, rows, d, g + i * ldg, ldg);
   }
 }
 
