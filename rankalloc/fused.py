@@ -99,9 +99,9 @@ def fused_linear(
     if any(t is not None and t.dtype != dtype for t in tensors):
         tensors = [t if t is None else t.to(dtype) for t in tensors]
     scalings = [layer.scaling for layer in layers]
-    if dtype is torch.float32 and x.device.type == "cpu" and (compiled := native.fused_linear()) is not None:
-        if all(layer.factors[2].requires_grad for layer in layers):
-            return tuple(compiled(tensors[0], tensors[1], tensors[2:], scalings))
+    compiled = native.fused_linear() if dtype is torch.float32 and x.device.type == "cpu" else None
+    if compiled is not None and all(layer.factors[2].requires_grad for layer in layers):
+        return tuple(compiled(tensors[0], tensors[1], tensors[2:], scalings))
     return _FusedLinear.apply(scalings, *tensors)
 
 

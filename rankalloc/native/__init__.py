@@ -43,7 +43,7 @@ def capability() -> str:
 
 @lru_cache(maxsize=1)
 def fused_linear() -> Callable[..., list[torch.Tensor]] | None:
-    """The kernel, (x, dropped, tensors of the layers, scalings) -> outputs; None where it is not built or not wanted."""
+    """The kernel, (x, dropped, tensors of the layers, scalings) -> outputs; None where it is not built or unwanted."""
     if os.environ.get(SWITCH) == "0":
         return None
     path = library_path()
@@ -53,8 +53,8 @@ def fused_linear() -> Callable[..., list[torch.Tensor]] | None:
         torch.ops.load_library(path)
     except OSError as error:
         logger.warning(
-            "the compiled kernel %s cannot be loaded (%s); going on without it. `rankalloc build-kernel --force` builds "
-            "it again.", path, error,
+            "the compiled kernel %s cannot be loaded (%s); going on without it. `rankalloc build-kernel --force` "
+            "builds it again.", path, error,
         )
         return None
     return torch.ops.rankalloc.fused_linear.default

@@ -36,8 +36,8 @@ def compile_library(source: Path, target: Path, capability: str) -> None:
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     if shutil.which(compiler[0]) is None:
         raise RankallocError(
-            f"no C++ compiler {compiler[0]!r} is installed: install g++ 11 or newer (Debian: apt install g++), or name one "
-            "in CXX; all works without the kernel"
+            f"no C++ compiler {compiler[0]!r} is installed: install g++ 11 or newer (Debian: apt install g++), or name "
+            "one in CXX; all works without the kernel"
         )
     torch_folder = Path(torch.__path__[0])
     includes = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
@@ -57,12 +57,14 @@ def compile_library(source: Path, target: Path, capability: str) -> None:
             os.replace(linked, target)
     except OSError as error:
         raise RankallocError(
-            f"cannot write the kernel to {target.parent} ({error.strerror}); name another folder in TORCH_EXTENSIONS_DIR"
+            f"cannot write the kernel to {target.parent} ({error.strerror}); name another folder in "
+            "TORCH_EXTENSIONS_DIR"
         ) from None
 
 
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["it did not say why"]
-        raise RankallocError(f"{command[0]} could not build the kernel: {lines[0].strip()}")
+        said = done.stderr.splitlines() or ["it did not say why"]
+        reason = next((line for line in said if "error" in line), said[0]).strip()
+        raise RankallocError(f"{command[0]} could not build the kernel: {reason}")

@@ -8,8 +8,13 @@
 // The frozen layers' own products are ATen's. Threads take whole blocks of rows and sum their parts of ∂B and ∂Q in
 // the order of their numbers, so equal inputs and an equal number of threads give equal bits.
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -34,6 +39,12 @@ Tensor as_rows(const Tensor& t) {
 
 const float* numbers(const Tensor& t) { return t.const_data_ptr<float>(); }
 
+// The loops below read and write by these sizes alone.
+void check(const Tensor& t, at::IntArrayRef sizes, const char* name) {
+  TORCH_CHECK(t.device().is_cpu() && t.scalar_type() == at::kFloat, name, " must be float32 on the CPU");
+  TORCH_CHECK(t.sizes() == sizes, "shapes cannot be multiplied: ", name, " is ", t.sizes(), " and should be ", sizes);
+}
+
 // work(thread, first row, last row) with each thread's share of n rows, whole blocks.
 template <typename Work>
 void share_rows(int64_t n, int64_t threads, const Work& work) {
@@ -52,12 +63,18 @@ struct Part {
   Tensor scale() const { return lam.mul(scaling); }
 };
 
-std::vector<Part> parts_of(at::TensorList tensors, int64_t first, const std::vector<double>& scalings) {
+// Raises where the shapes of a layer do not fit one another, or inputs of d_in numbers.
+std::vector<Part> parts_of(at::TensorList tensors, int64_t first, const std::vector<double>& scalings, int64_t d_in) {
   std::vector<Part> parts;
   for (size_t i = 0; i < scalings.size(); ++i) {
     const auto at = first + kPerLayer * i;
-    parts.push_back({tensors[at], tensors[at + 1].contiguous(), tensors[at + 2].contiguous(),
-                     tensors[at + 3].contiguous(), scalings[i]});
+    const Tensor &w = tensors[at], &p = tensors[at + 1], &lam = tensors[at + 2], &q = tensors[at + 3];
+    const int64_t d_out = w.size(0), r = lam.numel();
+    check(w, {d_out, d_in}, "W");
+    check(p, {d_out, r}, "P");
+    check(lam, {r}, "lam");
+    check(q, {r, d_in}, "Q");
+    parts.push_back({w, p.contiguous(), lam.contiguous(), q.contiguous(), scalings[i]});
   }
   return parts;
 }
@@ -77,7 +94,9 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const int64_t first = dropped ? 2 : 1;
     const Tensor &x = tensors[0], rows = as_rows(x), seen = dropped ? as_rows(tensors[1]) : rows;
-    const std::vector<Part> parts = parts_of(tensors, first, scalings);
+    check(x, x.sizes(), "x");
+    if (dropped) check(tensors[1], x.sizes(), "dropped");
+    const std::vector<Part> parts = parts_of(tensors, first, scalings, x.size(-1));
     const int64_t n = seen.size(0), d = seen.size(1), total = ranks_of(parts);
     int64_t room = 0;
     for (const Part& part : parts) room += part.rank() * part.outputs();
@@ -101,6 +120,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       }
       sizes.back() = d_out;
       outs.push_back(at::empty(sizes, x.options()));
+      if (has_bias[i]) check(tensors[next_bias], {d_out}, "b");
       outputs.push_back({numbers(part.q), b, has_bias[i] ? numbers(tensors[next_bias++]) : nullptr,
                          outs.back().data_ptr<float>(), column, r, d_out});
       column += r;
@@ -154,7 +174,12 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       const std::vector<double>& scalings, bool dropped, variable_list& found) {
     const int64_t first = dropped ? 2 : 1, threads = at::get_num_threads();
     const Tensor &input = kept[dropped ? 1 : 0], seen = as_rows(input), &z = kept.end()[-2];
-    const std::vector<Part> all = parts_of(kept, first, scalings);
+    const std::vector<Part> all = parts_of(kept, first, scalings, input.size(-1));
+    int64_t numbers_of_b = 0;
+    for (const Part& part : all) numbers_of_b += part.rank() * part.outputs();
+    TORCH_CHECK(
+        ranks_of(all) == z.size(1) && numbers_of_b == kept.back().numel(),
+        "an adapter's rank was changed between a forward pass and its backward pass");
     const bool needs_x = ctx->needs_input_grad(0), needs_dropped = dropped && ctx->needs_input_grad(1);
     const bool expands = dropped ? needs_dropped : needs_x;
     const int64_t n = seen.size(0), d = seen.size(1), of_z = z.size(1);
