@@ -1,9 +1,9 @@
 // rankalloc/fused.py's function for float32 on the CPU: the same formula and the same signature, without Python
 // between its products, and with each row of the activations read once per pass for all of an adapter's products.
 //
-//   forward    per block of rows: z = x Qᵀ, y = b + z Bᵀ;  then y += x Wᵀ                          B = P Λ s
-//   backward   per block of rows: ∂z = ∂y B, ∂B += ∂yᵀ z, ∂Q += ∂zᵀ x, ∂x = ∂z Q;  then ∂x += ∂y W
-//              or, where that moves less memory, ∂x = ∂y (W + B Q)
+//   forward    per block of rows: z = x Qᵀ, y = b + (z Λ s) Pᵀ;  then y += x Wᵀ
+//   backward   per block of rows: u = ∂y P, ∂λ += s Σ z ⊙ u, ∂z = u Λ s, ∂B += ∂yᵀ z, ∂Q += ∂zᵀ x, ∂x = ∂z Q;
+//              then ∂P = ∂B Λ s and ∂x += ∂y W or, where that moves less memory, ∂x = ∂y (W + P Λ s Q)
 //
 // The frozen layers' own products are ATen's. Threads take whole blocks of rows and sum their parts of ∂B and ∂Q in
 // the order of their numbers, so equal inputs and an equal number of threads give equal bits.
@@ -54,13 +54,39 @@ void share_rows(int64_t n, int64_t threads, const Work& work) {
   });
 }
 
+// to (r, d) = from (d, r) turned round; a few rows of ``from`` at a time stay in the first-level cache.
+void turn(const float* __restrict from, int64_t d, int64_t r, float* __restrict to) {
+  for (int64_t start = 0; start < d; start += skinny::kLanes) {
+    const int64_t end = std::min(d, start + skinny::kLanes);
+    for (int64_t k = 0; k < r; ++k) {
+      for (int64_t c = start; c < end; ++c) to[k * d + c] = from[c * r + k];
+    }
+  }
+}
+
+// to (d, r) = from (r, d) turned round, its rows times scale (r).
+void turn_back(
+    const float* __restrict from, int64_t d, int64_t r, const float* __restrict scale, float* __restrict to) {
+  for (int64_t start = 0; start < d; start += skinny::kLanes) {
+    const int64_t end = std::min(d, start + skinny::kLanes);
+    for (int64_t k = 0; k < r; ++k) {
+      for (int64_t c = start; c < end; ++c) to[c * r + k] = from[k * d + c] * scale[k];
+    }
+  }
+}
+
 // What one layer's outputs need in both directions.
 struct Part {
   Tensor weight, p, lam, q;
   double scaling;
   int64_t rank() const { return q.size(0); }
   int64_t outputs() const { return p.size(0); }
-  Tensor scale() const { return lam.mul(scaling); }
+  std::vector<float> scale() const {
+    const float* from = numbers(lam);
+    std::vector<float> scaled(from, from + rank());
+    for (float& value : scaled) value *= static_cast<float>(scaling);
+    return scaled;
+  }
 };
 
 // Raises where the shapes of a layer do not fit one another, or inputs of d_in numbers.
@@ -102,40 +128,42 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     for (const Part& part : parts) room += part.rank() * part.outputs();
     Tensor z = at::empty({n, total}, seen.options()), right = at::empty({room}, seen.options());
 
-    struct Output { const float *q, *b, *bias; float* y; int64_t column, rank, d; };
+    struct Output { const float *q, *p, *bias; float* y; int64_t column, rank, d; std::vector<float> scale; };
     std::vector<Output> outputs;
     variable_list outs;
     size_t next_bias = first + kPerLayer * parts.size();
-    float* b = right.data_ptr<float>();
-    int64_t column = 0;
+    float* p = right.data_ptr<float>();
+    int64_t column = 0, widest = 0;
     auto sizes = x.sizes().vec();
     for (size_t i = 0; i < parts.size(); ++i) {
       const Part& part = parts[i];
       const int64_t r = part.rank(), d_out = part.outputs();
-      const float *p = numbers(part.p), *lam = numbers(part.lam);
-      std::vector<float> scale(lam, lam + r);
-      for (float& value : scale) value *= static_cast<float>(part.scaling);
-      for (int64_t c = 0; c < d_out; ++c) {
-        for (int64_t k = 0; k < r; ++k) b[k * d_out + c] = p[c * r + k] * scale[k];
-      }
+      turn(numbers(part.p), d_out, r, p);
       sizes.back() = d_out;
       outs.push_back(at::empty(sizes, x.options()));
       if (has_bias[i]) check(tensors[next_bias], {d_out}, "b");
-      outputs.push_back({numbers(part.q), b, has_bias[i] ? numbers(tensors[next_bias++]) : nullptr,
-                         outs.back().data_ptr<float>(), column, r, d_out});
+      outputs.push_back({numbers(part.q), p, has_bias[i] ? numbers(tensors[next_bias++]) : nullptr,
+                         outs.back().data_ptr<float>(), column, r, d_out, part.scale()});
       column += r;
-      b += r * d_out;
+      widest = std::max(widest, r);
+      p += r * d_out;
     }
+    const int64_t threads = at::get_num_threads();
+    std::vector<float> scaled(threads * kBlock * widest);
     const float* x0 = numbers(seen);
     float* z0 = z.data_ptr<float>();
     const int64_t ldx = seen.stride(0);
-    share_rows(n, at::get_num_threads(), [&](int64_t, int64_t from, int64_t to) {
+    share_rows(n, threads, [&](int64_t thread, int64_t from, int64_t to) {
+      float* own = scaled.data() + thread * kBlock * widest;
       for (int64_t at = from; at < to; at += kBlock) {
         const int64_t m = std::min(kBlock, to - at);
         float* here = z0 + at * total;
         for (const Output& o : outputs) {
           skinny::project(x0 + at * ldx, ldx, m, d, o.q, d, here + o.column, total, o.rank);
-          skinny::expand(here + o.column, total, m, o.rank, o.b, o.d, o.bias, o.y + at * o.d, o.d, o.d);
+          for (int64_t i = 0; i < m; ++i) {
+            for (int64_t k = 0; k < o.rank; ++k) own[i * o.rank + k] = here[i * total + o.column + k] * o.scale[k];
+          }
+          skinny::expand(own, o.rank, m, o.rank, o.p, o.d, o.bias, o.y + at * o.d, o.d, o.d);
         }
       }
     });
@@ -175,32 +203,39 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     const int64_t first = dropped ? 2 : 1, threads = at::get_num_threads();
     const Tensor &input = kept[dropped ? 1 : 0], seen = as_rows(input), &z = kept.end()[-2];
     const std::vector<Part> all = parts_of(kept, first, scalings, input.size(-1));
-    int64_t numbers_of_b = 0;
-    for (const Part& part : all) numbers_of_b += part.rank() * part.outputs();
+    int64_t numbers_of_p = 0;
+    for (const Part& part : all) numbers_of_p += part.rank() * part.outputs();
     TORCH_CHECK(
-        ranks_of(all) == z.size(1) && numbers_of_b == kept.back().numel(),
+        ranks_of(all) == z.size(1) && numbers_of_p == kept.back().numel(),
         "an adapter's rank was changed between a forward pass and its backward pass");
     const bool needs_x = ctx->needs_input_grad(0), needs_dropped = dropped && ctx->needs_input_grad(1);
     const bool expands = dropped ? needs_dropped : needs_x;
     const int64_t n = seen.size(0), d = seen.size(1), of_z = z.size(1);
 
     // of the layers whose outputs were used
-    struct Used { Part part; int64_t index, column; Tensor grad; const float *y, *b; int64_t ldy; float* gb; };
+    struct Used {
+      Part part;
+      std::vector<float> scale;
+      int64_t index, column, ldy;
+      Tensor grad;
+      const float *y, *p;
+      float *gb, *glam;
+    };
     std::vector<Used> used;
     int64_t total = 0, column = 0, room = 0;
-    const float* b = numbers(kept.back());
+    const float* p = numbers(kept.back());
     for (size_t i = 0; i < all.size(); ++i) {
       const int64_t r = all[i].rank(), d_out = all[i].outputs();
       if (grads[i].defined()) {
         Tensor grad = as_rows(grads[i]);
         const float* y = numbers(grad);
-        const int64_t ldy = grad.stride(0);
-        used.push_back({all[i], static_cast<int64_t>(first + kPerLayer * i), column, std::move(grad), y, b, ldy, nullptr});
+        used.push_back({all[i], all[i].scale(), static_cast<int64_t>(first + kPerLayer * i), column, grad.stride(0), grad,
+                        y, p, nullptr, nullptr});
         total += r;
-        room += threads * r * d_out;
+        room += threads * r * (d_out + 1);
       }
       column += r;
-      b += r * d_out;
+      p += r * d_out;
     }
     if (used.empty()) return;
 
@@ -211,6 +246,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     for (Used& u : used) {
       const int64_t r = u.part.rank();
       u.gb = take(threads * r * u.part.outputs());
+      u.glam = take(threads * r);
       std::copy_n(numbers(u.part.q), r * d, at_q);
       at_q += r * d;
     }
@@ -230,6 +266,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       for (const Used& u : used) {
         const int64_t size = u.part.rank() * u.part.outputs();
         std::fill_n(u.gb + thread * size, size, 0.0f);
+        std::fill_n(u.glam + thread * u.part.rank(), u.part.rank(), 0.0f);
       }
       for (int64_t at = from; at < to; at += kBlock) {
         const int64_t m = std::min(kBlock, to - at);
@@ -237,17 +274,23 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         for (const Used& u : used) {
           const int64_t r = u.part.rank(), d_out = u.part.outputs();
           const float* y = u.y + at * u.ldy;
-          skinny::project(y, u.ldy, m, d_out, u.b, d_out, own_gz + own, total, r);
-          skinny::outer(z0 + at * of_z + u.column, of_z, y, u.ldy, m, r, d_out, u.gb + thread * r * d_out, d_out);
+          const float* z = z0 + at * of_z + u.column;
+          float *here = own_gz + own, *own_glam = u.glam + thread * r;
+          skinny::project(y, u.ldy, m, d_out, u.p, d_out, here, total, r);
+          for (int64_t i = 0; i < m; ++i) {
+            for (int64_t k = 0; k < r; ++k) {
+              own_glam[k] += z[i * of_z + k] * here[i * total + k];
+              here[i * total + k] *= u.scale[k];
+            }
+          }
+          skinny::outer(z, of_z, y, u.ldy, m, r, d_out, u.gb + thread * r * d_out, d_out);
           own += r;
         }
         // rows far apart are fetched one after the other before they are read across
         const float* x = x0 + at * ldx;
-        float touched = 0;
         for (int64_t i = 0; i < m; ++i) {
-          for (int64_t k = 0; k < d; k += 16) touched += x[i * ldx + k];
+          for (int64_t k = 0; k < d; k += 16) __builtin_prefetch(x + i * ldx + k, 0, 2);
         }
-        [[maybe_unused]] volatile float sink = touched;
         skinny::outer(own_gz, total, x, ldx, m, total, d, own_gq, d);
         if (gx0) skinny::expand(own_gz, total, m, total, q, d, nullptr, gx0 + at * d, d, d);
       }
@@ -261,17 +304,12 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         for (int64_t k = 0; k < r * d_out; ++k) u.gb[k] += u.gb[t * r * d_out + k];
       }
       Tensor gp = at::empty_like(u.part.p), glam = at::zeros_like(u.part.lam), own_gq = at::empty_like(u.part.q);
-      float *to_p = gp.data_ptr<float>(), *to_lam = glam.data_ptr<float>();
-      const float *p = numbers(u.part.p), *lam = numbers(u.part.lam);
-      const float s = static_cast<float>(u.part.scaling);
-      for (int64_t c = 0; c < d_out; ++c) {
-        for (int64_t k = 0; k < r; ++k) {
-          const float gb = u.gb[k * d_out + c];
-          to_p[c * r + k] = gb * (lam[k] * s);
-          to_lam[k] += gb * p[c * r + k];
-        }
+      turn_back(u.gb, d_out, r, u.scale.data(), gp.data_ptr<float>());
+      float* to_lam = glam.data_ptr<float>();
+      for (int64_t k = 0; k < r; ++k) {
+        for (int64_t t = 0; t < threads; ++t) to_lam[k] += u.glam[t * r + k];
+        to_lam[k] *= static_cast<float>(u.part.scaling);
       }
-      for (int64_t k = 0; k < r; ++k) to_lam[k] *= s;
       std::copy_n(gq, r * d, own_gq.data_ptr<float>());
       gq += r * d;
       found[u.index + 1] = gp;
@@ -286,7 +324,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         if (begun) {
           flat.addmm_(u.grad, u.part.weight);
         } else {
-          at::mm_out(flat, u.grad, merges ? at::addmm(u.part.weight, u.part.p.mul(u.part.scale()), u.part.q) : u.part.weight);
+          at::mm_out(flat, u.grad, merges ? at::addmm(u.part.weight, u.part.p.mul(u.part.lam.mul(u.part.scaling)), u.part.q) : u.part.weight);
         }
         begun = true;
       }
