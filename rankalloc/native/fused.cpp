@@ -29,6 +29,8 @@ using torch::autograd::variable_list;
 
 // Rows of a block: x and y of a layer of a few thousand numbers a row stay in the second-level cache.
 constexpr int64_t kBlock = 64;
+// Rows that a thread takes for every rank, at least: its own part of a gradient is then an eighth of its rows.
+constexpr int64_t kRowsARank = 8;
 // Of each layer: W (d_out, d_in), P, lam, Q; the biases of those that have one come after all layers.
 constexpr int64_t kPerLayer = 4;
 
@@ -200,7 +202,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
   static void plain(
       AutogradContext* ctx, const variable_list& grads, const variable_list& kept,
       const std::vector<double>& scalings, bool dropped, variable_list& found) {
-    const int64_t first = dropped ? 2 : 1, threads = at::get_num_threads();
+    const int64_t first = dropped ? 2 : 1;
     const Tensor &input = kept[dropped ? 1 : 0], seen = as_rows(input), &z = kept.end()[-2];
     const std::vector<Part> all = parts_of(kept, first, scalings, input.size(-1));
     int64_t numbers_of_p = 0;
@@ -211,6 +213,8 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     const bool needs_x = ctx->needs_input_grad(0), needs_dropped = dropped && ctx->needs_input_grad(1);
     const bool expands = dropped ? needs_dropped : needs_x;
     const int64_t n = seen.size(0), d = seen.size(1), of_z = z.size(1);
+    const int64_t shares = n / std::max(2 * kBlock, kRowsARank * of_z);
+    const int64_t threads = std::clamp<int64_t>(shares, 1, at::get_num_threads());
 
     // of the layers whose outputs were used
     struct Used {

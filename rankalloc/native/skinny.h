@@ -97,11 +97,14 @@ inline void project_tile(
     Vec pile[kPiles * kLanes];
     UNROLL for (int k = 0; k < kPiles * kLanes; ++k) pile[k] = k < RANKS ? sum[i][k < RANKS ? k : 0] : Vec{};
     UNROLL for (int k = 0; k < kPiles; ++k) store(whole + k * kLanes, sum_lanes(pile + k * kLanes));
-    for (int k = 0; k < RANKS; ++k) {
-      float value = whole[k];
-      for (int64_t rest = c; rest < d; ++rest) value += x[i * ldx + rest] * f[k * ldf + rest];
-      z[i * ldz + k] = adds ? z[i * ldz + k] + value : value;
+    for (int64_t rest = c; rest < d; ++rest) {
+      for (int k = 0; k < RANKS; ++k) whole[k] += x[i * ldx + rest] * f[k * ldf + rest];
     }
+    float* to = z + i * ldz;
+    if (adds) {
+      for (int k = 0; k < RANKS; ++k) whole[k] += to[k];
+    }
+    std::copy_n(whole, RANKS, to);
   }
 }
 

@@ -42,6 +42,7 @@ def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         ),
         "freeze": lambda: steps.after_the_freeze(args.rank, min(args.rounds, 16)),
         "runs": lambda: whole_runs.measure(args.rank, args.steps, min(args.rounds, 5)),
+        "runs without dropout": lambda: whole_runs.measure(args.rank, args.steps, min(args.rounds, 5), dropout=False),
         "growth": lambda: steps.growth(min(args.rounds, 20)),
         "operators": operators.measure,
         "memory": lambda: memory.measure(args.rank),
