@@ -62,11 +62,17 @@ def table(record: dict[str, Any]) -> str:
             shown = f"{value['ratio']:.1f} × torch.sort ({1000 * value['seconds']:.1f} ms, {value['triplets']:,})"
             rows.append((f"one allocation: {name}", shown, goals.get(name, "")))
     if "growth" in record:
+        name = f"growth{_without(record['growth'])}"
         for point in record["growth"]["measured"]:
             shown = ", ".join(f"{what} {value['ratio']:.2f}" for what, value in point["ratios"].items())
-            rows.append((f"growth: {point['what']} {point['value']}", shown, ""))
+            rows.append((f"{name}: {point['what']} {point['value']}", shown, ""))
     lines = ["| what | ratio: median (quartiles), or value | at most |", "| --- | --- | --- |"]
     return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
+
+
+def _without(part: dict[str, Any]) -> str:
+    """What is said of a part that was measured in Python."""
+    return "" if part["environment"].get("kernel") == "compiled" else ", no kernel"
 
 
 def figure(record: dict[str, Any], path: Path) -> None:
@@ -96,7 +102,8 @@ def figure(record: dict[str, Any], path: Path) -> None:
             points = [p for p in record["growth"]["measured"] if p["what"] == what]
             for kind, colour, mark in (("PEFT LoRA", "0.45", "s--"), ("default method", "#0072b2", "o-")):
                 ys = [p["ratios"][f"{kind} / frozen floor"]["ratio"] for p in points]
-                panel.plot([p["value"] for p in points], ys, mark, color=colour, label=kind)
+                name = kind + _without(record["growth"]) * (mark == "o-")
+                panel.plot([p["value"] for p in points], ys, mark, color=colour, label=name)
             panel.set_xscale("log", base=2)
             panel.set(xlabel=what, xticks=[p["value"] for p in points], xticklabels=[p["value"] for p in points])
             panel.minorticks_off()
