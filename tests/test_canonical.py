@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import rankalloc as ra
-from rankalloc.canonical import canonicalize
+from rankalloc.adapter import Adapter
+from rankalloc.canonical import canonicalize, canonicalize_all
 from rankalloc.errors import NotAdaptedError, RankallocError
 
 from .conftest import make_mlp, randomize, train_mlp
@@ -115,6 +118,33 @@ def test_rank_zero_and_equal_factors_are_fine():
         change = canonicalize(adapter)
         torch.testing.assert_close(adapter.delta_weight(), before, rtol=1e-4, atol=1e-5)
         assert torch.isfinite(change.mixing).all()
+
+
+@pytest.mark.parametrize("d_in, d_out, rank", [(64, 48, 8), (40, 300, 12)])
+def test_the_cholesky_factor_gives_what_a_qr_gives(d_in, d_out, rank, monkeypatch):
+    adapter = Adapter(torch.nn.Linear(d_in, d_out).requires_grad_(False), rank, 1.0)
+    with torch.no_grad():
+        adapter.lam.normal_()
+    other = copy.deepcopy(adapter)
+    change = canonicalize(adapter)
+    monkeypatch.setattr("rankalloc.canonical._SINGULAR", 0.0)
+    exact = canonicalize(other)
+    for name in ("p", "lam", "q"):
+        torch.testing.assert_close(getattr(change, name), getattr(exact, name), rtol=1e-9, atol=1e-12)
+    for name in ("P", "lam", "Q"):
+        torch.testing.assert_close(getattr(adapter, name), getattr(other, name), rtol=1e-6, atol=1e-7)
+
+
+def test_adapters_of_several_ranks_at_once_are_as_each_alone():
+    model = make_mlp()
+    adapters = ra.attach(model, rank=4, ranks={"0": 2})
+    randomize(adapters)
+    alone = copy.deepcopy(list(adapters))
+    changes = canonicalize_all(list(adapters))
+    for adapter, other, change in zip(adapters, alone, changes, strict=True):
+        expected = canonicalize(other)
+        torch.testing.assert_close(change.mixing, expected.mixing, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(adapter.P, other.P, rtol=1e-6, atol=1e-7)
 
 
 def test_what_cannot_be_carried_over_is_told_at_the_first_step():
