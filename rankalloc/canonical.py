@@ -32,7 +32,6 @@ _SECOND = ("exp_avg_sq", "max_exp_avg_sq")
 # factored second moments (Adafactor): means over columns, and over rows
 _ROWS, _COLUMNS = ("exp_avg_sq_row", "row_var"), ("exp_avg_sq_col", "col_var")
 
-
 _SINGULAR = 1e4
 """Condition of a factor from which its Gram matrix is not exact enough in float64 for float32 weights."""
 

@@ -27,6 +27,7 @@ import whole_runs
 
 from rankalloc import native
 from rankalloc.environment import describe
+from rankalloc.errors import RankallocError
 from rankalloc.files import write_json
 
 
@@ -70,10 +71,12 @@ def main() -> None:
         parser.error(f"no part {strangers[0]!r}; there are {', '.join(known)}")
     record = json.loads(args.output.read_text()) if args.output.exists() else {}
     record.setdefault("question", __doc__.splitlines()[0])
-    if args.kernel == "compiled":
-        native.build()
-    else:
-        os.environ[native.SWITCH] = "0"
+    os.environ[native.SWITCH] = "1" if args.kernel == "compiled" else "0"  # of the processes it starts as well
+    if wanted and args.kernel == "compiled":
+        try:
+            native.build()
+        except RankallocError as error:
+            parser.error(f"{error}; --kernel python measures without it")
     for part in wanted:
         print(f"{part} …", flush=True)
         record[part if args.kernel == "compiled" else f"{part}, {args.kernel}"] = {
