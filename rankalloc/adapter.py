@@ -220,7 +220,7 @@ class Adapter(nn.Module):
 
     def trained(self) -> list[nn.Parameter]:
         """The factors that are trained."""
-        return [p for p in (self.P, self.lam, self.Q, self.lam_out) if p is not None and p.requires_grad]
+        return [p for p in self._parameters.values() if p is not None and p.requires_grad]
 
     def is_finite(self) -> bool:
         """Whether every number of the adapter is finite."""
@@ -232,9 +232,10 @@ class Adapter(nn.Module):
         A Λ that is not trained has no gradient of its own, but P has: P and lam act through their product alone, so
         lam_i ∂L/∂lam_i = P_:i · ∂L/∂P_:i.
         """
-        if self.lam.requires_grad or self.P.grad is None:
-            return self.lam.grad
-        return (self.P.detach() * self.P.grad).sum(0) / torch.where(self.lam == 0, 1.0, self.lam)
+        p, lam = self._parameters["P"], self._parameters["lam"]
+        if lam.requires_grad or p.grad is None:
+            return lam.grad
+        return (p.detach() * p.grad).sum(0) / torch.where(lam == 0, 1.0, lam)
 
     @torch.no_grad()
     def delta_weight(self) -> torch.Tensor:

@@ -35,10 +35,10 @@ from .layer_kinds import LINEAR
 # vmap, grad, jvp and their like cannot pass through a Function that is written to in place; torch has no public
 # name for this question, which its own Function.apply asks
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+_PLAIN_TENSORS = {torch.Tensor, nn.Parameter}
 # the Function's arguments: scalings, x, dropped; then weight, bias, P, lam, Q of each layer
 _FIRST, _PER_LAYER = 3, 5
-_AUTOCAST_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_AUTOCAST_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 class Layer(NamedTuple):
@@ -67,15 +67,16 @@ def compute_dtype(layer: Layer, x: torch.Tensor) -> torch.dtype | None:
     weight, bias = parameters.get("weight"), parameters.get("bias")
     if weight is None or weight.requires_grad or bias is not None and bias.requires_grad:
         return None
+    # every layer comes here at every step: sets of so few cost half of what a generator does
     tensors = (x, weight, *factors) if bias is None else (x, weight, bias, *factors)
     # a subclass (quantised, sharded, fake) has its own idea of a product
-    if any(type(t) not in _PLAIN_TENSORS for t in tensors) or x.dim() < 2:
+    if not {type(t) for t in tensors} <= _PLAIN_TENSORS or x.dim() < 2:
         return None
+    dtypes = {t.dtype for t in tensors}
     if torch.is_autocast_enabled(x.device.type):
         # float64 is what autocast leaves alone
-        eligible = all(t.dtype in _AUTOCAST_TYPES for t in tensors)
-        return torch.get_autocast_dtype(x.device.type) if eligible else None
-    return x.dtype if all(t.dtype == x.dtype for t in tensors) else None
+        return torch.get_autocast_dtype(x.device.type) if dtypes <= _AUTOCAST_TYPES else None
+    return x.dtype if len(dtypes) == 1 else None
 
 
 def fused_linear(
@@ -96,11 +97,11 @@ def fused_linear(
     for base, kind, factors, _ in layers:
         weight = base._parameters["weight"]
         tensors += [weight.t() if kind == "conv1d" else weight, base._parameters["bias"], *factors]
-    if any(t is not None and t.dtype != dtype for t in tensors):
+    if {t.dtype for t in tensors if t is not None} != {dtype}:
         tensors = [t if t is None else t.to(dtype) for t in tensors]
     scalings = [layer.scaling for layer in layers]
-    compiled = native.fused_linear() if dtype is torch.float32 and x.device.type == "cpu" else None
-    if compiled is not None and all(layer.factors[2].requires_grad for layer in layers):
+    compiled = native.fused_linear() if dtype is torch.float32 and x.is_cpu else None
+    if compiled is not None and all([layer.factors[2].requires_grad for layer in layers]):
         return tuple(compiled(tensors[0], tensors[1], tensors[2:], scalings))
     return _FusedLinear.apply(scalings, *tensors)
 
@@ -108,7 +109,7 @@ def fused_linear(
 def _is_plain_call(base: nn.Module) -> bool:
     """Whether nothing but forward would run when ``base`` is called, and that the one of its class."""
     hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
-    return not hooks and not module_hooks._has_any_global_hook() and "forward" not in vars(base)
+    return not hooks and not module_hooks._has_any_global_hook() and "forward" not in base.__dict__
 
 
 class _FusedLinear(torch.autograd.Function):

@@ -50,6 +50,8 @@ class Family:
 
     def after(self, adapter: Adapter) -> list[Adapter]:
         """Those for whom ``adapter`` computes: the others, if it is the first that holds any triplet."""
+        if len(self._members) == 1:
+            return []
         holding = [member for member in self.members if member.rank]
         return holding[1:] if holding and holding[0] is adapter else []
 
@@ -139,5 +141,8 @@ def _takes_part() -> bool:
 
 def _whole(adapter: Adapter, layer: Layer) -> bool:
     """Whether the adapter trains with the factors as they are: all of their triplets, and no dropout of its own."""
+    # not adapter.P: an attribute of a module costs as much as a small operator
     p, _, q = layer.factors
-    return adapter.training and adapter.dropout is None and p is adapter.P and q is adapter.Q
+    modules, parameters = adapter._modules, adapter._parameters
+    whole = p is parameters["P"] and q is parameters["Q"]
+    return adapter.training and modules["dropout"] is None and whole

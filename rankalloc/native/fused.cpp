@@ -113,6 +113,36 @@ int64_t ranks_of(const std::vector<Part>& parts) {
   return total;
 }
 
+// to (rows, r) = from (rows, r) with its columns times scale (r).
+void scale_columns(
+    const float* __restrict from, int64_t ldf, int64_t rows, const std::vector<float>& scale, float* __restrict to) {
+  const int64_t r = scale.size();
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t k = 0; k < r; ++k) to[i * r + k] = from[i * ldf + k] * scale[k];
+  }
+}
+
+// W + P Λ s Q (d_out, d_in), in one pass over W.
+Tensor merged(const Part& part) {
+  const Tensor& w = part.weight;
+  if (w.stride(1) != 1) return at::addmm(w, part.p.mul(part.lam.mul(part.scaling)), part.q);
+  Tensor sum = at::empty(w.sizes(), w.options());
+  const int64_t d = w.size(1), ldw = w.stride(0), r = part.rank(), threads = at::get_num_threads();
+  const float *w0 = numbers(w), *p = numbers(part.p), *q = numbers(part.q);
+  float* to = sum.data_ptr<float>();
+  const std::vector<float> scale = part.scale();
+  std::vector<float> scaled(threads * kBlock * r);
+  share_rows(w.size(0), threads, [&](int64_t thread, int64_t from, int64_t end) {
+    float* own = scaled.data() + thread * kBlock * r;
+    for (int64_t at = from; at < end; at += kBlock) {
+      const int64_t m = std::min(kBlock, end - at);
+      scale_columns(p + at * r, r, m, scale, own);
+      skinny::expand(own, r, m, r, q, d, w0 + at * ldw, ldw, to + at * d, d, d);
+    }
+  });
+  return sum;
+}
+
 struct FusedLinear : public torch::autograd::Function<FusedLinear> {
   // tensors: x (..., d_in); what the adapter sees where that is another tensor; the layers'; their biases.
   static variable_list forward(
@@ -162,10 +192,8 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         float* here = z0 + at * total;
         for (const Output& o : outputs) {
           skinny::project(x0 + at * ldx, ldx, m, d, o.q, d, here + o.column, total, o.rank);
-          for (int64_t i = 0; i < m; ++i) {
-            for (int64_t k = 0; k < o.rank; ++k) own[i * o.rank + k] = here[i * total + o.column + k] * o.scale[k];
-          }
-          skinny::expand(own, o.rank, m, o.rank, o.p, o.d, o.bias, o.y + at * o.d, o.d, o.d);
+          scale_columns(here + o.column, total, m, o.scale, own);
+          skinny::expand(own, o.rank, m, o.rank, o.p, o.d, o.bias, 0, o.y + at * o.d, o.d, o.d);
         }
       }
     });
@@ -296,7 +324,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
           for (int64_t k = 0; k < d; k += 16) __builtin_prefetch(x + i * ldx + k, 0, 2);
         }
         skinny::outer(own_gz, total, x, ldx, m, total, d, own_gq, d);
-        if (gx0) skinny::expand(own_gz, total, m, total, q, d, nullptr, gx0 + at * d, d, d);
+        if (gx0) skinny::expand(own_gz, total, m, total, q, d, nullptr, 0, gx0 + at * d, d, d);
       }
     });
     for (int64_t t = 1; t < threads; ++t) {
@@ -328,7 +356,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         if (begun) {
           flat.addmm_(u.grad, u.part.weight);
         } else {
-          at::mm_out(flat, u.grad, merges ? at::addmm(u.part.weight, u.part.p.mul(u.part.lam.mul(u.part.scaling)), u.part.q) : u.part.weight);
+          at::mm_out(flat, u.grad, merges ? merged(u.part) : u.part.weight);
         }
         begun = true;
       }

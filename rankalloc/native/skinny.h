@@ -125,11 +125,10 @@ inline void project_ranks(
 template <int ROWS, int VECS>
 inline void expand_tile(
     const float* __restrict z, int64_t ldz, int64_t r, const float* __restrict f, int64_t ldf, const float* start,
-    float* __restrict y, int64_t ldy) {
+    int64_t lds, float* __restrict y, int64_t ldy) {
   Vec sum[ROWS][VECS];
-  UNROLL for (int v = 0; v < VECS; ++v) {
-    const Vec first = start ? load(start + v * kLanes) : Vec{};
-    UNROLL for (int i = 0; i < ROWS; ++i) sum[i][v] = first;
+  UNROLL for (int i = 0; i < ROWS; ++i) {
+    UNROLL for (int v = 0; v < VECS; ++v) sum[i][v] = start ? load(start + i * lds + v * kLanes) : Vec{};
   }
   for (int64_t k = 0; k < r; ++k) {
     Vec right[VECS];
@@ -146,32 +145,35 @@ inline void expand_tile(
 
 template <int ROWS>
 inline void expand_rows(
-    const float* z, int64_t ldz, int64_t r, const float* f, int64_t ldf, const float* start, float* y, int64_t ldy,
-    int64_t d) {
+    const float* z, int64_t ldz, int64_t r, const float* f, int64_t ldf, const float* start, int64_t lds, float* y,
+    int64_t ldy, int64_t d) {
   constexpr int kVecs = 4;
   const auto at = [start](int64_t c) { return start ? start + c : nullptr; };
   int64_t c = 0;
   for (; c + kVecs * kLanes <= d; c += kVecs * kLanes) {
-    expand_tile<ROWS, kVecs>(z, ldz, r, f + c, ldf, at(c), y + c, ldy);
+    expand_tile<ROWS, kVecs>(z, ldz, r, f + c, ldf, at(c), lds, y + c, ldy);
   }
-  for (; c + kLanes <= d; c += kLanes) expand_tile<ROWS, 1>(z, ldz, r, f + c, ldf, at(c), y + c, ldy);
+  for (; c + kLanes <= d; c += kLanes) expand_tile<ROWS, 1>(z, ldz, r, f + c, ldf, at(c), lds, y + c, ldy);
   for (; c < d; ++c) {
     UNROLL for (int i = 0; i < ROWS; ++i) {
-      float sum = start ? start[c] : 0.0f;
+      float sum = start ? start[i * lds + c] : 0.0f;
       for (int64_t k = 0; k < r; ++k) sum += z[i * ldz + k] * f[k * ldf + c];
       y[i * ldy + c] = sum;
     }
   }
 }
 
-// y (rows, d) = z (rows, r) · f (r, d) + start (d) in every row, where there is a start.
+// y (rows, d) = z (rows, r) · f (r, d) + start (rows, d), where there is one; it is the same row for all with lds 0.
 inline void expand(
-    const float* z, int64_t ldz, int64_t rows, int64_t r, const float* f, int64_t ldf, const float* start, float* y,
-    int64_t ldy, int64_t d) {
+    const float* z, int64_t ldz, int64_t rows, int64_t r, const float* f, int64_t ldf, const float* start, int64_t lds,
+    float* y, int64_t ldy, int64_t d) {
   constexpr int kRows = kSums / 4;
   int64_t n = 0;
-  for (; n + kRows <= rows; n += kRows) expand_rows<kRows>(z + n * ldz, ldz, r, f, ldf, start, y + n * ldy, ldy, d);
-  for (; n < rows; ++n) expand_rows<1>(z + n * ldz, ldz, r, f, ldf, start, y + n * ldy, ldy, d);
+  const auto at = [start, lds](int64_t n) { return start ? start + n * lds : nullptr; };
+  for (; n + kRows <= rows; n += kRows) {
+    expand_rows<kRows>(z + n * ldz, ldz, r, f, ldf, at(n), lds, y + n * ldy, ldy, d);
+  }
+  for (; n < rows; ++n) expand_rows<1>(z + n * ldz, ldz, r, f, ldf, at(n), lds, y + n * ldy, ldy, d);
 }
 
 template <int RANKS, int VECS>
