@@ -11,46 +11,42 @@ Young, 1936). The gradient changes with the basis, and what an optimizer remembe
     ∂L/∂P' = ∂L/∂P · R_Pᵀ U,   ∂L/∂Q' = Vᵀ R_Q · ∂L/∂Q          (exactly), and
     ∂L/∂λ'_k ≈ Σ_i A_ik B_ik ∂L/∂λ_i  with P' = P A, Q'ᵀ = Qᵀ B   (no off-diagonal terms are known).
 
-Squared gradients follow with the squared coefficients, as if entries were uncorrelated; of Adafactor's factored ones
-only the factor that counts triplets changes.
+What an optimizer remembers is carried over accordingly by :mod:`rankalloc.moments`.
+
+Adapters are rewritten many at a time, as one pile of matrices that columns of zeros make equally wide: the operators
+are then those of a few piles, and not of every layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from . import eight_bit
+from . import moments
 from .adapter import TRAINED, Adapter
-from .compact import unwrap
-from .errors import NotAdaptedError, RankallocError
-
-_FIRST = ("exp_avg", "momentum_buffer")
-_SECOND = ("exp_avg_sq", "max_exp_avg_sq")
-# factored second moments (Adafactor): means over columns, and over rows
-_ROWS, _COLUMNS = ("exp_avg_sq_row", "row_var"), ("exp_avg_sq_col", "col_var")
+from .errors import RankallocError
 
 _SINGULAR = 1e4
 """Condition of a factor from which its Gram matrix is not exact enough in float64 for float32 weights."""
 
 
+_PILE = 2**22
+"""Numbers of P and Q that are rewritten at once, at most, unless one adapter has more: 32 MB in float64."""
+
+
 @dataclass(frozen=True)
 class Change:
     """How one adapter's basis changed, all (r, r) in float64: gradients of P and lam are multiplied by
-    ``p`` and ``lam`` on the right, those of Q by ``q`` on the left."""
+    ``p`` and ``lam`` on the right, those of Q by ``q`` on the left; ``mixing`` is the share of each old triplet (row)
+    in each new one (column), whose columns sum to 1."""
 
     p: torch.Tensor
     lam: torch.Tensor
     q: torch.Tensor
-
-    @property
-    def mixing(self) -> torch.Tensor:
-        """Share of each old triplet (row) in each new one (column); columns sum to 1."""
-        weight = self.lam.square()
-        total = weight.sum(0, keepdim=True)
-        return torch.where(total > 0, weight / total.clamp_min(1e-300), 1.0 / max(1, len(weight)))
+    mixing: torch.Tensor
 
 
 @torch.no_grad()
@@ -64,144 +60,161 @@ def canonicalize_all(adapters: Sequence[Adapter], optimizer: torch.optim.Optimiz
     """Rewrite every adapter in canonical form, singular values falling; each ΔW stays what it was.
 
     Signs are fixed (the entry of each column of P that is largest in size is positive), so that equal
-    weights give equal factors. What is r × r is computed for all adapters of one rank at once.
+    weights give equal factors.
 
     Args:
         optimizer: whose memory of the adapters' gradients is carried over; None to leave it alone.
 
     Raises:
         RankallocError: a weight is not finite, an adapter has a fixed Λ, or the optimizer remembers
-            something that cannot be carried over; the adapters of other ranks may have been rewritten then.
+            something that cannot be carried over; some of the adapters may have been rewritten then.
     """
-    changes: dict[int, Change] = {}
-    by_rank: dict[tuple[int, torch.device], list[int]] = {}
-    for index, adapter in enumerate(adapters):
+    for adapter in adapters:
         if not {"P", "lam", "Q"} <= set(TRAINED[adapter.init]):
             raise RankallocError(
                 f"canonical form needs a trained Λ between trained factors; these adapters were attached with "
                 f"init={adapter.init!r}"
             )
-        by_rank.setdefault((adapter.rank, adapter.lam.device), []).append(index)
-    for (rank, _), indices in by_rank.items():
-        group = [adapters[index] for index in indices]
-        if rank:
-            found = _of_one_rank(group, optimizer)
-        else:
-            empty = group[0].lam.new_zeros(0, 0, dtype=torch.float64)
-            found = [Change(empty, empty, empty)] * len(group)
-        changes.update(zip(indices, found, strict=True))
-    return [changes[index] for index in range(len(adapters))]
-
-
-def _of_one_rank(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | None) -> list[Change]:
-    """:func:`canonicalize_all` of adapters of one rank r > 0 on one device; matrices (n, r, r) are theirs on a pile."""
-    r_p, inverse_p, bases_p = _roots([adapter.P for adapter in adapters])
-    r_q, inverse_q, bases_q = _roots([adapter.Q.T for adapter in adapters])
-    lam = torch.stack([adapter.lam.double() for adapter in adapters])
-    core = (r_p * lam[:, None]) @ r_q.mT
-    if not torch.isfinite(core).all():
-        raise _not_finite()
-    u, sigma, vh = torch.linalg.svd(core)
-    a = inverse_p @ u
-    columns = [
-        adapter.P.double() @ to_new if basis is None else basis @ own
-        for adapter, basis, to_new, own in zip(adapters, bases_p, a, u, strict=True)
-    ]
-    sign = torch.sign(torch.cat([new.gather(0, new.abs().argmax(0, keepdim=True)) for new in columns]))
-    sign = torch.where(sign == 0, 1.0, sign)
-    u, a, vh = u * sign[:, None], a * sign[:, None], vh * sign[:, :, None]
-    b = inverse_q @ vh.mT
-    live = torch.stack([adapter.kept for adapter in adapters]).sum(1, keepdim=True)
-    kept = torch.arange(adapters[0].rank, device=live.device) < live
-    changes = [Change(*matrices) for matrices in zip(r_p.mT @ u, a * b, vh @ r_q, strict=True)]
-    for i, (adapter, change) in enumerate(zip(adapters, changes, strict=True)):
-        if optimizer is not None:
-            _carry(adapter, optimizer, change)
-        basis = bases_q[i]
-        rows = b[i].T @ adapter.Q.double() if basis is None else vh[i] @ basis.T
-        # falling singular values: what was live before comes first, what had been dropped has none
-        adapter.kept.copy_(kept[i])
-        adapter.P.copy_(columns[i] * sign[i])
-        adapter.lam.copy_(sigma[i])
-        adapter.Q.copy_(rows)
+    changes = [Change(*[adapter.lam.new_zeros(0, 0, dtype=torch.float64)] * 4) for adapter in adapters]
+    for indices in _together(adapters):
+        found = _rewrite([adapters[index] for index in indices], optimizer)
+        for index, change in zip(indices, found, strict=True):
+            changes[index] = change
     return changes
 
 
-def _roots(factors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
-    """R with RᵀR = FᵀF for each F (d, r), its (pseudo-)inverse, both (n, r, r) in float64, and an orthonormal basis
-    (d, r) of F where F R⁻¹ is not one.
-
-    The Cholesky factor of FᵀF costs a fifth of a Householder QR of F and squares its condition, which float64 has room
-    for; factors that are float64 themselves, or nearly singular, take the QR.
-    """
-    grams = torch.stack([(wide := factor.double()).T @ wide for factor in factors])
-    if not torch.isfinite(grams).all():
-        raise _not_finite()
-    lower, failed = torch.linalg.cholesky_ex(grams)
-    root = lower.mT.contiguous()
-    eye = torch.eye(len(root[0]), dtype=root.dtype, device=root.device)
-    inverse = torch.linalg.solve_triangular(root, eye, upper=True)
-    condition = root.flatten(1).norm(dim=1) * inverse.flatten(1).norm(dim=1)
-    exact = (failed != 0) | ~(condition < _SINGULAR)
-    bases: list[torch.Tensor | None] = [None] * len(factors)
-    for index, (factor, needed) in enumerate(zip(factors, exact.tolist(), strict=True)):
-        if needed or factor.dtype == torch.float64:
-            bases[index], root[index] = torch.linalg.qr(factor.double())
-            inverse[index] = torch.linalg.pinv(root[index])
-    return root, inverse, bases
+def _together(adapters: Sequence[Adapter]) -> Iterator[list[int]]:
+    """Indices of adapters that are rewritten at once: of one device, and not too many. Those of rank 0 are left out."""
+    by_device: dict[torch.device, list[int]] = {}
+    for index, adapter in enumerate(adapters):
+        if not adapter.rank:
+            continue
+        by_device.setdefault(adapter.lam.device, []).append(index)
+    for indices in by_device.values():
+        some, size = [], 0
+        for index in indices:
+            numbers = adapters[index].rank * adapters[index].params_per_rank
+            if some and size + numbers > _PILE:
+                yield some
+                some, size = [], 0
+            some.append(index)
+            size += numbers
+        yield some
 
 
-def _not_finite() -> RankallocError:
-    return RankallocError(
-        "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
-        "gradients (max_grad_norm)"
-    )
-
-
-def check(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer | None) -> None:
-    """Make sure at the first step that the optimizer's memory can follow a change of basis.
-
-    Raises:
-        NotAdaptedError: no optimizer is given.
-        RankallocError: it remembers something that cannot be carried over.
-    """
-    if optimizer is None:
-        raise NotAdaptedError(
-            "changing the basis needs the optimizer: call controller.update(optimizer), or use canonical=False"
+def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | None) -> list[Change]:
+    """:func:`canonicalize_all` of adapters on one device; matrices (n, r, r) are theirs on a pile, r the largest rank,
+    and zero beyond an adapter's own."""
+    lam = _widened([adapter.lam for adapter in adapters])
+    p, q = (_Pile([getattr(adapter, name) for adapter in adapters], lam.shape[1], name == "Q") for name in ("P", "Q"))
+    lam_finite = torch.isfinite(lam.sum())
+    if not (lam_finite & torch.isfinite(p.grams.sum()) & torch.isfinite(q.grams.sum())):
+        raise RankallocError(
+            "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
+            "gradients (max_grad_norm)"
         )
-    for adapter in adapters:
-        _carry(adapter, optimizer, None)
+    ranks = [adapter.rank for adapter in adapters]
+    (r_p, to_p), (r_q, to_q) = p.roots(ranks), q.roots(ranks)
+    u, sigma, v = _svd((r_p * lam[:, None]) @ r_q.mT, ranks)
+    a, b = to_p @ u, to_q @ v
+    columns, rows = p.turned(u, a), q.turned(v, b)
+    sign = torch.ones_like(lam)
+    for indices, new in columns:
+        sign[indices] = torch.sign(new.gather(1, new.abs().argmax(1, keepdim=True)))[:, 0]
+    sign = torch.where(sign == 0, 1.0, sign)[:, None]
+    turns = {"p": (r_p.mT @ u) * sign, "lam": a * b, "q": (v.mT @ r_q) * sign.mT}
+    weight = turns["lam"].square()
+    total, even = weight.sum(1, keepdim=True), lam.new_tensor([1 / rank for rank in ranks])
+    mixing = torch.where(total > 0, weight / total.clamp_min(1e-300), even[:, None, None])
+
+    @cache
+    def turned(name: str, squared: bool, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        return (turns[name].square() if squared else turns[name]).to(dtype).unbind()
+
+    # falling singular values: what was live before comes first, what had been dropped has none
+    live = _widened([adapter.kept for adapter in adapters]).sum(1, keepdim=True)
+    kept = torch.arange(lam.shape[1], device=lam.device) < live
+    for i, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
+        if optimizer is not None:
+            moments.carry(adapter, optimizer, lambda *asked, i=i, rank=rank: turned(*asked)[i][:rank, :rank])
+        adapter.kept.copy_(kept[i, :rank])
+        adapter.lam.copy_(sigma[i, :rank])
+    for indices, new in columns:
+        for index, own in zip(indices, new.mul_(sign[indices]), strict=True):
+            adapters[index].P.copy_(own[:, : ranks[index]])
+    for indices, new in rows:
+        for index, own in zip(indices, new.mul_(sign[indices]), strict=True):
+            adapters[index].Q.copy_(own[:, : ranks[index]].T)
+    of_each = zip(*(pile.unbind() for pile in (turns["p"], turns["lam"], turns["q"], mixing)), strict=True)
+    return [Change(*(pile[:rank, :rank] for pile in own)) for own, rank in zip(of_each, ranks, strict=True)]
 
 
-def _carry(adapter: Adapter, optimizer: torch.optim.Optimizer, change: Change | None) -> None:
-    """Carry the optimizer's memory over; with no change, only look whether that could be done."""
-    optimizer = unwrap(optimizer)
-    for parameter, name in ((adapter.P, "p"), (adapter.lam, "lam"), (adapter.Q, "q")):
-        state = optimizer.state.get(parameter, {})
-        for key, value in list(state.items()):
-            if not isinstance(value, torch.Tensor) or value.dim() == 0 or eight_bit.belongs_to_packed(state, key):
-                continue
-            if parameter.dim() == 2 and key in (*_ROWS, *_COLUMNS):
-                if change is not None and (key in _COLUMNS) == (name == "p"):
-                    turn, flat = getattr(change, name).square(), value.double().flatten()
-                    value.copy_((turn @ flat if name == "q" else flat @ turn).reshape(value.shape))
-                continue
-            plain = "first" if key in _FIRST else "second" if key in _SECOND else None
-            order = eight_bit.meaning(optimizer, key) or plain
-            if order is None or value.shape != parameter.shape:
-                raise RankallocError(
-                    f"{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)}, which cannot be carried to "
-                    "another basis; use AdamW, Adafactor or SGD, or the option canonical=False"
-                )
-            if change is None:
-                continue
-            matrix = getattr(change, name)
-            is_packed = eight_bit.is_packed(state, key)
-            old = eight_bit.unpacked(state, key) if is_packed else value
-            old = old.to(torch.promote_types(old.dtype, torch.float32))
-            turn = (matrix.square() if order == "second" else matrix).to(old.dtype)
-            new = turn @ old if name == "q" else old @ turn
-            if is_packed:
-                state.update(eight_bit.packed(state, key, new))
-            else:
-                value.copy_(new)
+def _widened(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Vectors (r_i,) as rows (n, r) in float64, with zeros after them."""
+    return torch.nn.utils.rnn.pad_sequence([vector.double() for vector in vectors], batch_first=True)
+
+
+def _svd(cores: torch.Tensor, ranks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U (n, r, r), falling singular values (n, r) and V (n, r, r) of cores (n, r, r), each within its own rank: beside
+    zeros, a core that is singular itself would share its null space with them."""
+    u, sigma, v = torch.zeros_like(cores), torch.zeros_like(cores[:, 0]), torch.zeros_like(cores)
+    for rank in sorted({*ranks}):
+        alike = [index for index, own in enumerate(ranks) if own == rank]
+        left, values, right = torch.linalg.svd(cores[alike, :rank, :rank])
+        u[alike, :rank, :rank], sigma[alike, :rank], v[alike, :rank, :rank] = left, values, right.mT
+    return u, sigma, v
+
+
+class _Pile:
+    """Tall factors (d, r_i), or as ``rows`` (r_i, d), as float64 piles (m, d, r), one for every d.
+
+    Attributes:
+        grams: FᵀF of each, (n, r, r).
+    """
+
+    def __init__(self, factors: Sequence[torch.Tensor], width: int, rows: bool) -> None:
+        self.exact = [factor.dtype == torch.float64 for factor in factors]
+        self.grams = torch.zeros(len(factors), width, width, dtype=torch.float64, device=factors[0].device)
+        by_size: dict[int, list[int]] = {}
+        for index, factor in enumerate(factors):
+            by_size.setdefault(factor.shape[rows], []).append(index)
+        self._piles = []
+        for size, indices in by_size.items():
+            pile = self.grams.new_zeros(len(indices), size, width)
+            for own, index in zip(pile, indices, strict=True):
+                factor = factors[index].T if rows else factors[index]
+                own[:, : factor.shape[1]] = factor
+            self.grams[indices] = pile.mT @ pile
+            self._piles.append((indices, pile))
+
+    def roots(self, ranks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """R with RᵀR = FᵀF and its (pseudo-)inverse, both (n, r, r).
+
+        The Cholesky factor of FᵀF costs a fifth of a Householder QR of F and squares its condition, which float64 has
+        room for; factors that are float64 themselves, or nearly singular, take the QR.
+        """
+        width = self.grams.shape[1]
+        inside = torch.arange(width, device=self.grams.device) < torch.tensor(ranks, device=self.grams.device)[:, None]
+        padded = self.grams + torch.diag_embed((~inside).double())
+        lower, failed = torch.linalg.cholesky_ex(padded)
+        eye = torch.eye(width, dtype=padded.dtype, device=padded.device)
+        root = lower.mT * inside[:, None]
+        inverse = torch.linalg.solve_triangular(lower.mT, eye, upper=True) * inside[:, None]
+        condition = root.flatten(1).norm(dim=1) * inverse.flatten(1).norm(dim=1)
+        doubtful = ((failed != 0) | ~(condition < _SINGULAR)).tolist()
+        self.exact = [one or other for one, other in zip(self.exact, doubtful, strict=True)]
+        for indices, pile in self._piles:
+            for own, index in zip(pile, indices, strict=True):
+                rank = ranks[index]
+                if self.exact[index]:
+                    own[:, :rank], triangle = torch.linalg.qr(own[:, :rank])
+                    root[index].zero_()[:rank, :rank] = triangle
+                    inverse[index].zero_()[:rank, :rank] = torch.linalg.pinv(triangle)
+        return root, inverse
+
+    def turned(self, of_basis: torch.Tensor, of_factor: torch.Tensor) -> list[tuple[list[int], torch.Tensor]]:
+        """For every d the indices of its factors and F · ``of_factor`` (n, r, r), (m, d, r), or where :meth:`roots` put
+        an orthonormal basis in F's place, that one times ``of_basis`` (n, r, r)."""
+        exact = torch.tensor(self.exact, device=of_basis.device)[:, None, None]
+        turns = torch.where(exact, of_basis, of_factor)
+        return [(indices, pile @ turns[indices]) for indices, pile in self._piles]

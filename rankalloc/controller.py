@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import allocating, averages, canonical, compact, resuming, sharded
+from . import allocating, averages, compact, moments, resuming, sharded
 from .adapters import Adapters
 from .allocators import ALLOCATORS
 from .budget import RankBudget
@@ -246,7 +246,7 @@ class RankController:
         if not self.clock.started:
             compact.check(self.adapters, optimizer, bool(self.shrink))
             if self.canonical:
-                canonical.check(self.adapters, optimizer)
+                moments.check(self.adapters, optimizer)
             if not self.frozen:
                 averages.check_told(self.adapters, self.averages)
         self.step += 1
