@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from . import siblings
+from . import native, siblings
 from .adapters import Adapters
 from .errors import RankallocError
 from .trace import RankTrace
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from .controller import RankController
 
 STATE_VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 def state_of(controller: RankController) -> dict[str, Any]:
@@ -79,10 +82,25 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
         score.load_tensors(saved)
         controller.score = score
     siblings.remember(adapters.modules, meta.get("siblings", []))
+    if note := _other_kernel(trace, controller.trace):
+        trace.alerts.append(note)
+        logger.warning(note)
     controller.plan, controller.step, controller.trace = plan, meta["step"], trace
     controller.rule.plan = plan
     controller.rule.prepare(controller.step + 1)
     controller.clock.restart()
+
+
+def _other_kernel(then: RankTrace, now: RankTrace) -> str | None:
+    """What to tell when sums are added in another order from now on; None when they are not."""
+    began, goes_on = (trace.environment and trace.environment.kernel for trace in (then, now))
+    if began == goes_on or None in (began, goes_on):
+        return None
+    way_out = "`rankalloc build-kernel` builds it" if began == "compiled" else f"{native.SWITCH}=0 leaves it out"
+    return (
+        f"the run began with the {began} kernel and goes on with the {goes_on} one, whose sums are rounded otherwise: "
+        f"its numbers are no longer those of a run that was not interrupted ({way_out})"
+    )
 
 
 def weights_key(adapters: Adapters) -> str:

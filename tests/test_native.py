@@ -88,6 +88,16 @@ def test_the_numbers_are_those_of_the_python_function(kernel, d_in, d_out, rows,
         assert_close(*both([layer(d_in, d_out, rank, bias)], torch.randn(rows, d_in, requires_grad=True)))
 
 
+@pytest.mark.parametrize("laid_out", ["columns after one another", "part of a wider one"])
+def test_weights_of_any_layout(kernel, laid_out):
+    one = layer(40, 24, 5)
+    weight = one.base.weight.detach()
+    other = weight.t().contiguous().t() if laid_out[0] == "c" else torch.cat([weight, weight], dim=1)[:, :40]
+    assert not other.is_contiguous()
+    one.base.weight = nn.Parameter(other, requires_grad=False)
+    assert_close(*both([one], torch.randn(100, 40, requires_grad=True)))
+
+
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 def test_what_the_adapter_sees_may_be_another_tensor(kernel, needs):
     x, dropped = (torch.randn(70, 20, requires_grad=need) for need in needs)
@@ -199,6 +209,25 @@ def test_a_run_with_siblings_and_shrinking_equals_itself_and_python_s(kernel, mo
     monkeypatch.setattr(native, "fused_linear", lambda: None)
     other = trained_llama()
     assert losses == pytest.approx(other[0], rel=1e-4) and losses != other[0] and ranks == other[2]
+
+
+def test_a_run_that_goes_on_with_other_sums_says_so(kernel, monkeypatch, caplog):
+    def begun():
+        model = make_mlp()
+        adapters = ra.attach(model, rank=4)
+        return model, adapters, ra.RankController(adapters, ra.RankBudget(ranks=5), 6)
+
+    model, adapters, controller = begun()
+    train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), 2)
+    state = controller.state_dict()
+    for find, alerts in ((native.fused_linear, 0), (lambda: None, 1)):
+        monkeypatch.setattr(native, "fused_linear", find)
+        other, _, again = begun()
+        other.load_state_dict(model.state_dict())
+        again.load_state_dict(state)
+        assert len(again.trace.alerts) == len(caplog.records) == alerts
+    assert "began with the compiled kernel and goes on with the python one" in caplog.text
+    assert again.trace.alerts[0] in caplog.text and "rankalloc build-kernel" in caplog.text
 
 
 @pytest.mark.parametrize("threads", [1, 2])
