@@ -67,7 +67,7 @@ def canonicalize_all(adapters: Sequence[Adapter], optimizer: torch.optim.Optimiz
 
     Raises:
         RankallocError: a weight is not finite, an adapter has a fixed Λ, or the optimizer remembers
-            something that cannot be carried over; some of the adapters may have been rewritten then.
+            something that cannot be carried over; whole adapters may have been rewritten then, none in part.
     """
     for adapter in adapters:
         if not {"P", "lam", "Q"} <= set(TRAINED[adapter.init]):
@@ -134,9 +134,10 @@ def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | Non
     # falling singular values: what was live before comes first, what had been dropped has none
     live = _widened([adapter.kept for adapter in adapters]).sum(1, keepdim=True)
     kept = torch.arange(lam.shape[1], device=lam.device) < live
-    for i, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
-        if optimizer is not None:
+    if optimizer is not None:  # before any weight is written, for it may raise
+        for i, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
             moments.carry(adapter, optimizer, lambda *asked, i=i, rank=rank: turned(*asked)[i][:rank, :rank])
+    for i, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
         adapter.kept.copy_(kept[i, :rank])
         adapter.lam.copy_(sigma[i, :rank])
     for indices, new in columns:

@@ -83,7 +83,7 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
         controller.score = score
     siblings.remember(adapters.modules, meta.get("siblings", []))
     if note := _other_kernel(trace, controller.trace):
-        trace.alerts.append(note)
+        trace.alerts += [note] * (note not in trace.alerts)
         logger.warning(note)
     controller.plan, controller.step, controller.trace = plan, meta["step"], trace
     controller.rule.plan = plan

@@ -147,6 +147,20 @@ def test_adapters_of_several_ranks_at_once_are_as_each_alone():
         torch.testing.assert_close(adapter.P, other.P, rtol=1e-6, atol=1e-7)
 
 
+def test_what_cannot_be_carried_over_leaves_every_weight_alone():
+    model = make_mlp()
+    adapters = ra.attach(model, rank=4)
+    randomize(adapters)
+    optimizer = torch.optim.AdamW(adapters.parameters())
+    last = list(adapters)[-1]
+    optimizer.state[last.P]["strange"] = torch.zeros(3)
+    before = copy.deepcopy(list(adapters))
+    with pytest.raises(RankallocError, match="strange"):
+        canonicalize_all(list(adapters), optimizer)
+    for adapter, other in zip(adapters, before, strict=True):
+        assert all(torch.equal(getattr(adapter, name), getattr(other, name)) for name in ("P", "lam", "Q", "kept"))
+
+
 def test_what_cannot_be_carried_over_is_told_at_the_first_step():
     model = make_mlp()
     adapters = ra.attach(model, rank=4)

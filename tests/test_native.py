@@ -228,6 +228,8 @@ def test_a_run_that_goes_on_with_other_sums_says_so(kernel, monkeypatch, caplog)
         assert len(again.trace.alerts) == len(caplog.records) == alerts
     assert "began with the compiled kernel and goes on with the python one" in caplog.text
     assert again.trace.alerts[0] in caplog.text and "rankalloc build-kernel" in caplog.text
+    again.load_state_dict(again.state_dict())
+    assert len(again.trace.alerts) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
