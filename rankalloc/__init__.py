@@ -35,6 +35,7 @@ _HOMES = {
     "write_report": "report",
     "RankallocError": "errors",
     "plan_ranks": "planning",
+    "keep_freed_memory": "host_memory",
     "at_rank": "nested",
     "shrink": "posthoc.shrinking",
     "compose": "posthoc.composing",

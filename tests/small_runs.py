@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from rankalloc.config import RunConfig, load_config
-from rankalloc.tasks import load_task
+from rankalloc.tasks.packages import minilm_folder
 
 WORDS = [
     "the", "film", "was", "good", "bad", "long", "short", "loved", "hated", "plot", "actor", "scene", "music", "ending",
@@ -19,8 +19,7 @@ WORDS = [
 
 def tiny_model(folder: Path) -> Path:
     """A real model folder: tiny BERT weights beside MiniLM's tokenizer."""
-    reference = load_task("punctuation", data={"limit_train": 1, "limit_tune": 1, "limit_report": 1}).model_ref
-    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     BertModel(BertConfig(

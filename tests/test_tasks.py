@@ -97,6 +97,8 @@ def test_words_marks_and_case():
         ("known", "lower,"), ("e.g", "lower."), ("the", "Capitalised"), ("u.s", "UPPER."), ("no", "lower"),
         ("x;end", "lower-"), ("y", "Capitalised"),
     ]  # fmt: skip
+    for first in range(1, 17):
+        assert punctuated_words(text, first) == punctuated_words(text)[:first]
     assert punctuated_words("... -- <br />") == []
     assert len(LABELS) == len(set(LABELS)) == 24
 

@@ -91,9 +91,8 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
     with _resumable(how), results_only():
         say(f"training {_task_name(config)} with {config.method} into {folder}")
         from ..runner import train
-        from ..tasks.models import quiet
 
-        with quiet(), steps:
+        with _training(), steps:
             trace = train(config, Path(folder), command=request.line(whole=False), resume=resume, progress=steps)
         report, failure = _report(folder)
     show_run(trace, config, folder, report, request.as_json)
@@ -119,9 +118,8 @@ def run_sweep(request: Request) -> None:
         say(f"going on with the sweep in {folder}" if going_on else f"sweeping {_task_name(config)} into {folder}")
         from ..sweep import run_sweep as run
         from ..tasks import metric_of
-        from ..tasks.models import quiet
 
-        with quiet():
+        with _training():
             record = run(
                 config, Path(folder), trials=request.trials, storage=request.storage,
                 command=request.line(whole=False), on_trial=trial_printer(metric_of(config).metric),
@@ -129,6 +127,20 @@ def run_sweep(request: Request) -> None:
         report, failure = _report(folder)
     show_sweep(record, folder, report, request.as_json)
     _raise(failure, folder)
+
+
+@contextlib.contextmanager
+def _training() -> Iterator[None]:
+    """Around what trains: no library speaks up, and on the CPU the process keeps what it frees."""
+    import torch
+
+    from ..host_memory import keep_freed_memory
+    from ..tasks.models import quiet
+
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    with quiet():
+        yield
 
 
 def _task_name(config: RunConfig) -> str:

@@ -35,8 +35,8 @@ _JOINED = re.compile(r"(?<=\w)(-{2,}|\.{2,}|[—–…])(?=\w)|(?<=[a-z])([.,!?;
 _TOKEN = re.compile(r"([\W_]*)(.*?)([\W_]*)", re.DOTALL)
 
 
-def punctuated_words(text: str) -> list[tuple[str, int]]:
-    """(bare lower-cased word, class) of each word in a text.
+def punctuated_words(text: str, first: int | None = None) -> list[tuple[str, int]]:
+    """(bare lower-cased word, class) of each word in a text, or of its ``first`` ones.
 
     Quotes, brackets and other signs are stripped. Of several marks the first counts ("?!" is "?",
     "..." is "."); a dash of any length is "-". A mark that stands alone belongs to the word before.
@@ -51,6 +51,8 @@ def punctuated_words(text: str) -> list[tuple[str, int]]:
         before, core, after = _TOKEN.fullmatch(token).groups()
         if found and not found[-1][1]:
             found[-1][1] = _mark(before)
+        if core and len(found) == first:  # the word before has its mark, whatever follows
+            break
         if core:
             found.append([core, _mark(after)])
     return [(core.lower(), MARKS.index(mark) * len(CASES) + _case(core)) for core, mark in found]
@@ -76,7 +78,7 @@ def windows() -> dict[str, tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]]:
     # By words: some reviews were posted twice with other punctuation or a longer ending.
     distinct: dict[tuple[str, ...], tuple[int, ...]] = {}
     for text in texts:
-        pairs = punctuated_words(text)[:WINDOW_WORDS]
+        pairs = punctuated_words(text, WINDOW_WORDS)
         if len(pairs) == WINDOW_WORDS:
             words, classes = zip(*pairs, strict=True)
             distinct.setdefault(words, classes)

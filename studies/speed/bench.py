@@ -1,8 +1,9 @@
 """What does choosing ranks cost, beside plain LoRA, PEFT's AdaLoRA and a frozen model? See README.md in this folder.
 
-    python studies/speed/bench.py                             # everything, about 40 minutes on 2 cores
+    python studies/speed/bench.py                             # everything, about an hour on 2 cores
     python studies/speed/bench.py --parts steps allocation    # some of it; the rest of reports/speed.json stays
     python studies/speed/bench.py --parts steps --kernel python    # as it is where the kernel is not built
+    python studies/speed/bench.py --parts runs --freed returned    # with a heap that glibc returns to the system
     python studies/speed/bench.py --parts                     # only the table and the figure of what was measured
 
 Only ratios within one run mean anything: a machine's speed changes from minute to minute.
@@ -29,6 +30,7 @@ from rankalloc import native
 from rankalloc.environment import describe
 from rankalloc.errors import RankallocError
 from rankalloc.files import write_json
+from rankalloc.host_memory import keep_freed_memory
 
 
 def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
@@ -41,9 +43,9 @@ def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
             arms.llama, arms.llama_batch(), arms.LLAMA_TARGETS, args.rank, args.rounds, args.round_steps,
             kinds=(arms.FLOOR, arms.PEFT_LORA, arms.PEFT_ADALORA, arms.DEFAULT),
         ),
-        "freeze": lambda: steps.after_the_freeze(args.rank, min(args.rounds, 16)),
-        "runs": lambda: whole_runs.measure(args.rank, args.steps, min(args.rounds, 5)),
-        "runs without dropout": lambda: whole_runs.measure(args.rank, args.steps, min(args.rounds, 5), dropout=False),
+        "freeze": lambda: steps.after_the_freeze(args.rank, min(args.rounds, 30)),
+        "runs": lambda: whole_runs.measure(args.rank, args.steps, min(args.rounds, 9)),
+        "runs without dropout": lambda: whole_runs.measure(args.rank, args.steps, min(args.rounds, 9), dropout=False),
         "growth": lambda: steps.growth(min(args.rounds, 20)),
         "operators": operators.measure,
         "memory": lambda: memory.measure(args.rank),
@@ -62,6 +64,10 @@ def main() -> None:
         "--kernel", choices=("compiled", "python"), default="compiled",
         help="compiled builds it where it is not built yet; what is measured in python is kept beside the rest",
     )
+    parser.add_argument(
+        "--freed", choices=("kept", "returned"), default="kept",
+        help="whether the process keeps what it frees, for all kinds alike; what is measured otherwise is kept beside",
+    )
     parser.add_argument("--output", type=Path, default=Path("reports/speed.json"))
     args = parser.parse_args()
 
@@ -77,10 +83,17 @@ def main() -> None:
             native.build()
         except RankallocError as error:
             parser.error(f"{error}; --kernel python measures without it")
+    if wanted and args.freed == "kept" and not keep_freed_memory():
+        parser.error(
+            "this process cannot keep what it frees: glibc alone can, and what MALLOC_… variables say goes first; "
+            "--freed returned measures without it"
+        )
+    without = ", python" * (args.kernel == "python") + ", freed memory returned" * (args.freed == "returned")
     for part in wanted:
         print(f"{part} …", flush=True)
-        record[part if args.kernel == "compiled" else f"{part}, {args.kernel}"] = {
-            "measured": known[part](), "environment": describe("cpu").model_dump(), "load": os.getloadavg()[0],
+        record[part + without] = {
+            "measured": known[part](), "environment": describe("cpu").model_dump(), "freed memory": args.freed,
+            "load": os.getloadavg()[0],
         }
         write_json(args.output, record)
     print(summary.table(record))

@@ -9,6 +9,7 @@ is everything from the first step to the last; nothing of what evaluates.
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from typing import Any
@@ -61,7 +62,7 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int, task: Any,
     while len(batches) < steps:
         batches += [batch for batch, _ in zip(loader, range(steps - len(batches)), strict=False)]
     model.train()
-    started = time.perf_counter()
+    faults, started = _page_faults(), time.perf_counter()
     for step, batch in enumerate(batches, start=1):
         model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -74,10 +75,18 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int, task: Any,
             model.base_model.update_and_allocate(step)
         schedule.step()
         optimizer.zero_grad()
-    seconds = time.perf_counter() - started
+    seconds, faults = time.perf_counter() - started, _page_faults() - faults
     tune = evaluate(task, model, "tune", 16)
     ranks = sum(adapters.ranks().values()) if controller is not None else None
-    return {"kind": kind, "rate": rate, "seed": seed, "seconds": seconds, "tune": tune.metrics, "ranks": ranks}
+    return {
+        "kind": kind, "rate": rate, "seed": seed, "seconds": seconds, "page faults": faults, "tune": tune.metrics,
+        "ranks": ranks,
+    }
+
+
+def _page_faults() -> int:
+    """Pages of memory that this process has had to ask for."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def measure(rank: int, steps: int, rounds: int, dropout: bool = True) -> dict[str, Any]:
