@@ -26,17 +26,15 @@ def table(record: dict[str, Any]) -> str:
         if part in record:
             for what, value in record[part]["measured"]["ratios"].items():
                 add(f"step, {name}: {what}", value, TARGETS.get(what) if part == "steps" else None)
-    for part, name in (
-        ("runs", "whole run"), ("runs without dropout", "whole run without dropout"),
-        ("runs, python", "whole run, no kernel"),
-    ):
-        if part not in record:
-            continue
-        measured = record[part]["measured"]
-        for what, value in measured["ratios"].items():
-            add(f"{name}: {what}", value, None if part == "runs, python" else RUN_TARGETS[what])
-        for kind, tune in measured["tune"].items():
-            rows.append((f"{name}, tune split: {kind}", f"loss {tune['loss']:.3f}, F1 {tune['f1']:.3f}", ""))
+    for part, name in (("runs", "whole run"), ("runs without dropout", "whole run without dropout")):
+        for without, said in (("", ""), (", python", ", no kernel"), (", freed memory returned",) * 2):
+            if part + without not in record:
+                continue
+            measured = record[part + without]["measured"]
+            for what, value in measured["ratios"].items():
+                add(f"{name}{said}: {what}", value, None if without else RUN_TARGETS[what])
+            for kind, tune in measured["tune"].items():
+                rows.append((f"{name}{said}, tune split: {kind}", f"loss {tune['loss']:.3f}, F1 {tune['f1']:.3f}", ""))
     if "freeze" in record:
         measured = record["freeze"]["measured"]
         add("step after the freeze / step of a run born at those ranks", measured["ratio"], 1.03)

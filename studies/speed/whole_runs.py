@@ -3,8 +3,11 @@
 The model keeps its own dropout of 0.1, or has none, as in the other parts: drawing masks and an attention that must be
 written out to be masked take over a quarter of a step, alike in all kinds, which brings their ratios nearer to one.
 
-Every kind trains on the same batches at its own best rate of three, chosen by one run each on the tune split. Timed
-is everything from the first step to the last; nothing of what evaluates.
+Every kind trains on the same batches at its own best rate of three, chosen by one run each on the tune split. Runs that
+are compared go in step: each kind takes its first step, then each its second, in an order that turns round from step to
+step, so that a machine's changing speed hits all alike. A run's seconds are the sum of its own steps', from the first
+to the last, allocations and all; nothing of what evaluates. Each has its own random numbers, and becomes what it would
+become alone.
 """
 
 from __future__ import annotations
@@ -28,83 +31,116 @@ RATES = {PEFT_LORA: (1e-3, 2e-3, 4e-3), PEFT_ADALORA: (4e-3, 8e-3, 1.6e-2), DEFA
 WARMUP, FREEZE, EVERY = 0.1, 0.3, 5
 
 
-def one_run(kind: str, rank: int, rate: float, steps: int, seed: int, task: Any, dropout: bool) -> dict[str, Any]:
-    """Train once; seconds, tune loss and metrics, and the ranks left."""
-    set_seed(seed)
-    model, controller, head = task.build_model(), None, ["classifier"]
-    if not dropout:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-    if kind == PEFT_LORA:
-        model = get_peft_model(model, LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules=arms.BERT_TARGETS, modules_to_save=head, task_type="TOKEN_CLS",
-        ))
-    elif kind == PEFT_ADALORA:
-        model = get_peft_model(model, AdaLoraConfig(
-            init_r=rank, target_r=rank // 3, lora_alpha=2 * rank, target_modules=arms.BERT_TARGETS,
-            tinit=round(WARMUP * steps), tfinal=round(FREEZE * steps), deltaT=EVERY, total_step=steps,
-            modules_to_save=head, task_type="TOKEN_CLS",
-        ))
-    else:
-        adapters = ra.attach(model, rank=rank, alpha=2 * rank, target_modules=arms.BERT_TARGETS, modules_to_save=head)
-        budget = ra.RankBudget(fraction=1 / 3, warmup=WARMUP, freeze=FREEZE, every=EVERY)
-        controller = ra.RankController(adapters, budget, steps)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, max(1, steps // 20), steps)
-    generator = torch.Generator().manual_seed(seed)
+class Run:
+    """One training run of ``kind``, a step at a time.
+
+    Attributes:
+        seconds: that its steps have taken so far.
+        faults: pages of memory that the process had to ask for in them.
+    """
+
+    def __init__(self, kind: str, rank: int, rate: float, steps: int, seed: int, task: Any, dropout: bool) -> None:
+        set_seed(seed)
+        self.kind, self.rate, self.seed, self.task = kind, rate, seed, task
+        model, self.controller, head = task.build_model(), None, ["classifier"]
+        if not dropout:
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        if kind == PEFT_LORA:
+            model = get_peft_model(model, LoraConfig(
+                r=rank, lora_alpha=2 * rank, target_modules=arms.BERT_TARGETS, modules_to_save=head,
+                task_type="TOKEN_CLS",
+            ))
+        elif kind == PEFT_ADALORA:
+            model = get_peft_model(model, AdaLoraConfig(
+                init_r=rank, target_r=rank // 3, lora_alpha=2 * rank, target_modules=arms.BERT_TARGETS,
+                tinit=round(WARMUP * steps), tfinal=round(FREEZE * steps), deltaT=EVERY, total_step=steps,
+                modules_to_save=head, task_type="TOKEN_CLS",
+            ))
+        else:
+            self.adapters = ra.attach(
+                model, rank=rank, alpha=2 * rank, target_modules=arms.BERT_TARGETS, modules_to_save=head
+            )
+            budget = ra.RankBudget(fraction=1 / 3, warmup=WARMUP, freeze=FREEZE, every=EVERY)
+            self.controller = ra.RankController(self.adapters, budget, steps)
+        self.model = model.train()
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=0.0, fused=True)
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, max(1, steps // 20), steps)
+        self.count, self.seconds, self.faults = 0, 0.0, 0
+        self._random = torch.get_rng_state()
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(self._random)
+        self.count += 1
+        faults, started = _page_faults(), time.perf_counter()
+        self.model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        if self.controller is not None:
+            self.controller.observe()
+        self.optimizer.step()
+        if self.controller is not None:
+            self.controller.update(self.optimizer)
+        elif self.kind == PEFT_ADALORA:
+            self.model.base_model.update_and_allocate(self.count)
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.seconds += time.perf_counter() - started
+        self.faults += _page_faults() - faults
+        self._random = torch.get_rng_state()
+
+    def result(self) -> dict[str, Any]:
+        """Seconds, page faults, tune loss and metrics, and the ranks left."""
+        return {
+            "kind": self.kind, "rate": self.rate, "seed": self.seed, "seconds": self.seconds,
+            "page faults": self.faults,
+            "tune": evaluate(self.task, self.model, "tune", 16).metrics,
+            "ranks": sum(self.adapters.ranks().values()) if self.controller is not None else None,
+        }
+
+
+def in_step(
+    rates: dict[str, float], rank: int, steps: int, seed: int, task: Any, dropout: bool
+) -> list[dict[str, Any]]:
+    """A run of each kind, {kind: learning rate}, step by step beside one another; what each came to."""
+    runs = [Run(kind, rank, rate, steps, seed, task, dropout) for kind, rate in rates.items()]
+    for number, batch in enumerate(_batches(task, steps, seed)):
+        for run in runs if number % 2 else runs[::-1]:
+            run.step(batch)
+    return [run.result() for run in runs]
+
+
+def _batches(task: Any, steps: int, seed: int) -> list[dict[str, torch.Tensor]]:
     loader = DataLoader(
-        task.splits["train"], batch_size=16, shuffle=True, generator=generator, collate_fn=task.collator,
-        drop_last=True,
+        task.splits["train"], batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(seed),
+        collate_fn=task.collator, drop_last=True,
     )
-    batches = []
+    batches: list[dict[str, torch.Tensor]] = []
     while len(batches) < steps:
         batches += [batch for batch, _ in zip(loader, range(steps - len(batches)), strict=False)]
-    model.train()
-    faults, started = _page_faults(), time.perf_counter()
-    for step, batch in enumerate(batches, start=1):
-        model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        if controller is not None:
-            controller.observe()
-        optimizer.step()
-        if controller is not None:
-            controller.update(optimizer)
-        elif kind == PEFT_ADALORA:
-            model.base_model.update_and_allocate(step)
-        schedule.step()
-        optimizer.zero_grad()
-    seconds, faults = time.perf_counter() - started, _page_faults() - faults
-    tune = evaluate(task, model, "tune", 16)
-    ranks = sum(adapters.ranks().values()) if controller is not None else None
-    return {
-        "kind": kind, "rate": rate, "seed": seed, "seconds": seconds, "page faults": faults, "tune": tune.metrics,
-        "ranks": ranks,
-    }
+    return batches
 
 
 def _page_faults() -> int:
-    """Pages of memory that this process has had to ask for."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def measure(rank: int, steps: int, rounds: int, dropout: bool = True) -> dict[str, Any]:
-    """Rates first, then ``rounds`` alternating runs of each kind at its own."""
+    """Rates first, then ``rounds`` runs of each kind at its own."""
     task = ra.load_task("punctuation", data={"limit_tune": 300})
-    kinds = (PEFT_LORA, PEFT_ADALORA, DEFAULT)
-    tried = [one_run(kind, rank, rate, steps, 0, task, dropout) for kind in kinds for rate in RATES[kind]]
-    best = {k: min((r for r in tried if r["kind"] == k), key=lambda r: r["tune"]["loss"])["rate"] for k in kinds}
-    runs = []
-    for number in range(rounds):
-        for kind in kinds if number % 2 else kinds[::-1]:
-            runs.append(one_run(kind, rank, best[kind], steps, 1 + number, task, dropout))
-    seconds = {k: [r["seconds"] for r in runs if r["kind"] == k] for k in kinds}
+    tried = [
+        result for number in range(3)
+        for result in in_step({k: RATES[k][number] for k in RATES}, rank, steps, 0, task, dropout)
+    ]
+    best = {k: min((r for r in tried if r["kind"] == k), key=lambda r: r["tune"]["loss"])["rate"] for k in RATES}
+    runs = [r for seed in range(1, rounds + 1) for r in in_step(best, rank, steps, seed, task, dropout)]
+    seconds = {k: [r["seconds"] for r in runs if r["kind"] == k] for k in RATES}
     return {
         "rank": rank, "steps": steps, "rounds": rounds, "rates tried": tried, "rates": best, "runs": runs,
         "tune": {
             kind: {m: statistics.fmean(r["tune"][m] for r in runs if r["kind"] == kind) for m in ("loss", "f1")}
-            for kind in kinds
+            for kind in RATES
         },
-        "ratios": {f"{DEFAULT} / {k}": arms.ratio(seconds[DEFAULT], seconds[k]) for k in kinds[:2]},
+        "ratios": {f"{DEFAULT} / {k}": arms.ratio(seconds[DEFAULT], seconds[k]) for k in (PEFT_LORA, PEFT_ADALORA)},
     }
