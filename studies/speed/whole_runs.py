@@ -29,13 +29,15 @@ from rankalloc.tasks.base import evaluate
 
 RATES = {PEFT_LORA: (1e-3, 2e-3, 4e-3), PEFT_ADALORA: (4e-3, 8e-3, 1.6e-2), DEFAULT: (4e-3, 8e-3, 1.6e-2)}
 WARMUP, FREEZE, EVERY = 0.1, 0.3, 5
+TURN = 5
+"""Steps of a run before it is another's turn: enough for its weights to come back into the cache."""
 
 
 class Run:
     """One training run of ``kind``, a step at a time.
 
     Attributes:
-        seconds: that its steps have taken so far.
+        seconds: of each step so far.
         faults: pages of memory that the process had to ask for in them.
     """
 
@@ -68,12 +70,12 @@ class Run:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=0.0, fused=True)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, max(1, steps // 20), steps)
-        self.count, self.seconds, self.faults = 0, 0.0, 0
+        self.seconds: list[float] = []
+        self.faults = 0
         self._random = torch.get_rng_state()
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         torch.set_rng_state(self._random)
-        self.count += 1
         faults, started = _page_faults(), time.perf_counter()
         self.model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -83,31 +85,33 @@ class Run:
         if self.controller is not None:
             self.controller.update(self.optimizer)
         elif self.kind == PEFT_ADALORA:
-            self.model.base_model.update_and_allocate(self.count)
+            self.model.base_model.update_and_allocate(len(self.seconds) + 1)
         self.schedule.step()
         self.optimizer.zero_grad()
-        self.seconds += time.perf_counter() - started
+        self.seconds.append(time.perf_counter() - started)
         self.faults += _page_faults() - faults
         self._random = torch.get_rng_state()
 
     def result(self) -> dict[str, Any]:
         """Seconds, page faults, tune loss and metrics, and the ranks left."""
         return {
-            "kind": self.kind, "rate": self.rate, "seed": self.seed, "seconds": self.seconds,
-            "page faults": self.faults,
+            "kind": self.kind, "rate": self.rate, "seed": self.seed, "seconds": sum(self.seconds),
+            "steps": [round(seconds, 4) for seconds in self.seconds], "page faults": self.faults,
             "tune": evaluate(self.task, self.model, "tune", 16).metrics,
             "ranks": sum(self.adapters.ranks().values()) if self.controller is not None else None,
         }
 
 
-def in_step(
+def side_by_side(
     rates: dict[str, float], rank: int, steps: int, seed: int, task: Any, dropout: bool
 ) -> list[dict[str, Any]]:
-    """A run of each kind, {kind: learning rate}, step by step beside one another; what each came to."""
+    """A run of each kind, {kind: learning rate}, by turns; what each came to."""
     runs = [Run(kind, rank, rate, steps, seed, task, dropout) for kind, rate in rates.items()]
-    for number, batch in enumerate(_batches(task, steps, seed)):
-        for run in runs if number % 2 else runs[::-1]:
-            run.step(batch)
+    batches = _batches(task, steps, seed)
+    for first in range(0, steps, TURN):
+        for run in runs if first // TURN % 2 else runs[::-1]:
+            for batch in batches[first : first + TURN]:
+                run.step(batch)
     return [run.result() for run in runs]
 
 
@@ -131,11 +135,15 @@ def measure(rank: int, steps: int, rounds: int, dropout: bool = True) -> dict[st
     task = ra.load_task("punctuation", data={"limit_tune": 300})
     tried = [
         result for number in range(3)
-        for result in in_step({k: RATES[k][number] for k in RATES}, rank, steps, 0, task, dropout)
+        for result in side_by_side({k: RATES[k][number] for k in RATES}, rank, steps, 0, task, dropout)
     ]
     best = {k: min((r for r in tried if r["kind"] == k), key=lambda r: r["tune"]["loss"])["rate"] for k in RATES}
-    runs = [r for seed in range(1, rounds + 1) for r in in_step(best, rank, steps, seed, task, dropout)]
+    runs = [r for seed in range(1, rounds + 1) for r in side_by_side(best, rank, steps, seed, task, dropout)]
     seconds = {k: [r["seconds"] for r in runs if r["kind"] == k] for k in RATES}
+    # the same step of all rounds has one median: a neighbour's noise in a step of one round does not reach it
+    typical = {
+        k: sum(map(statistics.median, zip(*(r["steps"] for r in runs if r["kind"] == k), strict=True))) for k in RATES
+    }
     return {
         "rank": rank, "steps": steps, "rounds": rounds, "rates tried": tried, "rates": best, "runs": runs,
         "tune": {
@@ -143,4 +151,5 @@ def measure(rank: int, steps: int, rounds: int, dropout: bool = True) -> dict[st
             for kind in RATES
         },
         "ratios": {f"{DEFAULT} / {k}": arms.ratio(seconds[DEFAULT], seconds[k]) for k in (PEFT_LORA, PEFT_ADALORA)},
+        "ratios of median steps": {f"{DEFAULT} / {k}": typical[DEFAULT] / typical[k] for k in (PEFT_LORA, PEFT_ADALORA)},
     }
