@@ -28,6 +28,7 @@ import rankalloc as ra
 from rankalloc.tasks.base import evaluate
 
 RATES = {PEFT_LORA: (1e-3, 2e-3, 4e-3), PEFT_ADALORA: (4e-3, 8e-3, 1.6e-2), DEFAULT: (4e-3, 8e-3, 1.6e-2)}
+PEERS = (PEFT_LORA, PEFT_ADALORA)
 WARMUP, FREEZE, EVERY = 0.1, 0.3, 5
 TURN = 5
 """Steps of a run before it is another's turn: enough for its weights to come back into the cache."""
@@ -150,6 +151,6 @@ def measure(rank: int, steps: int, rounds: int, dropout: bool = True) -> dict[st
             kind: {m: statistics.fmean(r["tune"][m] for r in runs if r["kind"] == kind) for m in ("loss", "f1")}
             for kind in RATES
         },
-        "ratios": {f"{DEFAULT} / {k}": arms.ratio(seconds[DEFAULT], seconds[k]) for k in (PEFT_LORA, PEFT_ADALORA)},
-        "ratios of median steps": {f"{DEFAULT} / {k}": typical[DEFAULT] / typical[k] for k in (PEFT_LORA, PEFT_ADALORA)},
+        "ratios": {f"{DEFAULT} / {k}": arms.ratio(seconds[DEFAULT], seconds[k]) for k in PEERS},
+        "ratios of median steps": {f"{DEFAULT} / {k}": typical[DEFAULT] / typical[k] for k in PEERS},
     }
