@@ -50,7 +50,8 @@ def fused_linear() -> Callable[..., list[torch.Tensor]] | None:
     if not path.is_file():
         return None
     try:
-        torch.ops.load_library(path)
+        if not hasattr(torch.ops.rankalloc, "fused_linear"):  # torch ends a process that registers an operator twice
+            torch.ops.load_library(path)
     except OSError as error:
         logger.warning(
             "the compiled kernel %s cannot be loaded (%s); going on without it. `rankalloc build-kernel --force` "
