@@ -10,6 +10,11 @@ TARGETS = {
     "adapter / frozen floor": 1.12, "default method / frozen floor": 1.15, "default method / PEFT LoRA": 0.9,
     "default method / PEFT AdaLoRA": 0.72,
 }
+WITHOUT = {
+    "": "", ", python": ", no kernel", ", freed memory returned": ", freed memory returned",
+    ", python, freed memory returned": ", no kernel, freed memory returned",
+}
+"""{what is behind a part's name in the record: what is said of it}."""
 RUN_TARGETS = {"default method / PEFT LoRA": 0.88, "default method / PEFT AdaLoRA": 0.68}
 
 
@@ -22,12 +27,14 @@ def table(record: dict[str, Any]) -> str:
         rows.append((what, shown, "" if goal is None else f"{goal:g}"))
 
     named = {"steps": "MiniLM-L6's shape", "decoder": "SmolLM2's layers"}
-    for part, name in [*named.items(), *((f"{part}, python", f"{name}, no kernel") for part, name in named.items())]:
-        if part in record:
-            for what, value in record[part]["measured"]["ratios"].items():
-                add(f"step, {name}: {what}", value, TARGETS.get(what) if part == "steps" else None)
+    for without, said in WITHOUT.items():
+        for part, name in named.items():
+            if part + without not in record:
+                continue
+            for what, value in record[part + without]["measured"]["ratios"].items():
+                add(f"step, {name}{said}: {what}", value, TARGETS.get(what) if part + without == "steps" else None)
     for part, name in (("runs", "whole run"), ("runs without dropout", "whole run without dropout")):
-        for without, said in (("", ""), (", python", ", no kernel"), (", freed memory returned",) * 2):
+        for without, said in WITHOUT.items():
             if part + without not in record:
                 continue
             measured = record[part + without]["measured"]
