@@ -25,7 +25,7 @@ from torch import nn
 
 from .base_layers import kind_of, shape_of
 from .errors import RankallocError
-from .fused import Layer, compute_dtype, fused_linear
+from .fused import Layer, compute_dtype, frozen_linear, fused_linear
 from .layer_kinds import KINDS, Kind
 from .lowrank import Factors, singular_values
 from .siblings import Family, output
@@ -175,7 +175,7 @@ class Adapter(nn.Module):
         # looked up once: an attribute of a module costs as much as a small operator
         base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
         if not parameters["lam"].numel():
-            return base(x)
+            return frozen_linear(self.layer(), x) if self.training else base(x)
         layer = self.layer()
         if self.training:
             dtype = compute_dtype(layer, x)

@@ -19,7 +19,7 @@ def describe(device: str | None = None) -> EnvironmentRecord:
     """The present environment. ``device`` is the one that trains; None for the best there is."""
     import torch
 
-    from . import native
+    from . import native, products
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,6 +29,7 @@ def describe(device: str | None = None) -> EnvironmentRecord:
         python=platform.python_version(), platform=f"{platform.system()} {platform.machine()}", device=device,
         threads=torch.get_num_threads(), versions=dict(versions()), git_hash=git_hash(),
         kernel="compiled" if device == "cpu" and native.fused_linear() is not None else "python",
+        products="oneDNN" if device == "cpu" and products.uses_onednn() else "torch",
     )
 
 

@@ -3,6 +3,8 @@
     forward    z = x Qᵀ;   B = P Λ s;   y = [z 1] [B b]ᵀ;   y += x Wᵀ
     backward   ∂z = ∂y B;  ∂x = ∂z Q;   ∂x += ∂y W;   ∂Q = ∂zᵀ x;   ∂B = ∂yᵀ z;   ∂P = ∂B Λ s;   ∂λ = s Σ ∂B ⊙ P
 
+Where oneDNN multiplies by W (:mod:`rankalloc.products`), its product comes first and the adapter's is added in place.
+
 Mostly that is one layer. For several (:mod:`rankalloc.siblings`), x Qᵀ, ∂z Q and ∂zᵀ x are one product each with
 the Qs on top of one another, and ∂x is one buffer to which each layer adds.
 
@@ -28,7 +30,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.modules import module as module_hooks
 
-from . import native
+from . import native, products
 from .errors import RankallocError
 from .layer_kinds import LINEAR
 
@@ -36,8 +38,8 @@ from .layer_kinds import LINEAR
 # name for this question, which its own Function.apply asks
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _PLAIN_TENSORS = {torch.Tensor, nn.Parameter}
-# the Function's arguments: scalings, x, dropped; then weight, bias, P, lam, Q of each layer
-_FIRST, _PER_LAYER = 3, 5
+# the Function's arguments: scalings, onednn, x, dropped; then weight, bias, P, lam, Q of each layer
+_X, _DROPPED, _FIRST, _PER_LAYER = 2, 3, 4, 5
 _AUTOCAST_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -94,16 +96,30 @@ def fused_linear(
         For each layer (..., d_out) in ``dtype``.
     """
     tensors = [x, dropped]
-    for base, kind, factors, _ in layers:
-        weight = base._parameters["weight"]
-        tensors += [weight.t() if kind == "conv1d" else weight, base._parameters["bias"], *factors]
+    for layer in layers:
+        tensors += [*_frozen(layer), *layer.factors]
     if {t.dtype for t in tensors if t is not None} != {dtype}:
         tensors = [t if t is None else t.to(dtype) for t in tensors]
-    scalings = [layer.scaling for layer in layers]
+    scalings, onednn = [layer.scaling for layer in layers], products.chosen(tensors[0], tensors[2::_PER_LAYER])
     compiled = native.fused_linear() if dtype is torch.float32 and x.is_cpu else None
     if compiled is not None and all([layer.factors[2].requires_grad for layer in layers]):
-        return tuple(compiled(tensors[0], tensors[1], tensors[2:], scalings))
-    return _FusedLinear.apply(scalings, *tensors)
+        return tuple(compiled(tensors[0], tensors[1], tensors[2:], scalings, onednn))
+    return _FusedLinear.apply(scalings, onednn, *tensors)
+
+
+def frozen_linear(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """base(x) of a layer without triplets that is being trained around, (..., d_out)."""
+    if compute_dtype(layer, x) is x.dtype:
+        weight, bias = _frozen(layer)
+        if products.chosen(x, [weight]):
+            return products.FrozenLinear.apply(x, weight, bias)
+    return layer.base(x)
+
+
+def _frozen(layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """W (d_out, d_in) and b."""
+    weight = layer.base._parameters["weight"]
+    return weight.t() if layer.kind == "conv1d" else weight, layer.base._parameters["bias"]
 
 
 def _is_plain_call(base: nn.Module) -> bool:
@@ -117,23 +133,27 @@ class _FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, scalings: Sequence[float], x: torch.Tensor, dropped: torch.Tensor | None,
+        ctx: FunctionCtx, scalings: Sequence[float], onednn: bool, x: torch.Tensor, dropped: torch.Tensor | None,
         *tensors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
         seen = rows if dropped is None else dropped.reshape(rows.shape)
         layers = _by_layer(tensors)
         outs, computed = [], []
-        for (weight, bias, p, lam, _), z, scaling in zip(layers, _project(seen, layers), scalings, strict=True):
+        zs = _project(seen, layers, biased=not onednn)
+        for (weight, bias, p, lam, _), z, scaling in zip(layers, zs, scalings, strict=True):
             scale = lam * scaling
             b = p * scale
-            # the bias is one more triplet, whose z is 1: no pass over the outputs of its own
-            out = torch.mm(z, b.t() if bias is None else torch.cat((b.t(), bias[None])))
-            out.addmm_(rows, weight.t())
+            if onednn:
+                out = products.product(rows, weight, bias).addmm_(z, b.t())
+            else:
+                # the bias is one more triplet, whose z is 1: no pass over the outputs of its own
+                out = torch.mm(z, b.t() if bias is None else torch.cat((b.t(), bias[None])))
+                out.addmm_(rows, weight.t())
             # and not a view, which may not be changed in place
             outs.append(out.resize_(*x.shape[:-1], out.shape[-1]))
             computed += [z, scale, b]
-        ctx.scalings, ctx.shape, ctx.shared = scalings, x.shape, dropped is None
+        ctx.scalings, ctx.onednn, ctx.shape, ctx.shared = scalings, onednn, x.shape, dropped is None
         ctx.set_materialize_grads(False)
         # x is for the gradient of Q alone: where no Q is trained, z is all that is kept, r numbers a token
         kept = x if dropped is None else dropped
@@ -155,7 +175,7 @@ def _gradients(ctx: FunctionCtx, grads: tuple[torch.Tensor | None, ...]) -> tupl
     x, *tensors = ctx.saved_tensors
     arguments = _PER_LAYER * len(grads)
     layers, computed = _by_layer(tensors[:arguments]), tensors[arguments:]
-    needs_x, needs_dropped = ctx.needs_input_grad[1:_FIRST]
+    needs_x, needs_dropped = ctx.needs_input_grad[_X:_FIRST]
     trains_q = any(_of_q(ctx.needs_input_grad))
     found: list[torch.Tensor | None] = [None] * len(ctx.needs_input_grad)
     seen = x if x is None else x.reshape(-1, x.shape[-1])
@@ -191,17 +211,35 @@ def _gradients(ctx: FunctionCtx, grads: tuple[torch.Tensor | None, ...]) -> tupl
     alone = len(used) == 1
     stacked_q, grad_z = (qs[0], zs[0]) if alone else (torch.cat(qs), torch.cat(zs, dim=1))
     if needs_dropped:
-        found[2] = torch.mm(grad_z, stacked_q).view(ctx.shape)
+        found[_DROPPED] = torch.mm(grad_z, stacked_q).view(ctx.shape)
     if needs_x:
-        grad_x = torch.mm(grad_z, stacked_q).addmm_(ys[0], weights[0]) if ctx.shared else torch.mm(ys[0], weights[0])
-        for grad, weight in zip(ys[1:], weights[1:], strict=True):
-            grad_x.addmm_(grad, weight)
-        found[1] = grad_x.view(ctx.shape)
+        update = (grad_z, stacked_q) if ctx.shared else None
+        by_onednn = ctx.onednn and not again  # which nothing can be derived from
+        found[_X] = (_through_by_onednn if by_onednn else _through)(ys, weights, update).view(ctx.shape)
     if trains_q:
         grad_q = torch.mm(grad_z.t(), seen)
         for first, own in zip(firsts, [grad_q] if alone else grad_q.split([q.shape[0] for q in qs]), strict=True):
             found[first + 4] = own if ctx.needs_input_grad[first + 4] else None
     return tuple(found)
+
+
+def _through(
+    ys: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], update: tuple[torch.Tensor, torch.Tensor] | None
+) -> torch.Tensor:
+    """∂x, (n, d_in): Σ ∂y W + ∂z Q."""
+    grad_x = torch.mm(*update).addmm_(ys[0], weights[0]) if update else torch.mm(ys[0], weights[0])
+    for grad, weight in zip(ys[1:], weights[1:], strict=True):
+        grad_x.addmm_(grad, weight)
+    return grad_x
+
+
+def _through_by_onednn(
+    ys: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], update: tuple[torch.Tensor, torch.Tensor] | None
+) -> torch.Tensor:
+    grad_x = products.product(ys[0], weights[0].t())
+    for grad, weight in zip(ys[1:], weights[1:], strict=True):
+        grad_x = products.product_plus(grad, weight.t(), grad_x)
+    return grad_x.addmm_(*update) if update else grad_x
 
 
 def _by_layer(tensors: Sequence[Any]) -> list[Sequence[Any]]:
@@ -212,8 +250,10 @@ def _of_q(arguments: Sequence[Any]) -> Sequence[Any]:
     return arguments[_FIRST + 4 :: _PER_LAYER]
 
 
-def _project(seen: torch.Tensor, layers: Sequence[Sequence[Any]]) -> Sequence[torch.Tensor]:
-    """x Qᵀ of every layer, with a column of ones after it where the layer has a bias."""
+def _project(seen: torch.Tensor, layers: Sequence[Sequence[Any]], biased: bool) -> Sequence[torch.Tensor]:
+    """x Qᵀ of every layer, if ``biased`` with a column of ones after it where the layer has a bias."""
+    if not biased:
+        layers = [(weight, None, *factors) for weight, _, *factors in layers]
     if len(layers) == 1:
         _, bias, _, _, q = layers[0]
         if bias is None:

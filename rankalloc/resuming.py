@@ -8,7 +8,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from . import native, siblings
+from . import native, products, siblings
 from .adapters import Adapters
 from .errors import RankallocError
 from .trace import RankTrace
@@ -82,7 +82,7 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
         score.load_tensors(saved)
         controller.score = score
     siblings.remember(adapters.modules, meta.get("siblings", []))
-    if note := _other_kernel(trace, controller.trace):
+    for note in _other_sums(trace, controller.trace):
         trace.alerts += [note] * (note not in trace.alerts)
         logger.warning(note)
     controller.plan, controller.step, controller.trace = plan, meta["step"], trace
@@ -91,16 +91,24 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
     controller.clock.restart()
 
 
-def _other_kernel(then: RankTrace, now: RankTrace) -> str | None:
-    """What to tell when sums are added in another order from now on; None when they are not."""
-    began, goes_on = (trace.environment and trace.environment.kernel for trace in (then, now))
-    if began == goes_on or None in (began, goes_on):
-        return None
-    way_out = "`rankalloc build-kernel` builds it" if began == "compiled" else f"{native.SWITCH}=0 leaves it out"
-    return (
-        f"the run began with the {began} kernel and goes on with the {goes_on} one, whose sums are rounded otherwise: "
-        f"its numbers are no longer those of a run that was not interrupted ({way_out})"
-    )
+def _other_sums(then: RankTrace, now: RankTrace) -> list[str]:
+    """What to tell when sums are added in another order from now on; nothing when they are not."""
+    if then.environment is None or now.environment is None:
+        return []
+    ways_out = {
+        "kernel": {"compiled": "`rankalloc build-kernel` builds it", "python": f"{native.SWITCH}=0 leaves it out"},
+        "products": {"oneDNN": f"{products.SWITCH}=1 takes it", "torch": f"{products.SWITCH}=0 leaves it out"},
+    }
+    notes = []
+    for what, names in (("kernel", "the {} kernel"), ("products", "products by {}")):
+        began, goes_on = (getattr(trace.environment, what) for trace in (then, now))
+        if began != goes_on and None not in (began, goes_on):
+            notes.append(
+                f"the run began with {names.format(began)} and goes on with {names.format(goes_on)}, whose sums are "
+                "rounded otherwise: its numbers are no longer those of a run that was not interrupted "
+                f"({ways_out[what][began]})"
+            )
+    return notes
 
 
 def weights_key(adapters: Adapters) -> str:

@@ -108,6 +108,7 @@ class EnvironmentRecord(_Record):
     versions: dict[str, str]
     git_hash: str | None = None
     kernel: str | None = None
+    products: str | None = None
 
 
 class RankTrace(_Record):

@@ -6,8 +6,10 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# whether this machine has built the kernel is no part of a test; tests/test_native.py builds and uses one of its own
+# whether this machine has built the kernel, and who multiplies on its processor, is no part of a test;
+# tests/test_native.py builds and uses a kernel of its own, tests/test_products.py takes oneDNN
 os.environ.setdefault("RANKALLOC_NATIVE", "0")
+os.environ.setdefault("RANKALLOC_ONEDNN", "0")
 
 import pytest
 import torch

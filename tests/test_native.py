@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from typer.testing import CliRunner
 
 import rankalloc as ra
-from rankalloc import native
+from rankalloc import native, products
 from rankalloc.cli.app import app
 from rankalloc.errors import RankallocError
 from rankalloc.fused import Layer, _FusedLinear, fused_linear
@@ -55,6 +55,16 @@ def kernel(_built, folder, monkeypatch):
     find.cache_clear()
 
 
+@pytest.fixture(params=["torch", "oneDNN"])
+def library(request, monkeypatch):
+    """Who multiplies by the frozen weights."""
+    if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch was built without oneDNN")
+    monkeypatch.setattr(products, "uses_onednn", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(products, "_SMALLEST", 1)
+    return request.param
+
+
 def layer(d_in, d_out, rank, bias=True, scaling=0.7) -> Layer:
     base = nn.Linear(d_in, d_out, bias=bias).requires_grad_(False)
     factors = tuple(torch.randn(shape).requires_grad_() for shape in ((d_out, rank), (rank,), (rank, d_in)))
@@ -73,7 +83,7 @@ def both(layers, x, dropped=None):
     for one in layers:
         bias = None if one.base.bias is None else one.base.bias.double()
         exact += [one.base.weight.double(), bias, *(wide[id(f)] for f in one.factors)]
-    outs = _FusedLinear.apply([one.scaling for one in layers], *exact)
+    outs = _FusedLinear.apply([one.scaling for one in layers], False, *exact)
     wanted = [*outs, *torch.autograd.grad(outs, list(wide.values()), [grad.double() for grad in grads])]
     return found, wanted
 
@@ -87,13 +97,13 @@ def assert_close(found, wanted):
 
 @pytest.mark.parametrize("rank", [1, 2, 7, 12, 13, 40])
 @pytest.mark.parametrize("d_in, d_out, rows", [(6, 10, 5), (65, 33, 70), (40, 600, 130), (600, 40, 200), (16, 48, 64)])
-def test_the_numbers_are_those_of_the_python_function(kernel, d_in, d_out, rows, rank):
+def test_the_numbers_are_those_of_the_python_function(kernel, library, d_in, d_out, rows, rank):
     for bias in (True, False):
         assert_close(*both([layer(d_in, d_out, rank, bias)], torch.randn(rows, d_in, requires_grad=True)))
 
 
 @pytest.mark.parametrize("laid_out", ["columns after one another", "part of a wider one"])
-def test_weights_of_any_layout(kernel, laid_out):
+def test_weights_of_any_layout(kernel, library, laid_out):
     one = layer(40, 24, 5)
     weight = one.base.weight.detach()
     other = weight.t().contiguous().t() if laid_out[0] == "c" else torch.cat([weight, weight], dim=1)[:, :40]
@@ -103,12 +113,21 @@ def test_weights_of_any_layout(kernel, laid_out):
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-def test_what_the_adapter_sees_may_be_another_tensor(kernel, needs):
+def test_what_the_adapter_sees_may_be_another_tensor(kernel, library, needs):
     x, dropped = (torch.randn(70, 20, requires_grad=need) for need in needs)
     assert_close(*both([layer(20, 30, 5)], x, dropped))
 
 
-def test_layers_that_share_their_input(kernel):
+def test_the_products_are_those_of_the_library(kernel, library):
+    def operators() -> set[str]:
+        with torch.profiler.profile() as profile:
+            assert_close(*both([layer(40, 600, 5)], torch.randn(100, 40, requires_grad=True)))
+        return {event.name for event in profile.events()}
+
+    assert any(name.startswith("mkldnn::_linear_pointwise") for name in operators()) == (library == "oneDNN")
+
+
+def test_layers_that_share_their_input(kernel, library):
     layers = [layer(40, 24, 12), layer(40, 24, 3, bias=False), layer(40, 70, 14)]
     assert_close(*both(layers, torch.randn(90, 40, requires_grad=True)))
     assert_close(*both(layers, torch.randn(90, 40)))
@@ -123,7 +142,7 @@ def test_layers_that_share_their_input(kernel):
 
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("kind", ["linear", "no bias", "conv1d"])
-def test_inputs_of_every_kind(kernel, kind, name, monkeypatch):
+def test_inputs_of_every_kind(kernel, library, kind, name, monkeypatch):
     if kind == "conv1d" and name == "transposed":
         pytest.skip("Conv1D itself refuses it")
     adapter = make("linear" if kind == "no bias" else kind, bias=kind != "no bias", dtype=torch.float32)
@@ -137,7 +156,7 @@ def test_inputs_of_every_kind(kernel, kind, name, monkeypatch):
         torch.testing.assert_close(given[what], value, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_that_are_not_laid_out_like_outputs(kernel):
+def test_gradients_that_are_not_laid_out_like_outputs(kernel, library):
     one = layer(20, 30, 5)
     x = torch.randn(4, 6, 20, requires_grad=True)
     fused_linear([one], x, torch.float32)[0].transpose(0, 1).sum().backward()  # expanded, of stride 0
@@ -146,7 +165,7 @@ def test_gradients_that_are_not_laid_out_like_outputs(kernel):
 
 
 @pytest.mark.parametrize("trained", ["P", "lam", "P lam", "x"])
-def test_gradients_nobody_asked_for_are_not_given(kernel, trained):
+def test_gradients_nobody_asked_for_are_not_given(kernel, library, trained):
     adapter = make(dtype=torch.float32)
     for name in ("P", "lam"):
         getattr(adapter, name).requires_grad_(name in trained)
@@ -164,7 +183,7 @@ def test_a_fixed_q_and_other_types_are_left_to_python(kernel):
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_second_derivatives(kernel, dropped, monkeypatch):
+def test_second_derivatives(kernel, library, dropped, monkeypatch):
     one, found = layer(5, 7, 3), []
     x, seen = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
     for function in (native.fused_linear, lambda: None):
@@ -178,7 +197,7 @@ def test_second_derivatives(kernel, dropped, monkeypatch):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing(kernel, reentrant):
+def test_gradient_checkpointing(kernel, library, reentrant):
     adapter, x = make(dtype=torch.float32), torch.randn(4, 6)
     kept = run(adapter, x.clone().requires_grad_())
     again = run(
@@ -206,7 +225,7 @@ def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int
     return losses, weights, adapters.ranks()
 
 
-def test_a_run_with_siblings_and_shrinking_equals_itself_and_python_s(kernel, monkeypatch):
+def test_a_run_with_siblings_and_shrinking_equals_itself_and_python_s(kernel, library, monkeypatch):
     losses, weights, ranks = trained_llama()
     again = trained_llama()
     assert losses == again[0] and all(torch.equal(weights[name], again[1][name]) for name in weights)
@@ -230,14 +249,14 @@ def test_a_run_that_goes_on_with_other_sums_says_so(kernel, monkeypatch, caplog)
         other.load_state_dict(model.state_dict())
         again.load_state_dict(state)
         assert len(again.trace.alerts) == len(caplog.records) == alerts
-    assert "began with the compiled kernel and goes on with the python one" in caplog.text
+    assert "began with the compiled kernel and goes on with the python kernel" in caplog.text
     assert again.trace.alerts[0] in caplog.text and "rankalloc build-kernel" in caplog.text
     again.load_state_dict(again.state_dict())
     assert len(again.trace.alerts) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_bits_for_the_same_number_of_threads(kernel, threads):
+def test_the_same_bits_for_the_same_number_of_threads(kernel, library, threads):
     torch.set_num_threads(threads)
     try:
         one, x = layer(40, 600, 12), torch.randn(300, 40, requires_grad=True)
@@ -248,7 +267,7 @@ def test_the_same_bits_for_the_same_number_of_threads(kernel, threads):
         torch.set_num_threads(1)
 
 
-def test_nested_ranks(kernel):
+def test_nested_ranks(kernel, library):
     model = make_mlp().train()
     adapters = ra.attach(model, rank=4, init="lora")
     controller = ra.RankController(adapters, ra.RankBudget(ranks=9), 6, "dylora", seed=0)
@@ -263,12 +282,13 @@ def test_shapes_that_do_not_fit_are_refused_before_memory_is_touched(kernel):
     w, b, p, lam, q = torch.randn(4, 3), torch.randn(4), torch.randn(4, 2), torch.randn(2), torch.randn(2, 3)
     x = torch.randn(5, 3)
     for wrong in ([w, b, p[:3], lam, q], [w, b, p, lam, q[:1]], [w, b[:2], p, lam, q], [w, b, p, lam, q[:, :2]]):
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            kernel(x, None, wrong, [1.0])
+        for onednn in (False, True):
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                kernel(x, None, wrong, [1.0], onednn)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        kernel(x, x[:2], [w, b, p, lam, q], [1.0])
+        kernel(x, x[:2], [w, b, p, lam, q], [1.0], False)
     with pytest.raises(RuntimeError, match="float32"):
-        kernel(x, None, [w, b, p.double(), lam, q], [1.0])
+        kernel(x, None, [w, b, p.double(), lam, q], [1.0], False)
     out = adapter(torch.randn(5, 6))
     adapter.resize(2)
     with pytest.raises(RuntimeError, match="changed between|shapes cannot|modified by an inplace"):

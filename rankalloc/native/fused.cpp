@@ -5,11 +5,13 @@
 //   backward   per block of rows: u = ∂y P, ∂λ += s Σ z ⊙ u, ∂z = u Λ s, ∂B += ∂yᵀ z, ∂Q += ∂zᵀ x, ∂x = ∂z Q;
 //              then ∂P = ∂B Λ s and ∂x += ∂y W or, where that moves less memory, ∂x = ∂y (W + P Λ s Q)
 //
-// The frozen layers' own products are ATen's. Threads take whole blocks of rows and sum their parts of ∂B and ∂Q in
+// The frozen layers' own products are ATen's or, where the caller says so, oneDNN's: then they come first, and what is
+// written per block of rows is added to them (rankalloc/products.py). Threads take whole blocks of rows and sum their parts of ∂B and ∂Q in
 // the order of their numbers, so equal inputs and an equal number of threads give equal bits.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -107,6 +109,22 @@ std::vector<Part> parts_of(at::TensorList tensors, int64_t first, const std::vec
   return parts;
 }
 
+// oneDNN's x Wᵀ, plus b (d_out) or ``other`` (n, d_out): an operator of torch's that has no C++ function.
+Tensor onednn(const Tensor& rows, const Tensor& weight, const std::optional<Tensor>& bias) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "");
+  const c10::List<std::optional<at::Scalar>> no_scalars;
+  c10::Stack stack{rows.contiguous(), weight, bias, "none", no_scalars, c10::IValue()};
+  op.callBoxed(stack);
+  return stack.back().toTensor();
+}
+
+Tensor onednn_plus(const Tensor& rows, const Tensor& weight, const Tensor& other) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "binary");
+  c10::Stack stack{rows.contiguous(), other, weight, c10::IValue(), "add"};
+  op.callBoxed(stack);
+  return stack.back().toTensor();
+}
+
 int64_t ranks_of(const std::vector<Part>& parts) {
   int64_t total = 0;
   for (const Part& part : parts) total += part.rank();
@@ -147,7 +165,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
   // tensors: x (..., d_in); what the adapter sees where that is another tensor; the layers'; their biases.
   static variable_list forward(
       AutogradContext* ctx, at::TensorList tensors, std::vector<double> scalings, std::vector<bool> has_bias,
-      bool dropped) {
+      bool dropped, bool by_onednn) {
     at::AutoDispatchBelowADInplaceOrView below;
     c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const int64_t first = dropped ? 2 : 1;
@@ -160,7 +178,13 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     for (const Part& part : parts) room += part.rank() * part.outputs();
     Tensor z = at::empty({n, total}, seen.options()), right = at::empty({room}, seen.options());
 
-    struct Output { const float *q, *p, *bias; float* y; int64_t column, rank, d; std::vector<float> scale; };
+    // y begins with ``start``: what it holds itself, the bias for every row, or nothing
+    struct Output {
+      const float *q, *p, *start;
+      float* y;
+      int64_t lds, column, rank, d;
+      std::vector<float> scale;
+    };
     std::vector<Output> outputs;
     variable_list outs;
     size_t next_bias = first + kPerLayer * parts.size();
@@ -172,10 +196,12 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       const int64_t r = part.rank(), d_out = part.outputs();
       turn(numbers(part.p), d_out, r, p);
       sizes.back() = d_out;
-      outs.push_back(at::empty(sizes, x.options()));
-      if (has_bias[i]) check(tensors[next_bias], {d_out}, "b");
-      outputs.push_back({numbers(part.q), p, has_bias[i] ? numbers(tensors[next_bias++]) : nullptr,
-                         outs.back().data_ptr<float>(), column, r, d_out, part.scale()});
+      const Tensor bias = has_bias[i] ? tensors[next_bias++] : Tensor();
+      if (has_bias[i]) check(bias, {d_out}, "b");
+      outs.push_back(by_onednn ? onednn(rows, part.weight, bias).view(sizes) : at::empty(sizes, x.options()));
+      float* y = outs.back().data_ptr<float>();
+      const float* start = by_onednn ? y : has_bias[i] ? numbers(bias) : nullptr;
+      outputs.push_back({numbers(part.q), p, start, y, by_onednn ? d_out : 0, column, r, d_out, part.scale()});
       column += r;
       widest = std::max(widest, r);
       p += r * d_out;
@@ -193,16 +219,20 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         for (const Output& o : outputs) {
           skinny::project(x0 + at * ldx, ldx, m, d, o.q, d, here + o.column, total, o.rank);
           scale_columns(here + o.column, total, m, o.scale, own);
-          skinny::expand(own, o.rank, m, o.rank, o.p, o.d, o.bias, 0, o.y + at * o.d, o.d, o.d);
+          const float* start = o.start ? o.start + at * o.lds : nullptr;
+          skinny::expand(own, o.rank, m, o.rank, o.p, o.d, start, o.lds, o.y + at * o.d, o.d, o.d);
         }
       }
     });
-    for (size_t i = 0; i < parts.size(); ++i) outs[i].view({n, parts[i].outputs()}).addmm_(rows, parts[i].weight.t());
+    for (size_t i = 0; i < parts.size() && !by_onednn; ++i) {
+      outs[i].view({n, parts[i].outputs()}).addmm_(rows, parts[i].weight.t());
+    }
 
     ctx->set_materialize_grads(false);
     ctx->saved_data["scalings"] = scalings;
     ctx->saved_data["dropped"] = dropped;
-    ctx->saved_data["inputs"] = static_cast<int64_t>(tensors.size() + 3);
+    ctx->saved_data["onednn"] = by_onednn;
+    ctx->saved_data["inputs"] = static_cast<int64_t>(tensors.size() + 4);
     variable_list kept(tensors.begin(), tensors.begin() + first + kPerLayer * parts.size());
     kept.insert(kept.end(), {z, right});
     if (dropped) kept[0] = Tensor();  // its shape is that of what was dropped
@@ -215,7 +245,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     const auto kept = ctx->get_saved_variables();
     const bool dropped = ctx->saved_data["dropped"].toBool();
     const auto scalings = ctx->saved_data["scalings"].toDoubleVector();
-    // one gradient for each tensor, and nothing for the three arguments that are none; a bias has none either
+    // one gradient for each tensor, and nothing for the four arguments that are none; a bias has none either
     variable_list found(kept.size() - 2);
     if (at::GradMode::is_enabled()) {
       differentiable(ctx, grads, kept, scalings, dropped, found);
@@ -239,7 +269,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
         ranks_of(all) == z.size(1) && numbers_of_p == kept.back().numel(),
         "an adapter's rank was changed between a forward pass and its backward pass");
     const bool needs_x = ctx->needs_input_grad(0), needs_dropped = dropped && ctx->needs_input_grad(1);
-    const bool expands = dropped ? needs_dropped : needs_x;
+    const bool expands = dropped ? needs_dropped : needs_x, by_onednn = ctx->saved_data["onednn"].toBool();
     const int64_t n = seen.size(0), d = seen.size(1), of_z = z.size(1);
     const int64_t shares = n / std::max(2 * kBlock, kRowsARank * of_z);
     const int64_t threads = std::clamp<int64_t>(shares, 1, at::get_num_threads());
@@ -284,10 +314,17 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
     }
     // where W is smaller than ∂x, adding the update to a copy of W costs less than a pass over ∂x of its own
     const bool merges = needs_x && !dropped && used.size() == 1 && 2 * used[0].part.outputs() <= n;
-    Tensor gx;
+    Tensor gx, to_x;
     float* gx0 = nullptr;
+    const bool comes_first = needs_x && by_onednn && !merges;
+    if (comes_first) {
+      for (const Used& u : used) {
+        to_x = to_x.defined() ? onednn_plus(u.grad, u.part.weight.t(), to_x) : onednn(u.grad, u.part.weight.t(), {});
+      }
+    }
+    const bool adds = comes_first && !dropped;
     if (expands && !merges) {
-      gx = at::empty(input.sizes(), input.options());
+      gx = adds ? to_x : at::empty({n, d}, input.options());
       gx0 = gx.data_ptr<float>();
     }
     const float *x0 = numbers(seen), *z0 = numbers(z);
@@ -324,7 +361,8 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
           for (int64_t k = 0; k < d; k += 16) __builtin_prefetch(x + i * ldx + k, 0, 2);
         }
         skinny::outer(own_gz, total, x, ldx, m, total, d, own_gq, d);
-        if (gx0) skinny::expand(own_gz, total, m, total, q, d, nullptr, 0, gx0 + at * d, d, d);
+        float* here = gx0 + at * d;
+        if (gx0) skinny::expand(own_gz, total, m, total, q, d, adds ? here : nullptr, d, here, d, d);
       }
     });
     for (int64_t t = 1; t < threads; ++t) {
@@ -348,20 +386,22 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
       found[u.index + 2] = glam;
       found[u.index + 3] = own_gq;
     }
-    if (needs_dropped) found[1] = gx;
-    if (needs_x) {
+    if (needs_dropped) found[1] = gx.view(input.sizes());
+    if (needs_x && !comes_first) {
       bool begun = gx.defined() && !dropped;
-      Tensor to_x = begun ? gx : at::empty(input.sizes(), input.options()), flat = to_x.view({n, d});
+      to_x = begun ? gx : merges && by_onednn ? Tensor() : at::empty({n, d}, input.options());
       for (const Used& u : used) {
         if (begun) {
-          flat.addmm_(u.grad, u.part.weight);
+          to_x.addmm_(u.grad, u.part.weight);
+        } else if (by_onednn) {
+          to_x = onednn(u.grad, merged(u.part).t(), {});
         } else {
-          at::mm_out(flat, u.grad, merges ? merged(u.part) : u.part.weight);
+          at::mm_out(to_x, u.grad, merges ? merged(u.part) : u.part.weight);
         }
         begun = true;
       }
-      found[0] = to_x;
     }
+    if (needs_x) found[0] = to_x.view(input.sizes());
   }
 
   // for second derivatives: the formula, from what has a history
@@ -391,7 +431,7 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
 // For each layer: W, b or none, P, lam, Q.
 std::vector<Tensor> fused_linear(
     const Tensor& x, const std::optional<Tensor>& dropped, const c10::List<std::optional<Tensor>>& layers,
-    c10::ArrayRef<double> scalings) {
+    c10::ArrayRef<double> scalings, bool onednn) {
   std::vector<Tensor> tensors{x}, biases;
   std::vector<bool> has_bias;
   if (dropped) tensors.push_back(*dropped);
@@ -402,11 +442,11 @@ std::vector<Tensor> fused_linear(
     if (bias) biases.push_back(bias->contiguous());
   }
   tensors.insert(tensors.end(), biases.begin(), biases.end());
-  return FusedLinear::apply(at::TensorList(tensors), scalings.vec(), has_bias, dropped.has_value());
+  return FusedLinear::apply(at::TensorList(tensors), scalings.vec(), has_bias, dropped.has_value(), onednn);
 }
 
 TORCH_LIBRARY(rankalloc, library) {
-  library.def("fused_linear(Tensor x, Tensor? dropped, Tensor?[] layers, float[] scalings) -> Tensor[]");
+  library.def("fused_linear(Tensor x, Tensor? dropped, Tensor?[] layers, float[] scalings, bool onednn) -> Tensor[]");
   library.impl("fused_linear", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(fused_linear));
 }
 
