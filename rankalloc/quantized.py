@@ -14,6 +14,9 @@ use it. Weakness: GPTQ, AWQ and other packings are not known, and refused by nam
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -49,9 +52,7 @@ def dequantized(module: nn.Module) -> torch.Tensor:
         state = getattr(weight, "quant_state", None)
         if state is None:  # packed only when the layer is first moved to a device
             return weight.data.detach().clone()
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(weight.data, state).reshape(module.out_features, module.in_features)
+        return _from_4_bits(weight.data, state).reshape(module.out_features, module.in_features)
     if scheme == "8bit":
         if weight.is_floating_point():
             return weight.data.detach().clone()
@@ -64,6 +65,26 @@ def dequantized(module: nn.Module) -> torch.Tensor:
 
         return int8_vectorwise_dequant(weight.data, scales)
     raise RankallocError(f"{type(module).__name__} is quantised in a way this version does not know; known: {KNOWN}")
+
+
+def _from_4_bits(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """What bitsandbytes' layer multiplies by.
+
+    On a CPU with AVX512-BF16 a layer's first call in evaluation lays its weight out anew, for good: codes of 32 rows
+    beside one another, scales turned round and rounded to bfloat16. ``dequantize_4bit`` does not know that layout,
+    and would read other numbers without a word.
+    """
+    from bitsandbytes import functional
+
+    if getattr(state, "packing_format_for_cpu", False):
+        asked = copy.copy(state)  # which the way back changes, and whose scales it would round once more
+        asked.original_nested = False
+        packed, _ = functional._convert_weight_packed_for_cpu_inverse(packed, asked)
+        state = functional.QuantState(
+            absmax=state.absmax.T.reshape(-1).float(), shape=state.shape, code=state.code, blocksize=state.blocksize,
+            quant_type=state.quant_type, dtype=state.original_dtype,
+        )
+    return functional.dequantize_4bit(packed, state)
 
 
 def plain_linear(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Linear:

@@ -292,8 +292,8 @@ def test_an_adapter_made_by_peft_computes_the_same_here(name, options, tmp_path)
     torch.testing.assert_close(logits_of(ours), logits_of(theirs), **CLOSE)
     ra.save(adapters, tmp_path / "again")
     torch.testing.assert_close(logits_of(in_peft(name, tmp_path / "again")), logits_of(theirs), **CLOSE)
-    ra.merge(adapters)
-    torch.testing.assert_close(logits_of(ours), logits_of(theirs), **CLOSE)
+    ra.merge(adapters)  # whose one product is rounded otherwise than two
+    torch.testing.assert_close(logits_of(ours), logits_of(theirs), rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

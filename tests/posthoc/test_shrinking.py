@@ -138,7 +138,7 @@ def test_nothing_left_is_still_a_file_that_peft_reads(tmp_path):
     randomize(adapters)
     folder = ra.save(adapters, tmp_path / "a")
     result = ra.shrink(folder, ra.RankBudget(ranks=0), tmp_path / "b")
-    assert result.error == 1 and result.params == 0
+    assert result.error == pytest.approx(1) and result.params == 0
     bare = make_bert()
     bare.load_state_dict({**bare.state_dict(), **{k: v for k, v in adapters.model.state_dict().items()
                                                   if k.startswith("classifier")}})
