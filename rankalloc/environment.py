@@ -29,7 +29,7 @@ def describe(device: str | None = None) -> EnvironmentRecord:
         python=platform.python_version(), platform=f"{platform.system()} {platform.machine()}", device=device,
         threads=torch.get_num_threads(), versions=dict(versions()), git_hash=git_hash(),
         kernel="compiled" if device == "cpu" and native.fused_linear() is not None else "python",
-        products="oneDNN" if device == "cpu" and products.uses_onednn() else "torch",
+        products="oneDNN" if device == "cpu" and products.uses_onednn() else "torch", processor=products.processor(),
     )
 
 

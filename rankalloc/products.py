@@ -30,9 +30,13 @@ def uses_onednn() -> bool:
     wanted = os.environ.get(SWITCH)
     if wanted == "0" or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()
-    fits = "AMD" in str(cpu.get("cpu_name")) and cpu.get("avx512_f", False) and torch.backends.mkl.is_available()
-    return wanted == "1" or fits
+    wide = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_f", False)
+    return wanted == "1" or wide and "AMD" in (processor() or "") and torch.backends.mkl.is_available()
+
+
+def processor() -> str | None:
+    """The CPU's name, such as "AMD EPYC"; None where torch does not know it."""
+    return getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or None
 
 
 def chosen(x: torch.Tensor, weights: Iterable[torch.Tensor]) -> bool:

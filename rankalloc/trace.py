@@ -109,6 +109,7 @@ class EnvironmentRecord(_Record):
     git_hash: str | None = None
     kernel: str | None = None
     products: str | None = None
+    processor: str | None = None
 
 
 class RankTrace(_Record):

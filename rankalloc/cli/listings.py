@@ -100,7 +100,8 @@ def show_environment(as_json: bool) -> None:
         return show_json({**record.model_dump(mode="json"), "examples": examples})
     rows: list[tuple[str, Any]] = [
         ("python", record.python), ("platform", record.platform), ("device", record.device),
-        ("threads", record.threads), ("kernel", record.kernel), ("products", record.products), *record.versions.items(),
+        ("processor", record.processor), ("threads", record.threads), ("kernel", record.kernel),
+        ("products", record.products), *record.versions.items(),
     ]
     if record.git_hash:
         rows.append(("git commit here", record.git_hash))

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForTokenClassification, LlamaConfig, Ll
 import rankalloc as ra
 
 FLOOR, PEFT_LORA, PEFT_ADALORA = "frozen floor", "PEFT LoRA", "PEFT AdaLoRA"
-PLAIN, ADAPTER, DEFAULT = "adapter, plain formula", "adapter", "default method"
+PLAIN, PRUNED, ADAPTER, DEFAULT = "adapter, plain formula", "adapter, all ranks pruned", "adapter", "default method"
 BERT_TARGETS = r".*encoder.*(query|key|value|dense)"
 LLAMA_TARGETS = r".*layers.*_proj"
 EVERY = 10
@@ -76,8 +76,6 @@ class Arm:
         self.allocations: list[float] = []
         if kind == FLOOR:
             model.requires_grad_(False)
-            # gradients pass every layer and end there; the embedding table's own gradient would be counted otherwise
-            model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out.requires_grad_())
         elif kind == PEFT_LORA:
             self.model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
         elif kind == PEFT_ADALORA:
@@ -91,12 +89,18 @@ class Arm:
             if kind == PLAIN:
                 for adapter in self.adapters:
                     adapter.base_layer.register_forward_hook(lambda *_: None)  # who is watched is not fused
+            elif kind == PRUNED:
+                for adapter in self.adapters:
+                    adapter.resize(0)
             elif kind == DEFAULT:
                 held = ra.RankBudget(ranks=len(self.adapters) * rank - 1, warmup=0.0, every=EVERY, shape="constant")
                 self.controller = ra.RankController(self.adapters, budget or held, total_steps)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [p for p in self.model.parameters() if p.requires_grad and p.numel()]
+        if not trained:
+            # gradients pass every layer and end there; the embedding table's own gradient would be counted otherwise
+            model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out.requires_grad_())
         # one kernel for all parameters; the Trainer's default
-        self.optimizer = torch.optim.AdamW(trained, lr=rate, fused=True) if kind != FLOOR else None
+        self.optimizer = torch.optim.AdamW(trained, lr=rate, fused=True) if trained else None
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
         """One training step; the seconds it took, without those of an allocation."""

@@ -3,6 +3,7 @@
     python studies/speed/bench.py                             # everything, about an hour on 2 cores
     python studies/speed/bench.py --parts steps allocation    # some of it; the rest of reports/speed.json stays
     python studies/speed/bench.py --parts steps --kernel python    # as it is where the kernel is not built
+    python studies/speed/bench.py --parts steps --products torch   # frozen layers multiplied by whom torch chooses
     python studies/speed/bench.py --parts runs --freed returned    # with a heap that glibc returns to the system
     python studies/speed/bench.py --parts                     # only the table and the figure of what was measured
 
@@ -26,7 +27,7 @@ import steps
 import summary
 import whole_runs
 
-from rankalloc import native
+from rankalloc import native, products
 from rankalloc.environment import describe
 from rankalloc.errors import RankallocError
 from rankalloc.files import write_json
@@ -68,6 +69,10 @@ def main() -> None:
         "--freed", choices=("kept", "returned"), default="kept",
         help="whether the process keeps what it frees, for all kinds alike; what is measured otherwise is kept beside",
     )
+    parser.add_argument(
+        "--products", choices=("chosen", "torch"), default="chosen",
+        help="who multiplies by frozen weights in the adapters: whom rankalloc chooses for this processor, or torch",
+    )
     parser.add_argument("--output", type=Path, default=Path("reports/speed.json"))
     args = parser.parse_args()
 
@@ -77,7 +82,10 @@ def main() -> None:
         parser.error(f"no part {strangers[0]!r}; there are {', '.join(known)}")
     record = json.loads(args.output.read_text()) if args.output.exists() else {}
     record.setdefault("question", __doc__.splitlines()[0])
-    os.environ[native.SWITCH] = "1" if args.kernel == "compiled" else "0"  # of the processes it starts as well
+    # of the processes it starts as well
+    os.environ[native.SWITCH] = "1" if args.kernel == "compiled" else "0"
+    if args.products == "torch":
+        os.environ[products.SWITCH] = "0"
     if wanted and args.kernel == "compiled":
         try:
             native.build()
@@ -88,7 +96,10 @@ def main() -> None:
             "this process cannot keep what it frees: glibc alone can, and what MALLOC_… variables say goes first; "
             "--freed returned measures without it"
         )
-    without = ", python" * (args.kernel == "python") + ", freed memory returned" * (args.freed == "returned")
+    without = (
+        ", python" * (args.kernel == "python") + ", torch's products" * (args.products == "torch")
+        + ", freed memory returned" * (args.freed == "returned")
+    )
     for part in wanted:
         print(f"{part} …", flush=True)
         record[part + without] = {

@@ -8,11 +8,11 @@ from typing import Any
 
 import arms
 import torch
-from arms import ADAPTER, DEFAULT, EVERY, FLOOR, PEFT_ADALORA, PEFT_LORA, PLAIN, Arm, alternate, ratio
+from arms import ADAPTER, DEFAULT, EVERY, FLOOR, PEFT_ADALORA, PEFT_LORA, PLAIN, PRUNED, Arm, alternate, ratio
 
 import rankalloc as ra
 
-ALL = (FLOOR, PEFT_LORA, PEFT_ADALORA, PLAIN, ADAPTER, DEFAULT)
+ALL = (FLOOR, PEFT_LORA, PEFT_ADALORA, PLAIN, PRUNED, ADAPTER, DEFAULT)
 
 
 def beside_peers(
@@ -27,7 +27,7 @@ def beside_peers(
     share = statistics.median(made[kinds.index(DEFAULT)].allocations) / EVERY
     times[DEFAULT] = [seconds + share for seconds in times[DEFAULT]]
     compared = [(ADAPTER, FLOOR), (DEFAULT, FLOOR), (DEFAULT, PEFT_LORA), (DEFAULT, PEFT_ADALORA), (ADAPTER, PLAIN)]
-    compared += [(PEFT_LORA, FLOOR), (PEFT_ADALORA, FLOOR)]
+    compared += [(PEFT_LORA, FLOOR), (PEFT_ADALORA, FLOOR), (PRUNED, FLOOR), (DEFAULT, PRUNED)]
     return {
         "rank": rank, "rounds": rounds, "steps": steps, "seconds": times, "allocation a step": share,
         "ratios": {f"{a} / {b}": ratio(times[a], times[b]) for a, b in compared if a in times and b in times},
