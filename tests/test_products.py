@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -13,12 +9,14 @@ from torch.utils.checkpoint import checkpoint
 
 import rankalloc as ra
 from rankalloc import products
+from rankalloc.environment import describe
 from rankalloc.fused import Layer, fused_linear
 
 from .conftest import make_llama, make_mlp, prune, token_ids, train_mlp
 from .test_fused import INPUTS, compare, make, plain, run
 
 OPERATOR = "mkldnn::_linear_pointwise"
+decide = products.uses_onednn
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN"
@@ -179,17 +177,16 @@ def test_what_is_left_to_torch(monkeypatch):
         (None, "", True, "torch"), ("0", "AMD EPYC", True, "torch"), ("1", "Intel Xeon", False, "oneDNN"),
     ],
 )
-def test_the_processor_and_the_switch_decide(switch, name, wide, expected):
-    script = f"""
-import torch
-torch.cpu.get_capabilities = lambda: dict(cpu_name={name!r}, avx512_f={wide})
-torch.backends.mkl.is_available = lambda: True
-from rankalloc.environment import describe
-print(describe("cpu").products)
-"""
-    environment = {**os.environ, products.SWITCH: switch or ""}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
-    assert done.stdout.split() == [expected], done.stderr
+def test_the_processor_and_the_switch_decide(switch, name, wide, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name, "avx512_f": wide}, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(products, "uses_onednn", decide.__wrapped__)
+    monkeypatch.delenv(products.SWITCH, raising=False)
+    if switch is not None:
+        monkeypatch.setenv(products.SWITCH, switch)
+    record = describe("cpu")
+    assert (record.products, record.processor) == (expected, name or None)
+    assert describe("cuda:0" if torch.cuda.is_available() else "meta").products == "torch"
 
 
 def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int]]:

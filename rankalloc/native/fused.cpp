@@ -5,9 +5,9 @@
 //   backward   per block of rows: u = ∂y P, ∂λ += s Σ z ⊙ u, ∂z = u Λ s, ∂B += ∂yᵀ z, ∂Q += ∂zᵀ x, ∂x = ∂z Q;
 //              then ∂P = ∂B Λ s and ∂x += ∂y W or, where that moves less memory, ∂x = ∂y (W + P Λ s Q)
 //
-// The frozen layers' own products are ATen's or, where the caller says so, oneDNN's: then they come first, and what is
-// written per block of rows is added to them (rankalloc/products.py). Threads take whole blocks of rows and sum their parts of ∂B and ∂Q in
-// the order of their numbers, so equal inputs and an equal number of threads give equal bits.
+// The frozen layers' own products are ATen's or, where the caller says so, oneDNN's (rankalloc/products.py); those come
+// first, and what is written per block of rows is added to them. Threads take whole blocks of rows and sum their parts
+// of ∂B and ∂Q in the order of their numbers, so equal inputs and an equal number of threads give equal bits.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from itertools import combinations
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,6 @@ TARGETS = {
     "adapter / frozen floor": 1.12, "default method / frozen floor": 1.15, "default method / PEFT LoRA": 0.9,
     "default method / PEFT AdaLoRA": 0.72,
 }
-_SAID = {"python": "no kernel"}
-WITHOUT = {
-    "".join(f", {name}" for name in names): "".join(f", {_SAID.get(name, name)}" for name in names)
-    for count in range(4) for names in combinations(("python", "torch's products", "freed memory returned"), count)
-}
-"""{what is behind a part's name in the record: what is said of it}."""
 RUN_TARGETS = {"default method / PEFT LoRA": 0.88, "default method / PEFT AdaLoRA": 0.68}
 
 
@@ -28,20 +22,14 @@ def table(record: dict[str, Any]) -> str:
         shown = f"{value['ratio']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
         rows.append((what, shown, "" if goal is None else f"{goal:g}"))
 
-    named = {"steps": "MiniLM-L6's shape", "decoder": "SmolLM2's layers"}
-    for without, said in WITHOUT.items():
-        for part, name in named.items():
-            if part + without not in record:
-                continue
-            for what, value in record[part + without]["measured"]["ratios"].items():
-                add(f"step, {name}{said}: {what}", value, TARGETS.get(what) if part + without == "steps" else None)
-    for part, name in (("runs", "whole run"), ("runs without dropout", "whole run without dropout")):
-        for without, said in WITHOUT.items():
-            if part + without not in record:
-                continue
-            measured = record[part + without]["measured"]
+    for part, name in (("steps", "MiniLM-L6's shape"), ("decoder", "SmolLM2's layers")):
+        for said, measured in _settings(record, part):
             for what, value in measured["ratios"].items():
-                add(f"{name}{said}: {what}", value, None if without else RUN_TARGETS[what])
+                add(f"step, {name}{said}: {what}", value, TARGETS.get(what) if part + said == "steps" else None)
+    for part, name in (("runs", "whole run"), ("runs without dropout", "whole run without dropout")):
+        for said, measured in _settings(record, part):
+            for what, value in measured["ratios"].items():
+                add(f"{name}{said}: {what}", value, None if said else RUN_TARGETS[what])
             for kind, tune in measured["tune"].items():
                 rows.append((f"{name}{said}, tune split: {kind}", f"loss {tune['loss']:.3f}, F1 {tune['f1']:.3f}", ""))
     if "freeze" in record:
@@ -68,18 +56,19 @@ def table(record: dict[str, Any]) -> str:
         for name, value in record["allocation"]["measured"].items():
             shown = f"{value['ratio']:.1f} × torch.sort ({1000 * value['seconds']:.1f} ms, {value['triplets']:,})"
             rows.append((f"one allocation: {name}", shown, goals.get(name, "")))
-    if "growth" in record:
-        name = f"growth{_without(record['growth'])}"
-        for point in record["growth"]["measured"]:
+    for said, measured in _settings(record, "growth"):
+        for point in measured:
             shown = ", ".join(f"{what} {value['ratio']:.2f}" for what, value in point["ratios"].items())
-            rows.append((f"{name}: {point['what']} {point['value']}", shown, ""))
+            rows.append((f"growth{said}: {point['what']} {point['value']}", shown, ""))
     lines = ["| what | ratio: median (quartiles), or value | at most |", "| --- | --- | --- |"]
     return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
 
 
-def _without(part: dict[str, Any]) -> str:
-    """What is said of a part that was measured in Python."""
-    return "" if part["environment"].get("kernel") == "compiled" else ", no kernel"
+def _settings(record: dict[str, Any], part: str) -> Iterator[tuple[str, Any]]:
+    """(what is said of the setting, what was measured in it) for each in which ``part`` was measured."""
+    for key, value in record.items():
+        if key == part or key.startswith(f"{part}, "):
+            yield key.removeprefix(part).replace(", python", ", no kernel"), value["measured"]
 
 
 def figure(record: dict[str, Any], path: Path) -> None:
@@ -109,8 +98,7 @@ def figure(record: dict[str, Any], path: Path) -> None:
             points = [p for p in record["growth"]["measured"] if p["what"] == what]
             for kind, colour, mark in (("PEFT LoRA", "0.45", "s--"), ("default method", "#0072b2", "o-")):
                 ys = [p["ratios"][f"{kind} / frozen floor"]["ratio"] for p in points]
-                name = kind + _without(record["growth"]) * (mark == "o-")
-                panel.plot([p["value"] for p in points], ys, mark, color=colour, label=name)
+                panel.plot([p["value"] for p in points], ys, mark, color=colour, label=kind)
             panel.set_xscale("log", base=2)
             panel.set(xlabel=what, xticks=[p["value"] for p in points], xticklabels=[p["value"] for p in points])
             panel.minorticks_off()
