@@ -361,8 +361,10 @@ struct FusedLinear : public torch::autograd::Function<FusedLinear> {
           for (int64_t k = 0; k < d; k += 16) __builtin_prefetch(x + i * ldx + k, 0, 2);
         }
         skinny::outer(own_gz, total, x, ldx, m, total, d, own_gq, d);
-        float* here = gx0 + at * d;
-        if (gx0) skinny::expand(own_gz, total, m, total, q, d, adds ? here : nullptr, d, here, d, d);
+        if (gx0) {
+          float* here = gx0 + at * d;
+          skinny::expand(own_gz, total, m, total, q, d, adds ? here : nullptr, d, here, d, d);
+        }
       }
     });
     for (int64_t t = 1; t < threads; ++t) {
