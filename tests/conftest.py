@@ -177,3 +177,33 @@ def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> N
     assert one.keys() == two.keys()
     for key, tensor in one.items():
         assert torch.equal(tensor, two[key]), key
+
+
+def controlled_mlp():
+    """The MLP, adapted, and the controller of a run of six steps."""
+    import rankalloc as ra
+
+    model = make_mlp()
+    return model, ra.RankController(ra.attach(model, rank=4), ra.RankBudget(ranks=5), 6)
+
+
+def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int]]:
+    """Losses, weights and ranks of a short run that shrinks, of a model whose layers share inputs."""
+    import rankalloc as ra
+
+    model = make_llama().train()
+    adapters = ra.attach(model, rank=6, modules_to_save=())
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(fraction=0.5, every=2), 12)
+    losses = []
+    for step in range(12):
+        ids = token_ids(step)
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return losses, weights, adapters.ranks()

@@ -20,7 +20,7 @@ from rankalloc.cli.app import app
 from rankalloc.errors import RankallocError
 from rankalloc.fused import Layer, _FusedLinear, fused_linear
 
-from .conftest import make_llama, make_mlp, token_ids, train_mlp
+from .conftest import controlled_mlp, make_mlp, train_mlp, trained_llama
 from .test_fused import INPUTS, make, run
 
 ROOT = Path(__file__).parents[1]
@@ -206,25 +206,6 @@ def test_gradient_checkpointing(kernel, library, reentrant):
     assert all(torch.equal(again[name], kept[name]) for name in kept)
 
 
-def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int]]:
-    model = make_llama().train()
-    adapters = ra.attach(model, rank=6, modules_to_save=())
-    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
-    controller = ra.RankController(adapters, ra.RankBudget(fraction=0.5, every=2), 12)
-    losses = []
-    for step in range(12):
-        ids = token_ids(step)
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return losses, weights, adapters.ranks()
-
-
 def test_a_run_with_siblings_and_shrinking_equals_itself_and_python_s(kernel, library, monkeypatch):
     losses, weights, ranks = trained_llama()
     again = trained_llama()
@@ -235,17 +216,12 @@ def test_a_run_with_siblings_and_shrinking_equals_itself_and_python_s(kernel, li
 
 
 def test_a_run_that_goes_on_with_other_sums_says_so(kernel, monkeypatch, caplog):
-    def begun():
-        model = make_mlp()
-        adapters = ra.attach(model, rank=4)
-        return model, adapters, ra.RankController(adapters, ra.RankBudget(ranks=5), 6)
-
-    model, adapters, controller = begun()
-    train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), 2)
+    model, controller = controlled_mlp()
+    train_mlp(model, controller, torch.optim.AdamW(controller.adapters.parameters(), lr=1e-2), 2)
     state = controller.state_dict()
     for find, alerts in ((native.fused_linear, 0), (lambda: None, 1)):
         monkeypatch.setattr(native, "fused_linear", find)
-        other, _, again = begun()
+        other, again = controlled_mlp()
         other.load_state_dict(model.state_dict())
         again.load_state_dict(state)
         assert len(again.trace.alerts) == len(caplog.records) == alerts

@@ -12,7 +12,7 @@ from rankalloc import products
 from rankalloc.environment import describe
 from rankalloc.fused import Layer, fused_linear
 
-from .conftest import make_llama, make_mlp, prune, token_ids, train_mlp
+from .conftest import controlled_mlp, make_mlp, prune, train_mlp, trained_llama
 from .test_fused import INPUTS, compare, make, plain, run
 
 OPERATOR = "mkldnn::_linear_pointwise"
@@ -189,25 +189,6 @@ def test_the_processor_and_the_switch_decide(switch, name, wide, expected, monke
     assert describe("cuda:0" if torch.cuda.is_available() else "meta").products == "torch"
 
 
-def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int]]:
-    model = make_llama().train()
-    adapters = ra.attach(model, rank=6, modules_to_save=())
-    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
-    controller = ra.RankController(adapters, ra.RankBudget(fraction=0.5, every=2), 12)
-    losses = []
-    for step in range(12):
-        ids = token_ids(step)
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return losses, weights, adapters.ranks()
-
-
 def test_a_run_with_siblings_and_shrinking_equals_itself_and_torch_s(monkeypatch):
     losses, weights, ranks = trained_llama()
     again = trained_llama()
@@ -218,17 +199,12 @@ def test_a_run_with_siblings_and_shrinking_equals_itself_and_torch_s(monkeypatch
 
 
 def test_a_run_that_goes_on_with_other_products_says_so(monkeypatch, caplog):
-    def begun():
-        model = make_mlp()
-        adapters = ra.attach(model, rank=4)
-        return model, adapters, ra.RankController(adapters, ra.RankBudget(ranks=5), 6)
-
-    model, adapters, controller = begun()
-    train_mlp(model, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), 2)
+    model, controller = controlled_mlp()
+    train_mlp(model, controller, torch.optim.AdamW(controller.adapters.parameters(), lr=1e-2), 2)
     state = controller.state_dict()
     for taken, alerts in ((True, 0), (False, 1)):
         monkeypatch.setattr(products, "uses_onednn", lambda taken=taken: taken)
-        other, _, again = begun()
+        other, again = controlled_mlp()
         other.load_state_dict(model.state_dict())
         again.load_state_dict(state)
         assert len(again.trace.alerts) == alerts
