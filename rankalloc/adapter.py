@@ -175,7 +175,7 @@ class Adapter(nn.Module):
         # looked up once: an attribute of a module costs as much as a small operator
         base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
         if not parameters["lam"].numel():
-            return frozen_linear(self.layer(), x) if self.training else base(x)
+            return frozen_linear(base, self.kind, x) if self.training else base(x)
         layer = self.layer()
         if self.training:
             dtype = compute_dtype(layer, x)

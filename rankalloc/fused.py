@@ -45,11 +45,11 @@ _AUTOCAST_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 class Layer(NamedTuple):
     """One frozen layer and its adapter: base (of ``kind``, :func:`rankalloc.base_layers.kind_of`), P (d_out, r),
-    lam (r,), Q (r, d_in), and s."""
+    lam (r,), Q (r, d_in), or no factors where there is no triplet, and s."""
 
     base: nn.Module
     kind: str | None
-    factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    factors: tuple[torch.Tensor, ...]
     scaling: float
 
 
@@ -107,13 +107,16 @@ def fused_linear(
     return _FusedLinear.apply(scalings, onednn, *tensors)
 
 
-def frozen_linear(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+def frozen_linear(base: nn.Module, kind: str | None, x: torch.Tensor) -> torch.Tensor:
     """base(x) of a layer without triplets that is being trained around, (..., d_out)."""
-    if compute_dtype(layer, x) is x.dtype:
-        weight, bias = _frozen(layer)
-        if products.chosen(x, [weight]):
-            return products.FrozenLinear.apply(x, weight, bias)
-    return layer.base(x)
+    # a layer without triplets costs what its base does: nothing else is asked where oneDNN is not used
+    if not torch.compiler.is_compiling() and products.uses_onednn():
+        layer = Layer(base, kind, (), 1.0)
+        if compute_dtype(layer, x) is x.dtype:
+            weight, bias = _frozen(layer)
+            if products.chosen(x, [weight]):
+                return products.FrozenLinear.apply(x, weight, bias)
+    return base(x)
 
 
 def _frozen(layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:

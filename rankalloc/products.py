@@ -1,8 +1,8 @@
 """Which of torch's libraries multiplies by a frozen weight: x Wᵀ and ∂y W, in float32 on the CPU.
 
-torch gives these products to MKL, whose kernels on AMD's processors leave half of each AVX-512 vector unused. oneDNN,
-which torch holds as well, uses all of it: on an EPYC of Zen 5 it takes 0.4 to 0.5 × the time. These two products are
-nearly all of an adapted layer's work, so that :mod:`rankalloc.fused` gives them to oneDNN there.
+torch gives these products to MKL, which is not made for AMD's processors. On an EPYC (Zen 5) oneDNN, which torch holds
+as well, takes 0.4 to 0.5 × the time. These two products are nearly all of an adapted layer's work, so that
+:mod:`rankalloc.fused` gives them to oneDNN on AMD's processors with AVX-512.
 
 The choice depends on the processor and on shapes, never on a clock, so a run repeats itself to the bit.
 ``RANKALLOC_ONEDNN=0`` leaves all products to torch's choice, ``RANKALLOC_ONEDNN=1`` takes oneDNN on other processors.
