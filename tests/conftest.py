@@ -98,11 +98,11 @@ def randomize(adapters, seed: int = 2, heads: bool = True) -> None:
 
 def prune(adapters, ranks) -> None:
     """Keep the first ``ranks[i]`` triplets of adapter i, and take the others out of memory."""
-    from rankalloc import compact
+    from rankalloc.adapters import memory
 
     for adapter, rank in zip(adapters, ranks, strict=True):
         adapter.drop(torch.arange(adapter.rank) < rank)
-    compact.shrink(adapters, torch.optim.SGD(adapters.parameters(), lr=0.1))
+    memory.shrink(adapters, torch.optim.SGD(adapters.parameters(), lr=0.1))
 
 
 def train_mlp(model, controller, optimizer, steps, seed: int = 3, before_observe=None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from rankalloc.config import RunConfig, load_config
-from rankalloc.tasks.packages import minilm_folder
+from rankalloc.experiments.config import RunConfig, load_config
+from rankalloc.experiments.tasks.packages import minilm_folder
 
 WORDS = [
     "the", "film", "was", "good", "bad", "long", "short", "loved", "hated", "plot", "actor", "scene", "music", "ending",

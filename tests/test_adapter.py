@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from rankalloc.adapter import Adapter, replace_data
+from rankalloc.adapters.adapter import Adapter, replace_data
 
 
 def layer(kind: str) -> nn.Module:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.adapter import Adapter
+from rankalloc.adapters.adapter import Adapter
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError, TargetError
 
 from .conftest import MAKERS, logits_of, make_bert, make_gpt2, make_llama, make_mlp, prune, randomize

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from rankalloc import LayerShape, RankBudget
-from rankalloc.allocators import ALLOCATORS, Demand
 from rankalloc.errors import RankallocError
+from rankalloc.methods.allocators import ALLOCATORS, Demand
 
 RULES = sorted(ALLOCATORS)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.adapter import Adapter
+from rankalloc.adapters.adapter import Adapter
 from rankalloc.errors import ConfigError, NotAdaptedError, RankallocError, TargetError
 
 from .conftest import MAKERS, logits_of, make_bert, make_llama, make_mlp, randomize

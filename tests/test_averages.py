@@ -9,7 +9,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import rankalloc as ra
-from rankalloc import averages, canonical
+from rankalloc.adapters import canonical
+from rankalloc.training import averages
 
 from .conftest import logits_of, make_mlp, randomize, train_mlp
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import rankalloc as ra
-from rankalloc.adapter import Adapter
-from rankalloc.canonical import canonicalize, canonicalize_all
+from rankalloc.adapters.adapter import Adapter
+from rankalloc.adapters.canonical import canonicalize, canonicalize_all
 from rankalloc.errors import NotAdaptedError, RankallocError
 
 from .conftest import make_mlp, randomize, train_mlp
@@ -127,7 +127,7 @@ def test_the_cholesky_factor_gives_what_a_qr_gives(d_in, d_out, rank, monkeypatc
         adapter.lam.normal_()
     other = copy.deepcopy(adapter)
     change = canonicalize(adapter)
-    monkeypatch.setattr("rankalloc.canonical._SINGULAR", 0.0)
+    monkeypatch.setattr("rankalloc.adapters.canonical._SINGULAR", 0.0)
     exact = canonicalize(other)
     for name in ("p", "lam", "q"):
         torch.testing.assert_close(getattr(change, name), getattr(exact, name), rtol=1e-9, atol=1e-12)

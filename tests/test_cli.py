@@ -20,8 +20,8 @@ from rankalloc.cli.dry_run import curve, dimension_text, layer_rows
 from rankalloc.cli.output import clean, show_table
 from rankalloc.cli.progress import Steps, trial_line
 from rankalloc.errors import RankallocError
+from rankalloc.experiments.tasks import KINDS, TASKS
 from rankalloc.methods import METHODS
-from rankalloc.tasks import KINDS, TASKS
 
 ROOT = Path(__file__).parents[1]
 SURROUNDINGS = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -279,7 +279,7 @@ def tiny(tmp_path_factory):
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
 
-    from rankalloc.tasks.packages import minilm_folder
+    from rankalloc.experiments.tasks.packages import minilm_folder
 
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
@@ -455,7 +455,7 @@ def test_ctrl_c_before_the_first_step_says_what_is_there(tiny, tmp_path, monkeyp
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rankalloc.runner.train", interrupted)
+    monkeypatch.setattr("rankalloc.experiments.runner.train", interrupted)
     words = ["train", str(tiny / "tiny.yaml"), "--output", str(tmp_path / "out")]
     done = run(*words)
     assert done.exit_code == 130 and "no checkpoint was written yet" in done.stderr

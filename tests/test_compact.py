@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import Adafactor
 
 import rankalloc as ra
-from rankalloc import compact
+from rankalloc.adapters import memory
 from rankalloc.errors import NotAdaptedError, RankallocError
 
 from .conftest import make_mlp
@@ -54,8 +54,8 @@ def test_function_and_objects_stay_and_training_goes_on(make):
     x = torch.randn(6, 16)
     before = model(x).detach()
     held = model(x).sum()  # a graph someone still holds on to
-    compact.check(adapters, optimizer, shrink=True)
-    compact.shrink(adapters, optimizer)
+    memory.check(adapters, optimizer, shrink=True)
+    memory.shrink(adapters, optimizer)
     torch.testing.assert_close(model(x).detach(), before, rtol=1e-6, atol=1e-6)
     assert [id(p) for p in adapters.parameters()] == before_objects
     assert {n: (a.P.shape[1], len(a.lam), a.Q.shape[0], len(a.kept)) for n, a in adapters.modules.items()} == {
@@ -77,7 +77,7 @@ def test_training_goes_on_exactly_as_with_dropped_triplets_held_at_zero(name):
     """Optimizers that treat each entry alone cannot tell the two apart."""
     held_model, held, held_optimizer = trained(OPTIMIZERS[name])
     model, adapters, optimizer = trained(OPTIMIZERS[name])
-    compact.shrink(adapters, optimizer)
+    memory.shrink(adapters, optimizer)
     for seed in range(3, 8):
         step(model, optimizer, seed)
         step(held_model, held_optimizer, seed)
@@ -96,7 +96,7 @@ def test_every_state_belongs_to_the_triplet_it_belonged_to(name):
         id(p): {k: v.clone() for k, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}
         for p in adapters.parameters()
     }
-    compact.shrink(adapters, optimizer)
+    memory.shrink(adapters, optimizer)
     checked = 0
     for layer, adapter in adapters.modules.items():
         index = torch.tensor(KEEP[layer], dtype=torch.long)
@@ -120,11 +120,11 @@ def test_nothing_changes_when_an_optimizers_state_cannot_be_sliced():
     optimizer.state[adapters.modules["4"].Q]["sketch"] = torch.zeros(5, 5)
     optimizer.state[adapters.modules["0"].Q]["sketch"] = torch.zeros(5, 5)
     with pytest.raises(RankallocError, match=r"AdamW keeps sketch of shape \(5, 5\).*shrink=False"):
-        compact.check(adapters, optimizer, shrink=True)
+        memory.check(adapters, optimizer, shrink=True)
     with pytest.raises(RankallocError):
-        compact.shrink(adapters, optimizer)
+        memory.shrink(adapters, optimizer)
     assert {a.rank for a in adapters} == {4}
-    compact.check(adapters, optimizer, shrink=False)
+    memory.check(adapters, optimizer, shrink=False)
 
 
 def test_an_optimizer_that_holds_other_parameters_is_told_at_once():
@@ -133,10 +133,10 @@ def test_an_optimizer_that_holds_other_parameters_is_told_at_once():
     adapters = ra.attach(model, rank=4)
     for shrink in (True, False):
         with pytest.raises(NotAdaptedError, match="after rankalloc.attach"):
-            compact.check(adapters, early, shrink)
+            memory.check(adapters, early, shrink)
     with pytest.raises(NotAdaptedError, match=r"controller\.update\(optimizer\)"):
-        compact.check(adapters, None, shrink=True)
-    compact.check(adapters, None, shrink=False)
+        memory.check(adapters, None, shrink=True)
+    memory.check(adapters, None, shrink=False)
 
 
 def test_wrapped_optimizers_are_unwrapped():
@@ -145,7 +145,7 @@ def test_wrapped_optimizers_are_unwrapped():
     model, adapters, optimizer = trained(OPTIMIZERS["adamw"])
     wrapped = Accelerator(cpu=True).prepare_optimizer(optimizer)
     assert wrapped is not optimizer
-    compact.check(adapters, wrapped, shrink=True)
-    compact.shrink(adapters, wrapped)
+    memory.check(adapters, wrapped, shrink=True)
+    memory.shrink(adapters, wrapped)
     assert optimizer.state[adapters.modules["0"].P]["exp_avg"].shape == (24, 2)
     step(model, wrapped, 9)

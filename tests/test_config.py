@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from rankalloc.config import load_config
-from rankalloc.config_sections import FileTask, FloatRange, IntRange
 from rankalloc.errors import ConfigError
+from rankalloc.experiments.config import load_config
+from rankalloc.experiments.sections import FileTask, FloatRange, IntRange
 
 
 def mistakes(*overrides, path=None):
@@ -217,5 +217,6 @@ def test_an_override_that_is_no_yaml_names_itself():
 
 
 def test_loading_does_not_pay_for_torch():
-    code = "import sys; from rankalloc.config import load_config; load_config(None); print('torch' in sys.modules)"
+    imports = "import sys; from rankalloc.experiments.config import load_config"
+    code = f"{imports}; load_config(None); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

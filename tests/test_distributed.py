@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import rankalloc as ra
-from rankalloc.fingerprint import KEY
-from rankalloc.tensor_files import read_tensors
+from rankalloc.storage.fingerprint import KEY
+from rankalloc.storage.tensors import read_tensors
 
 from .conftest import assert_same, logits_of, make_bert, make_gpt2
 

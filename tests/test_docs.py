@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 import rankalloc as ra
-from rankalloc.allocators import ALLOCATORS
-from rankalloc.planners import PLANNERS
-from rankalloc.scores import SCORES
+from rankalloc.methods.allocators import ALLOCATORS
+from rankalloc.methods.planners import PLANNERS
+from rankalloc.methods.scores import SCORES
 
 from .conftest import make_mlp, train_mlp
 
@@ -30,7 +30,7 @@ def test_a_score_from_outside_takes_fifteen_lines_and_works():
         trace = names["controller"].finish()
         assert sum(adapters.ranks().values()) == 6 and trace.scores.score == "squared"
         exec(compile(rule, "extending.md", "exec"), {})
-        from rankalloc.allocators import Demand
+        from rankalloc.methods.allocators import Demand
 
         kept = ALLOCATORS["deep-first"]([torch.zeros(3).numpy()] * 3, Demand(4, (1,) * 3, (0,) * 3, (3,) * 3))
         assert [int(mask.sum()) for mask in kept] == [0, 1, 3]

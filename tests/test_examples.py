@@ -27,7 +27,10 @@ def modules_with_examples():
             yield ".".join(parts).removesuffix(".__init__")
 
 
-MAIN = {"rankalloc.adapter", "rankalloc.attachment", "rankalloc.budget", "rankalloc.callback", "rankalloc.controller"}
+MAIN = {
+    "rankalloc.adapters.adapter", "rankalloc.adapters.attaching", "rankalloc.budget", "rankalloc.training.callback",
+    "rankalloc.training.controller",
+}
 WITH_EXAMPLES = list(modules_with_examples())
 
 

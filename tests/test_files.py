@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from rankalloc.errors import AdapterFileError, RankallocError
 from rankalloc.files import replacing, sha256_of, write_json, write_text
-from rankalloc.tensor_files import Spec, TensorFile, encode, read_tensors, write_stream, write_tensors
+from rankalloc.storage.tensors import Spec, TensorFile, encode, read_tensors, write_stream, write_tensors
 
 
 def test_writing_makes_folders_and_replaces_the_file(tmp_path):

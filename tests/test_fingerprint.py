@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import nn
 
 import rankalloc as ra
-from rankalloc import fingerprint
-from rankalloc.adapter_folder import WEIGHTS_NAME
 from rankalloc.errors import AdapterFileError
+from rankalloc.storage import fingerprint
+from rankalloc.storage.folder import WEIGHTS_NAME
 
 from .conftest import MAKERS, logits_of, make_bert, make_llama, make_mlp, randomize
 
@@ -132,7 +132,7 @@ def test_a_model_without_weights_has_none_and_a_file_without_one_is_taken():
 
 
 def test_a_damaged_fingerprint_is_named(tmp_path):
-    from rankalloc.tensor_files import read_tensors, write_tensors
+    from rankalloc.storage.tensors import read_tensors, write_tensors
 
     saved(tmp_path, make_mlp())
     tensors, metadata = read_tensors(tmp_path / WEIGHTS_NAME)

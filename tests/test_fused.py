@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import rankalloc as ra
-from rankalloc.adapter import Adapter
+from rankalloc.adapters.adapter import Adapter
 
 from .conftest import prune
 
@@ -261,7 +261,7 @@ def test_without_gradients(context):
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_gradients_and_second_derivatives_are_those_of_finite_differences(dropped):
-    from rankalloc.fused import Layer, fused_linear
+    from rankalloc.layers.fused import Layer, fused_linear
 
     adapter = make()
     base = adapter.base_layer

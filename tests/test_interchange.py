@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankalloc as ra
-from rankalloc import plain_lora
-from rankalloc.adapter_folder import CONFIG_NAME, WEIGHTS_NAME
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError
+from rankalloc.storage import plain_lora
+from rankalloc.storage.folder import CONFIG_NAME, WEIGHTS_NAME
 
 from .conftest import MAKERS, logits_of, make_bert, make_llama, make_mlp, prune, randomize
 
@@ -259,7 +259,7 @@ def test_what_kohya_has_no_names_for_is_refused(tmp_path):
 
 
 def test_the_base_is_still_named_after_an_export_and_an_import(tmp_path):
-    from rankalloc import fingerprint
+    from rankalloc.storage import fingerprint
 
     adapted(tmp_path)
     ra.export(tmp_path / "a", tmp_path / "b", pad_to=8)

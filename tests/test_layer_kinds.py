@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import rankalloc as ra
-from rankalloc.adapter import INITS, Adapter
-from rankalloc.base_layers import weight_view
+from rankalloc.adapters.adapter import INITS, Adapter
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError, TargetError
+from rankalloc.layers.adaptable import weight_view
 
 from .conftest import logits_of, make_llama, prune, randomize, tensors_of
 
@@ -217,7 +217,7 @@ def test_canonical_form_of_a_kernel_is_its_svd():
     model, adapters = adapt("groups")
     randomize(adapters)
     before, adapter = model(ids()), adapters.modules["layer"]
-    from rankalloc.canonical import canonicalize
+    from rankalloc.adapters.canonical import canonicalize
 
     canonicalize(adapter)
     torch.testing.assert_close(model(ids()), before, rtol=1e-4, atol=1e-5)

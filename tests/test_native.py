@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from typer.testing import CliRunner
 
 import rankalloc as ra
-from rankalloc import native, products
 from rankalloc.cli.app import app
 from rankalloc.errors import RankallocError
-from rankalloc.fused import Layer, _FusedLinear, fused_linear
+from rankalloc.layers import native, products
+from rankalloc.layers.fused import Layer, _FusedLinear, fused_linear
 
 from .conftest import controlled_mlp, make_mlp, train_mlp, trained_llama
 from .test_fused import INPUTS, make, run
@@ -294,7 +294,7 @@ def test_a_damaged_library_is_told_and_left_out(tmp_path, monkeypatch):
     native.library_path().write_bytes(b"no library")
     script = """
 import torch
-from rankalloc.adapter import Adapter
+from rankalloc.adapters.adapter import Adapter
 adapter = Adapter(torch.nn.Linear(6, 4).requires_grad_(False), rank=2, scaling=1.0)
 print([adapter(torch.randn(2, 6)).shape for _ in range(2)])
 """

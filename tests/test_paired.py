@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rankalloc.paired import paired_difference
+from rankalloc.experiments.paired import paired_difference
 
 
 def test_a_clear_difference_is_clear():

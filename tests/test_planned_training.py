@@ -7,9 +7,9 @@ import torch
 from transformers import TrainerCallback
 
 import rankalloc as ra
-from rankalloc import callback as callback_module
 from rankalloc.errors import BudgetError, ConfigError
-from rankalloc.planning import first_batches
+from rankalloc.methods.planners.planning import first_batches
+from rankalloc.training import callback as callback_module
 
 from .conftest import assert_same, make_bert, make_trainer, tensors_of, token_data
 

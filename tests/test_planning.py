@@ -10,9 +10,9 @@ import torch
 from peft.utils.other import get_pattern_key
 
 import rankalloc as ra
+from rankalloc.adapters.plan import RankPlan
 from rankalloc.errors import BudgetError, ConfigError, NotAdaptedError, RankallocError, TargetError
-from rankalloc.planning import first_batches, plan_adapters
-from rankalloc.rank_plan import RankPlan
+from rankalloc.methods.planners.planning import first_batches, plan_adapters
 
 from .conftest import make_bert, make_mlp, train_mlp
 from .planners.looks import mlp_batches, token_batches

@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import rankalloc as ra
-from rankalloc import products
-from rankalloc.environment import describe
-from rankalloc.fused import Layer, fused_linear
+from rankalloc.layers import products
+from rankalloc.layers.fused import Layer, fused_linear
+from rankalloc.training.environment import describe
 
 from .conftest import controlled_mlp, make_mlp, prune, train_mlp, trained_llama
 from .test_fused import INPUTS, compare, make, plain, run

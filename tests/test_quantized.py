@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 import rankalloc as ra
-from rankalloc.base_layers import full_weight, shape_of
 from rankalloc.errors import RankallocError
-from rankalloc.quantized import dequantized, scheme_of
+from rankalloc.layers.adaptable import full_weight, shape_of
+from rankalloc.layers.quantized import dequantized, scheme_of
 
 from .conftest import logits_of, make_trainer, randomize, token_ids
 
@@ -304,7 +304,7 @@ def test_ranks_leave_the_memory_of_an_8_bit_optimizer(make):
 
 
 def test_an_8_bit_state_is_sliced_to_within_a_step_of_its_code():
-    from rankalloc import compact, eight_bit
+    from rankalloc.adapters import eight_bit, memory
 
     torch.manual_seed(0)
     adapters = ra.attach(nn.Sequential(nn.Linear(1024, 1100)), rank=5)
@@ -317,7 +317,7 @@ def test_an_8_bit_state_is_sliced_to_within_a_step_of_its_code():
     before = {key: eight_bit.unpacked(state, key) for key in ("state1", "state2")}
     assert state["state1"].dtype is torch.uint8 and before["state1"].abs().max() > 0
     adapter.drop(torch.tensor([True, False, True, True, False]))
-    compact.shrink(adapters, optimizer)
+    memory.shrink(adapters, optimizer)
     for key, value in before.items():
         kept, scale = value[:, [0, 2, 3]], value.abs().max()
         torch.testing.assert_close(eight_bit.unpacked(state, key), kept, rtol=0, atol=0.02 * scale.item())

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.adapter import Adapter
-from rankalloc.regularizer import add_orthogonal_gradient, orthogonal_penalty
+from rankalloc.adapters.adapter import Adapter
+from rankalloc.training.regularizer import add_orthogonal_gradient, orthogonal_penalty
 
 from .conftest import make_mlp, randomize
 

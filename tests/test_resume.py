@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import rankalloc as ra
-from rankalloc.callback import STATE_NAME
 from rankalloc.errors import AdapterFileError, RankallocError
+from rankalloc.training.callback import STATE_NAME
 
 from .conftest import assert_same, make_bert, make_gpt2, make_trainer, tensors_of, token_ids
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import rankalloc as ra
 from rankalloc.errors import ConfigError, NotAdaptedError, RankallocError
-from rankalloc.rules import RULES
-from rankalloc.rules.slots import refresh
+from rankalloc.methods.rules import RULES
+from rankalloc.methods.rules.fresh import refresh
 
 from .conftest import logits_of, make_mlp, tensors_of, train_mlp
 
@@ -251,7 +251,7 @@ def test_elalora_takes_from_the_lowest_and_gives_to_the_highest():
     assert [mask.sum() for mask in live] == [2, 2, 2]
     values = [np.zeros(6), np.zeros(6), np.zeros(6)]
     values[0][:2], values[1][:2], values[2][:2] = (9.0, 8.0), (5.0, 4.0), (1.0, 2.0)
-    from rankalloc.allocators import ALLOCATORS, Demand
+    from rankalloc.methods.allocators import ALLOCATORS, Demand
 
     order = controller.rule.preferences(values, live, 4)
     kept = ALLOCATORS["ordered"](order, Demand.of(controller.plan, 6))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rankalloc.config import load_config
 from rankalloc.errors import BudgetError, ConfigError, NotAdaptedError, RankallocError
-from rankalloc.runner import evaluate_saved, preview, steps_of, train
-from rankalloc.tasks import prepare
+from rankalloc.experiments.config import load_config
+from rankalloc.experiments.runner import evaluate_saved, preview, steps_of, train
+from rankalloc.experiments.tasks import prepare
 from rankalloc.trace import RankTrace
 
 from .small_runs import small_config
@@ -63,7 +63,7 @@ def test_peft_reads_what_a_run_saved(first, home, config):
     theirs = peft.PeftModel.from_pretrained(base, home / "first" / "adapter").eval()
     batch = prepared.collator(prepared.splits["tune"][:4])
     batch.pop("labels")
-    from rankalloc.adapter_load import load
+    from rankalloc.storage.loading import load
 
     ours = AutoModelForSequenceClassification.from_pretrained(config.model).eval()
     load(ours, home / "first" / "adapter")
@@ -144,9 +144,9 @@ def test_gradient_checkpointing_and_bf16_run(home, config):
 
 
 def test_saving_before_training_is_refused(config):
-    from rankalloc.adapter_io import save
-    from rankalloc.callback import RankCallback
-    from rankalloc.runner import attach_for
+    from rankalloc.experiments.runner import attach_for
+    from rankalloc.storage.saving import save
+    from rankalloc.training.callback import RankCallback
 
     prepared = prepare(config)
     adapters, budget = attach_for(config, prepared.build_model(), prepared)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import rankalloc as ra
 from rankalloc.errors import ConfigError
-from rankalloc.scores import SCORES
-from rankalloc.scores.sensitivity import Sensitivity
+from rankalloc.methods.scores import SCORES
+from rankalloc.methods.scores.sensitivity import Sensitivity
 
 from .conftest import make_mlp
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import rankalloc as ra
-from rankalloc.siblings import known
+from rankalloc.layers.families import known
 
 from .conftest import prune
 

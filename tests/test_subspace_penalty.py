@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import rankalloc as ra
-from rankalloc.config import load_config
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError
+from rankalloc.experiments.config import load_config
 from rankalloc.lowrank import Factors, bases, principal_angles
-from rankalloc.subspace_penalty import SubspacePenalty
+from rankalloc.training.subspace_penalty import SubspacePenalty
 
 from .conftest import assert_same, make_bert, make_mlp, make_trainer, randomize, tensors_of
 from .posthoc.folders import random_layers, write_peft
@@ -329,8 +329,8 @@ def test_the_configuration_resolves_paths_and_tells_mistakes(given, tmp_path):
 
 
 def test_a_configured_run_keeps_away_and_a_dry_run_tells_mistakes(tmp_path):
-    from rankalloc.runner import preview, train
-    from rankalloc.tasks import prepare
+    from rankalloc.experiments.runner import preview, train
+    from rankalloc.experiments.tasks import prepare
 
     config = small_config(tmp_path, "training.steps=2", "method=uniform")
     prepared = prepare(config)

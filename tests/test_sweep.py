@@ -12,9 +12,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from rankalloc.config import load_config
 from rankalloc.errors import ConfigError, NothingFeasibleError
-from rankalloc.search_space import (
+from rankalloc.experiments.config import load_config
+from rankalloc.experiments.search_space import (
     CONTROL,
     MATCHED,
     SAMPLED,
@@ -24,8 +24,8 @@ from rankalloc.search_space import (
     first_points,
     search_space,
 )
-from rankalloc.sweep import SweepSpaceError, run_sweep
-from rankalloc.sweep_record import pareto_front
+from rankalloc.experiments.sweep import SweepSpaceError, run_sweep
+from rankalloc.experiments.sweep_record import pareto_front
 from rankalloc.trace import RankTrace, SweepRecord
 
 from .small_runs import small_config, small_yaml
@@ -129,7 +129,7 @@ def test_a_killed_sweep_loses_no_trial(home, config):
 @pytest.mark.long
 def test_an_interrupt_in_the_matched_control_changes_nothing(config, home, monkeypatch):
     """Ctrl-C in the middle of a trial: its point, its role and its size come back, and so does the outcome."""
-    import rankalloc.sweep as sweep
+    import rankalloc.experiments.sweep as sweep
 
     settings = config.replaced({"sweep.trials": 6, "sweep.search.rank": [3, 4]})
     whole = run_sweep(settings, home / "straight")

@@ -14,14 +14,14 @@ import transformers
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from rankalloc.config import load_config
 from rankalloc.errors import ConfigError, DataError
-from rankalloc.tasks import TASKS, metric_of, packages, prepare
-from rankalloc.tasks.base import IGNORED, evaluate
-from rankalloc.tasks.metrics import classification_metrics, exact_f1, regression_metrics
-from rankalloc.tasks.packages import MINILM, minilm_folder
-from rankalloc.tasks.prior_bias import with_prior_bias
-from rankalloc.tasks.punctuation import LABELS, WINDOW_WORDS, punctuated_words, windows
+from rankalloc.experiments.config import load_config
+from rankalloc.experiments.tasks import TASKS, metric_of, packages, prepare
+from rankalloc.experiments.tasks.base import IGNORED, evaluate
+from rankalloc.experiments.tasks.metrics import classification_metrics, exact_f1, regression_metrics
+from rankalloc.experiments.tasks.packages import MINILM, minilm_folder
+from rankalloc.experiments.tasks.prior_bias import with_prior_bias
+from rankalloc.experiments.tasks.punctuation import LABELS, WINDOW_WORDS, punctuated_words, windows
 
 SENTENCES = [
     f"{who} {verb} the {what} on {day}."
@@ -222,7 +222,7 @@ def test_missing_packages_name_the_pip_command(monkeypatch):
 
 
 def test_task_registry_is_torch_free_and_true():
-    code = "import sys, rankalloc.tasks; print('torch' in sys.modules)"
+    code = "import sys, rankalloc.experiments.tasks; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
     for name, info in TASKS.items():
         assert info.name == name and metric_of(config(task=name)).metric == info.metric

@@ -8,7 +8,7 @@ import pytest
 import wandb
 
 from rankalloc.errors import RankallocError
-from rankalloc.runner import train
+from rankalloc.experiments.runner import train
 
 from .small_runs import small_config
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.adapter import TRAINED, Adapter
-from rankalloc.callback import RankCallback
-from rankalloc.checks import check_init
+from rankalloc.adapters.adapter import TRAINED, Adapter
 from rankalloc.errors import ConfigError, RankallocError
 from rankalloc.methods import METHODS
-from rankalloc.scores import SCORES
+from rankalloc.methods.scores import SCORES
+from rankalloc.training.callback import RankCallback
+from rankalloc.training.checks import check_init
 
 from .conftest import assert_same, logits_of, make_bert, make_mlp, make_trainer, prune, randomize, tensors_of, train_mlp
 

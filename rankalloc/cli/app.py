@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import conversions, posthoc
+from . import conversions, posthoc_options
 from .endings import CleanEndings
 from .listings import ls
 
@@ -184,7 +184,7 @@ def build_kernel(
 
 
 conversions.register(app)
-posthoc.add_to(app, examples)
+posthoc_options.add_to(app, examples)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def export(
     What it computes stays the same.
     """
     with results_only():
-        from ..interchange import export as run
+        from ..storage.interchange import export as run
 
         run(adapter, output, layout=layout, pad_to=pad_to, format=form, prefix=prefix)
     show(f"wrote {output}")
@@ -56,8 +56,8 @@ def import_(
     The model's configuration alone is read: kohya's names can only be told apart by its layers.
     """
     with results_only():
-        from ..interchange import import_lora
-        from ..skeletons import build_skeleton
+        from ..storage.interchange import import_lora
+        from ..storage.skeletons import build_skeleton
 
         lora = import_lora(file, build_skeleton(base, trust_remote_code), output, component=component)
     show(f"wrote {output}: {count(len(lora.pairs), 'layer')}, {number(lora.num_params())} parameters")
@@ -88,7 +88,7 @@ def extract(
     """
     with results_only(), Bar() as bar:
         from ..budget import RankBudget
-        from ..posthoc.extract import extract as run
+        from ..posthoc.extracting import extract as run
         from ..posthoc.extraction import summary
 
         budget = RankBudget(ranks=ranks, params=params, bytes=bytes_, fraction=fraction)

@@ -10,8 +10,8 @@ from ..layer_names import places
 from .output import count, number, results_only, show, show_json, show_table
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
-    from ..runner import Preview
+    from ..experiments.config import RunConfig
+    from ..experiments.runner import Preview
     from .runs import Request
 
 _CURVE_ROWS = 8
@@ -20,13 +20,13 @@ _CURVE_ROWS = 8
 def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) -> None:
     """Show what ``request`` would do. ``note`` is why the folder would be refused, if it would."""
     with results_only():
+        from ..experiments.runner import preview
         from ..methods import find_method
-        from ..runner import preview
 
         found = preview(config)
         space = None
         if request.command == "sweep":
-            from ..sweep import search_space
+            from ..experiments.sweep import search_space
 
             space = search_space(config)
     early = find_method(config.method).when == "before"

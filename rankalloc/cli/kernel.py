@@ -10,7 +10,7 @@ from .output import console, results_only, show
 def build(force: bool) -> None:
     """``rankalloc build-kernel``."""
     with results_only():
-        from .. import native
+        from ..layers import native
 
         there = native.library_path().is_file()
         started = time.monotonic()

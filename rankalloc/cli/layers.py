@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..base_layers import shape_of
 from ..layer_names import places
-from ..skeletons import build_skeleton
-from ..targets import ALL_LINEAR, find_heads, find_targets, unadapted
+from ..layers.adaptable import shape_of
+from ..layers.targets import ALL_LINEAR, find_heads, find_targets, unadapted
+from ..storage.skeletons import build_skeleton
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def methods(as_json: Json = False) -> None:
 @ls.command(epilog="\b\nExamples:\n  rankalloc ls tasks\n  rankalloc ls tasks --json")
 def tasks(as_json: Json = False) -> None:
     """The named tasks, and the kinds of tasks from your own files."""
-    from ..tasks import KINDS, TASKS
+    from ..experiments.tasks import KINDS, TASKS
 
     if as_json:
         kinds = {name: asdict(kind) for name, kind in KINDS.items()}
@@ -90,8 +90,8 @@ def targets(
 
 def show_environment(as_json: bool) -> None:
     """``rankalloc env``."""
-    from ..environment import describe
-    from ..tasks.packages import MINILM
+    from ..experiments.tasks.packages import MINILM
+    from ..training.environment import describe
 
     record = describe()
     record.versions.setdefault("rankalloc", __version__)
@@ -108,7 +108,7 @@ def show_environment(as_json: bool) -> None:
     rows += [(name, "installed" if there else "not installed") for name, there in examples.items()]
     show_table(rows)
     if not all(examples.values()):
-        from ..tasks.packages import INSTALL
+        from ..experiments.tasks.packages import INSTALL
 
         show(f"for the example tasks: {INSTALL}")
 

@@ -1,168 +1,260 @@
-"""``shrink``, ``compose`` and ``frontier``: their options. What they do is in ``finished``."""
+"""What ``shrink``, ``compose`` and ``frontier`` do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
+from ..errors import ConfigError, unknown
+from .output import count, number, results_only, say, show, show_json, show_table
+from .progress import Bar
 
-Adapter = Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA or AdaLoRA, or of a run.")]
-Ranks = Annotated[int | None, typer.Option("--ranks", metavar="N", help="Keep N ranks over all layers.")]
-Params = Annotated[int | None, typer.Option("--params", metavar="N", help="Keep at most N parameters.")]
-Bytes = Annotated[int | None, typer.Option("--bytes", metavar="N", help="Keep at most N bytes of weights.")]
-Fraction = Annotated[float | None, typer.Option("--fraction", metavar="F", help="Keep this share of the ranks.")]
-MinRank = Annotated[int, typer.Option("--min-rank", metavar="R", help="No layer falls below this rank.")]
-MaxRank = Annotated[int | None, typer.Option("--max-rank", metavar="R", help="No layer keeps more than this.")]
-Multiple = Annotated[int, typer.Option("--multiple-of", metavar="R", help="Every rank is a multiple of this.")]
-Layout = Annotated[
-    str, typer.Option("--layout", help="compact: as small as the budget. uniform: padded, right in every server.")
-]
-Pad = Annotated[int, typer.Option("--pad-to", metavar="R", help="Pad the uniform layout to a multiple of this.")]
-Out = Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
-Calibrate = Annotated[
-    str | None,
-    typer.Option("--calibrate", metavar="CONFIG", help="Weigh layers by this task's training data (YAML or a task)."),
-]
-InputsOnly = Annotated[bool, typer.Option("--inputs-only", help="Calibrate by inputs alone, without gradients.")]
-Batches = Annotated[
-    int | None, typer.Option("--batches", min=1, metavar="N", help="Batches that calibration sees. [default: 32]")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+if TYPE_CHECKING:
+    from ..budget import RankBudget
+    from ..experiments.config import RunConfig
+    from ..experiments.judging import TaskEvaluator
+    from ..posthoc.metric import KroneckerMetric
+    from ..posthoc.results import CutResult
 
 
-def shrink(
-    adapter: Adapter,
-    output: Out,
-    ranks: Ranks = None,
-    params: Params = None,
-    nbytes: Bytes = None,
-    fraction: Fraction = None,
-    min_rank: MinRank = 0,
-    max_rank: MaxRank = None,
-    multiple_of: Multiple = 1,
-    layout: Layout = "compact",
-    pad_to: Pad = 1,
-    calibrate: Calibrate = None,
-    inputs_only: InputsOnly = False,
-    batches: Batches = None,
-    max_drop: Annotated[
-        str | None,
-        typer.Option("--max-drop", metavar="SHARE", help="Instead of a budget: the smallest that loses at most this."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", metavar="CONFIG", help="What --max-drop judges by. [default: that of --calibrate]"),
-    ] = None,
-    cut: Annotated[
-        str, typer.Option("--cut", help="svd, or nested: the first ranks of every layer of a dylora run.")
-    ] = "svd",
-    as_json: Json = False,
+_FRACTIONS = "0.75,0.5,0.375,0.25,0.125"
+_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget options of a command."""
+
+    ranks: int | None
+    params: int | None
+    bytes: int | None
+    fraction: float | None
+    min_rank: int
+    max_rank: int | None
+    multiple_of: int
+
+    @property
+    def given(self) -> bool:
+        return any(value is not None for value in (self.ranks, self.params, self.bytes, self.fraction))
+
+    def resolved(self) -> RankBudget:
+        from ..budget import RankBudget
+
+        if not self.given:
+            raise ConfigError("give a budget: one of --ranks, --params, --bytes, --fraction")
+        return RankBudget(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How layers are weighed: by the data of ``config``, or not at all."""
+
+    config: str | None
+    inputs_only: bool
+    batches: int | None
+
+    def check(self, switch: str) -> None:
+        """Raise ConfigError when there is an option of what is not asked for with ``switch``."""
+        if self.config is None and (self.inputs_only or self.batches is not None):
+            option = "--inputs-only" if self.inputs_only else "--batches"
+            raise ConfigError(f"{option} is about calibration; give {switch} too, or leave it out")
+
+    def metric(self, adapter: str, judge: TaskEvaluator | None) -> KroneckerMetric | None:
+        if self.config is None:
+            return None
+        from ..posthoc.calibration import calibrate
+        from ..storage.reading import FinishedAdapter
+
+        judge = judge or evaluator(self.config)
+        batches = self.batches or _BATCHES
+        say(f"calibrating on {count(batches, 'batch').replace('batchs', 'batches')}")
+        folder = FinishedAdapter(adapter).folder
+        with Bar() as bar:
+            return calibrate(
+                judge.model, folder, judge.batches(batches), inputs_only=self.inputs_only,
+                progress=lambda done: bar(done, batches, {}),
+            )
+
+
+def run_shrink(
+    adapter: str, output: str, budget: Budget, layout: str, pad_to: int, weighing: Weighing, max_drop: str | None,
+    task: str | None, cut: str, as_json: bool,
 ) -> None:
-    """Make a finished adapter fit an exact budget, without training.
+    """``rankalloc shrink``."""
+    if max_drop is not None and budget.given:
+        raise ConfigError("--max-drop finds the budget itself; leave out --ranks, --params, --bytes and --fraction")
+    if max_drop is not None and not (task or weighing.config):
+        raise ConfigError("--max-drop needs a task to judge by: --task CONFIG, or --calibrate CONFIG")
+    if max_drop is None and task:
+        raise ConfigError("--task is what --max-drop judges by; give --max-drop too, or leave it out")
+    if max_drop is not None and cut != "svd":
+        raise ConfigError("--max-drop cuts by singular triplets; give a budget with --cut nested, or leave it out")
+    weighing.check("--calibrate CONFIG")
+    drop = None if max_drop is None else share(max_drop)
+    wanted = None if drop is not None else budget.resolved()
+    with results_only(), Bar() as bar:
+        from ..posthoc.nested_cut import settled_cut, unweighed
+        from ..posthoc.shrinking import settled, shrink
 
-    Keeps the singular triplets, over all layers, that change the adapter least. Without --calibrate no data is needed.
-    """
-    from .finished import Budget, Weighing, run_shrink
+        # what does not fit is told before a model is built
+        unweighed(settled_cut(settled(adapter, output), cut), weighing.config)
+        judge = evaluator(task or weighing.config) if drop is not None else None
+        metric = weighing.metric(adapter, judge if task in (None, weighing.config) else None)
+        options: dict[str, Any] = {"metric": metric, "layout": layout, "pad_multiple": pad_to, "progress": bar}
+        if drop is None:
+            result = shrink(adapter, wanted, output, cut=cut, **options)
+        else:
+            from ..posthoc.smallest import smallest
 
-    budget = Budget(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
-    run_shrink(
-        adapter, output, budget, layout, pad_to, Weighing(calibrate, inputs_only, batches), max_drop, task, cut,
-        as_json,
+            result = smallest(
+                adapter, _telling(judge), drop, output, higher_is_better=judge.higher_is_better, **options
+            )
+    _show(result, output, as_json)
+
+
+def run_compose(
+    adapters: list[str], output: str, weights: str | None, budget: Budget, density: float | None, as_json: bool,
+    **options: Any,
+) -> None:
+    """``rankalloc compose``."""
+    if density is not None and options["combination"] == "sum":
+        raise ConfigError("--density is for --combination ties, dare_linear or dare_ties; leave it out for a sum")
+    if density is not None:
+        options["density"] = density
+    given = None if weights is None else numbers("--weights", weights)
+    wanted = budget.resolved() if budget.given else None
+    with results_only(), Bar() as bar:
+        from ..posthoc.composing import compose
+
+        result = compose(adapters, given, wanted, output, progress=bar, **options)
+    _show(result, output, as_json)
+    if not as_json:
+        _show_interference(result)
+
+
+def run_frontier(
+    adapter: str, output: str, task: str, fractions: str | None, split: str, weighing: Weighing, cut: str | None,
+    as_json: bool,
+) -> None:
+    """``rankalloc frontier``."""
+    weighing.check("--calibrated")
+    if split not in ("tune", "report"):
+        raise ConfigError(unknown("split", split, ("tune", "report")))
+    shares = numbers("--fractions", fractions or _FRACTIONS)
+    if not all(0 < value < 1 for value in shares):
+        raise ConfigError(f"--fractions are shares between 0 and 1, got {fractions!r}")
+    with results_only(), Bar() as bar:
+        from ..budget import RankBudget
+        from ..posthoc.frontier import frontier
+        from ..posthoc.nested_cut import settled_cut, unweighed
+        from ..storage.reading import FinishedAdapter
+
+        finished = FinishedAdapter(adapter)
+        cut = settled_cut(finished, cut)
+        unweighed(cut, weighing.config)
+        total = sum(
+            finished.factors(name).rank * (layer.d_in + layer.d_out) for name, layer in finished.layers.items()
+        )
+        judge = evaluator(task, split)
+        every = cut == "nested" and fractions is None
+        curve = frontier(
+            finished, None if every else [RankBudget(params=int(value * total)) for value in shares], _telling(judge),
+            output, higher_is_better=judge.higher_is_better, name=judge.task.metric,
+            metric=weighing.metric(adapter, judge), cut=cut, progress=bar,
+        )
+    if as_json:
+        return show_json({**curve.to_dict(), "folder": output})
+    show_table(
+        [(f"{p.params:,}", f"{p.params / total:.1%}", f"{p.ranks:,}", f"{p.error:.3f}", number(p.value),
+          "knee" if p is curve.knee else "") for p in curve.points],
+        ("parameters", "share", "ranks", "error", curve.name, ""), right=range(5),
+    )
+    show(f"wrote {os.path.join(output, 'frontier.svg')}")
+
+
+def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
+    """The task of a YAML file, or a named one, with its model."""
+    loaded = _configured(config)  # a mistake is told before anything heavy is imported
+    from transformers import set_seed
+
+    from ..experiments.judging import TaskEvaluator
+    from ..experiments.tasks import prepare
+    from ..experiments.tasks.models import quiet
+
+    with quiet():
+        set_seed(loaded.seed)
+        return TaskEvaluator(prepare(loaded), split, loaded.training.batch_size)
+
+
+def _configured(config: str) -> RunConfig:
+    from ..experiments.config import load_config
+    from ..experiments.task_names import TASKS
+
+    if config in TASKS:
+        return load_config(None, [f"task={config}"])
+    if not os.path.exists(config) and not config.endswith((".yaml", ".yml")):
+        raise ConfigError(unknown("task", config, TASKS) + "; or a YAML file")
+    return load_config(config)
+
+
+def _telling(judge: TaskEvaluator):
+    """The evaluator, saying each result on stderr: these take a while."""
+
+    def evaluate(folder: Any) -> float:
+        value = judge(folder)
+        say(f"{judge.task.metric} {number(value)}")
+        return value
+
+    evaluate.fingerprint = judge.fingerprint
+    return evaluate
+
+
+def share(text: str) -> float:
+    """``0.5%`` or ``0.005`` as a number. ConfigError for anything else."""
+    try:
+        return float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)
+    except ValueError:
+        raise ConfigError(f"--max-drop takes a share such as 0.5% or 0.005, got {text!r}") from None
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers between commas. ConfigError for anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers between commas, such as 0.7,0.3, got {text!r}") from None
+
+
+def _show(result: CutResult, output: str, as_json: bool) -> None:
+    if as_json:
+        return show_json({**result.to_dict(), "path": output})
+    before = result.params_before
+    rows = [
+        ("budget", f"{result.asked:,} {result.unit} asked, {result.spent:,} spent"),
+        ("parameters", f"{result.params:,} of {before:,} ({result.params / before if before else 1:.1%})"),
+        ("error", f"{result.error:.4g} of ‖ΔW‖"),
+    ]
+    if result.metric != "frobenius":
+        rows.append(("weighed error", f"{result.metric_error:.4g}, by {result.metric}"))
+    if result.gap > 0:
+        rows.append(("bound", f"no choice within the budget lowers the squared error by more than {result.gap:.2g}"))
+    if result.stored_params != result.params:
+        rows.append(("in the file", f"{result.stored_params:,} parameters, padded with zeros to one rank"))
+    show_table([*rows, ("adapter", output)])
+    show()
+    show_table(
+        [(c.name, c.rank_before, c.rank, f"{c.relative_error:.4f}") for c in result.layers],
+        ("layer", "rank", "kept", "error"), right=(1, 2, 3),
     )
 
 
-def compose(
-    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="Folders of adapters of one base.")],
-    output: Out,
-    weights: Annotated[
-        str | None, typer.Option("--weights", metavar="W,W", help="One for each, such as 0.7,-0.3. [default: 1]")
-    ] = None,
-    ranks: Ranks = None,
-    params: Params = None,
-    nbytes: Bytes = None,
-    fraction: Fraction = None,
-    min_rank: MinRank = 0,
-    max_rank: MaxRank = None,
-    multiple_of: Multiple = 1,
-    layout: Layout = "compact",
-    pad_to: Pad = 1,
-    combination: Annotated[
-        str, typer.Option("--combination", help="sum, or PEFT's ties, dare_linear, dare_ties.")
-    ] = "sum",
-    density: Annotated[
-        float | None, typer.Option("--density", help="Share of entries that ties and dare keep. [default: 0.5]")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of what dare drops.")] = 0,
-    heads: Annotated[str, typer.Option("--heads", help="Task heads: equal, first, average or none.")] = "equal",
-    missing: Annotated[
-        str, typer.Option("--missing", help="A layer that one adapter lacks: error, or zero.")
-    ] = "error",
-    same_base: Annotated[
-        bool, typer.Option("--same-base", help="The adapters name their base differently, and it is the same.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Make one adapter of several, within a budget: the best approximation of their weighted sum."""
-    from .finished import Budget, run_compose
-
-    budget = Budget(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
-    run_compose(
-        adapters, output, weights, budget, density, as_json, combination=combination, seed=seed, heads=heads,
-        missing=missing, same_base=same_base, layout=layout, pad_multiple=pad_to,
-    )
-
-
-def frontier(
-    adapter: Adapter,
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task", metavar="CONFIG", help="What to evaluate on: a YAML file, such as a run's config.yaml, or all "
-            "of a named task.",
-        ),
-    ],
-    output: Out,
-    fractions: Annotated[
-        str | None,
-        typer.Option(
-            "--fractions", metavar="F,F", help="Shares of the parameters to try. [default: "
-            "0.75,0.5,0.375,0.25,0.125; with nested cuts every rank]"
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Split to evaluate on: tune, or report.")] = "tune",
-    calibrate: Annotated[bool, typer.Option("--calibrated", help="Weigh layers by the task's training data.")] = False,
-    inputs_only: InputsOnly = False,
-    batches: Batches = None,
-    cut: Annotated[
-        str | None,
-        typer.Option("--cut", help="svd, or nested: the first ranks of a dylora run. [default: as it was trained]"),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Evaluate one adapter at several budgets: a table, a figure and the knee."""
-    from .finished import Weighing, run_frontier
-
-    weighing = Weighing(task if calibrate else None, inputs_only, batches)
-    run_frontier(adapter, output, task, fractions, split, weighing, cut, as_json)
-
-
-def add_to(app: typer.Typer, examples: Callable[..., str]) -> None:
-    """Declare the three commands."""
-    app.command(epilog=examples(
-        "rankalloc shrink adapter/ --fraction 0.25 -o small/",
-        "rankalloc shrink adapter/ --params 200000 --layout uniform --pad-to 8 -o small/",
-        "rankalloc shrink adapter/ --ranks 96 --calibrate my.yaml -o small/",
-        "rankalloc shrink adapter/ --max-drop 0.5% --task my.yaml -o small/",
-        "rankalloc shrink runs/dylora --fraction 0.5 --cut nested -o small/",
-    ))(shrink)
-    app.command(epilog=examples(
-        "rankalloc compose style/ task/ -o both/",
-        "rankalloc compose style/ task/ --weights 0.7,-0.3 --ranks 96 -o both/",
-        "rankalloc compose a/ b/ --heads first --combination ties --density 0.4 -o both/",
-    ))(compose)
-    app.command(epilog=examples(
-        "rankalloc frontier runs/run --task runs/run/config.yaml -o runs/frontier",
-        "rankalloc frontier runs/dylora --task punctuation -o runs/curve       every rank of a dylora run",
-        "rankalloc frontier adapter/ --task my.yaml --fractions 0.5,0.25,0.1 --calibrated -o runs/frontier",
-    ))(frontier)
+def _show_interference(result: CutResult) -> None:
+    rows = [
+        (name, f"{m['first'] + 1} and {m['second'] + 1}", f"{m['output_overlap']:.3f}", f"{m['input_overlap']:.3f}",
+         f"{m['alignment']:+.3f}")
+        for name, pairs in result.extra["interference"].items() for m in pairs
+    ]
+    if rows:
+        show()
+        show_table(rows, ("layer", "adapters", "overlap of outputs", "of inputs", "alignment"), right=(2, 3, 4))

@@ -20,7 +20,7 @@ from .output import results_only, say
 from .progress import Steps, trial_printer
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
+    from ..experiments.config import RunConfig
 
 _CHECKPOINTS = "checkpoint-[0-9]*"
 _STUDY = "study.db"
@@ -41,7 +41,7 @@ class Request:
 
     def load(self) -> RunConfig:
         """The resolved configuration; ConfigError with every mistake."""
-        from ..config import load_config
+        from ..experiments.config import load_config
 
         config = load_config(self.path, self.overrides)
         if self.output == "":
@@ -90,7 +90,7 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
     how = functools.partial(_how_to_go_on, request, folder, steps, overwrite)
     with _resumable(how), results_only():
         say(f"training {_task_name(config)} with {config.method} into {folder}")
-        from ..runner import train
+        from ..experiments.runner import train
 
         with _training(), steps:
             trace = train(config, Path(folder), command=request.line(whole=False), resume=resume, progress=steps)
@@ -116,8 +116,8 @@ def run_sweep(request: Request) -> None:
     with _resumable(lambda: f"to go on: {request.line()}"), results_only():
         going_on = request.storage is None and Path(folder, _STUDY).exists()
         say(f"going on with the sweep in {folder}" if going_on else f"sweeping {_task_name(config)} into {folder}")
-        from ..sweep import run_sweep as run
-        from ..tasks import metric_of
+        from ..experiments.sweep import run_sweep as run
+        from ..experiments.tasks import metric_of
 
         with _training():
             record = run(
@@ -134,8 +134,8 @@ def _training() -> Iterator[None]:
     """Around what trains: no library speaks up, and on the CPU the process keeps what it frees."""
     import torch
 
-    from ..host_memory import keep_freed_memory
-    from ..tasks.models import quiet
+    from ..experiments.tasks.models import quiet
+    from ..training.host_memory import keep_freed_memory
 
     if not torch.accelerator.is_available():
         keep_freed_memory()
@@ -178,7 +178,7 @@ def _holds_a_run(folder: str) -> str | None:
 
 def _discard(folder: str) -> None:
     """Remove what the run before left, or its checkpoints would be resumed from as if they were new."""
-    from ..runner import ADAPTER_FOLDER
+    from ..experiments.runner import ADAPTER_FOLDER
     from ..trace import TRACE_NAME
 
     path = Path(folder)

@@ -10,14 +10,14 @@ from .output import count, number, show, show_json, show_table
 from .progress import trial_line
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
+    from ..experiments.config import RunConfig
     from ..trace import PairRecord, RankTrace, SweepRecord
 
 
 def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | None, as_json: bool) -> None:
     """The end of ``rankalloc train``."""
-    from ..runner import ADAPTER_FOLDER
-    from ..tasks import metric_of
+    from ..experiments.runner import ADAPTER_FOLDER
+    from ..experiments.tasks import metric_of
     from ..trace import TRACE_NAME
 
     metric = metric_of(config).metric

@@ -25,16 +25,16 @@ class Method:
     """One way to choose ranks.
 
     Attributes:
-        score: key in ``rankalloc.scores.SCORES``; None when ranks do not depend on the training.
-        allocator: key in ``rankalloc.allocators.ALLOCATORS``.
-        rule: key in ``rankalloc.rules.RULES``: what happens around each step while training.
-        planner: key in ``rankalloc.planners.PLANNERS``: what chooses before training, mostly by looking at
+        score: key in ``rankalloc.methods.scores.SCORES``; None when ranks do not depend on the training.
+        allocator: key in ``rankalloc.methods.allocators.ALLOCATORS``.
+        rule: key in ``rankalloc.methods.rules.RULES``: what happens around each step while training.
+        planner: key in ``rankalloc.methods.planners.PLANNERS``: what chooses before training, mostly by looking at
             data; None when nothing does.
         when: "during" training (ranks reach the budget while training), or "before" (adapters start at
             their final ranks).
-        init: parametrisation the method trains, a key of ``rankalloc.adapter.INITS``.
+        init: parametrisation the method trains, a key of ``rankalloc.adapters.adapter.INITS``.
         canonical: whether adapters are brought to canonical form at each allocation, unless the option
-            of that name says otherwise (:mod:`rankalloc.canonical`).
+            of that name says otherwise (:mod:`rankalloc.adapters.canonical`).
         shrinks: when dropped triplets leave memory: "events", at every allocation, or "freeze"
             (:class:`rankalloc.RankController`).
         orthogonal: weight of the orthogonality regulariser outside the canonical basis; 0 for none.

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter
-from ..adapter_load import load
-from ..adapters import Adapters
-from ..attachment import detach
+from ..adapters.adapter import Adapter
+from ..adapters.adapter_set import Adapters
+from ..adapters.attaching import detach
 from ..errors import ConfigError, RankallocError
-from ..finished import FinishedAdapter
 from ..lowrank import Factors
+from ..storage.loading import load
+from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 
 Batch = Mapping[str, torch.Tensor]

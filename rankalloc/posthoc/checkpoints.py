@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterFileError
-from ..tensor_files import refuse_pickles
+from ..storage.tensors import refuse_pickles
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

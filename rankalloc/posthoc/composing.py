@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
-from ..adapter_folder import check_layout
 from ..budget import RankBudget
 from ..errors import ConfigError
-from ..finished import FinishedAdapter
-from ..layer_pool import side_by_side
 from ..lowrank import Factors, concatenate
+from ..storage.folder import check_layout
+from ..storage.reading import FinishedAdapter
 from .combining import combiner, merged
-from .fitting import check_same, common_heads
+from .compatible import check_same, common_heads
 from .interference import meetings
 from .results import CutResult
 from .shrinking import settled
+from .side_by_side import side_by_side
 from .truncation import Choice, Progress, choose_from, cuts, spectra_of, write_choice
 
 RECORD_NAME = "compose.json"

@@ -17,7 +17,7 @@ from typing import Any
 from ..budget import RankBudget
 from ..errors import ConfigError
 from ..files import replacing, write_json
-from ..finished import FinishedAdapter
+from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .nested_cut import settled_cut, unweighed
 from .points import Evaluate, NestedPoints, Point, Points

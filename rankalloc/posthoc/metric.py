@@ -18,7 +18,7 @@ import torch
 from ..errors import ConfigError
 from ..files import sha256_of
 from ..lowrank import Factors
-from ..tensor_files import encode
+from ..storage.tensors import encode
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Cutting a nested adapter from the end: the first b triplets of every layer, at the scale they were trained at.
 
-A DyLoRA run (Valipour et al., EACL 2023, arXiv 2210.07558; :mod:`rankalloc.rules.dylora`) trains, for every b,
+A DyLoRA run (Valipour et al., EACL 2023, arXiv 2210.07558; :mod:`rankalloc.methods.rules.dylora`) trains, for every b,
 
     ΔW_b = (α / b^e) · P[:, :b] Q[:b]          (e = 1, or ½ with scale="rslora")
 
@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 
-from ..adapter_folder import NESTED_KEY, LayerToWrite, write_folder
-from ..adapters import SCALES
+from ..adapters.adapter_set import SCALES
 from ..budget import BudgetPlan, RankBudget
 from ..errors import AdapterFileError, BudgetError, ConfigError, unknown
-from ..finished import FinishedAdapter
 from ..lowrank import Factors, distance, singular_values
+from ..storage.folder import NESTED_KEY, LayerToWrite, write_folder
+from ..storage.reading import FinishedAdapter
 from .results import CutResult, LayerCut
 from .truncation import config_of, passed_on, plan_over
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapter_folder import CONFIG_NAME, WEIGHTS_NAME
 from ..budget import RankBudget
 from ..errors import RankallocError
 from ..files import sha256_of, write_json
-from ..finished import FinishedAdapter
+from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
+from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .nested_cut import cut_nested, held_ranks, rank_within
 from .results import CutResult

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..adapter_folder import check_destination, check_layout
 from ..budget import RankBudget
-from ..finished import FinishedAdapter
+from ..storage.folder import check_destination, check_layout
+from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .nested_cut import cut_nested, held_ranks, rank_within, settled_cut, unweighed
 from .results import CutResult
@@ -42,7 +42,7 @@ def shrink(
         cut: "svd"; or "nested" for what method "dylora" trained: the first triplets of every layer, as many as the
             budget has room for.
         layout: "compact", whose file is as small as the budget says, or "uniform", padded with zeros to one rank, for
-            servers that ignore rank_pattern; see :mod:`rankalloc.adapter_folder`.
+            servers that ignore rank_pattern; see :mod:`rankalloc.storage.folder`.
         pad_multiple: in the uniform layout, round that rank up to a multiple of this.
         progress: called with (layers done, layers in all, newest values).
 

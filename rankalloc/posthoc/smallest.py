@@ -12,10 +12,10 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from ..adapter_folder import check_layout
 from ..budget import RankBudget
 from ..errors import BudgetError, ConfigError
-from ..finished import FinishedAdapter
+from ..storage.folder import check_layout
+from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .points import Evaluate, Point, Points
 from .results import CutResult

@@ -9,8 +9,8 @@ cost. With b the first block that no longer fits and ``left`` what was then unsp
 
     kept energy ≥ best − σ²(b) · left / cost(b) > best − σ²(b)
 
-(proof in :mod:`rankalloc.allocators.global_topk`); so ‖error‖² is above the least possible by less than one block's
-σ². :attr:`Choice.gap` is that number for the case at hand, with what the rule bought after b taken off.
+(proof in :mod:`rankalloc.methods.allocators.global_topk`); so ‖error‖² is above the least possible by less than one
+block's σ². :attr:`Choice.gap` is that number for the case at hand, with what the rule bought after b taken off.
 
 Cost: two passes over the file, O((d_in + d_out) r²) each layer, memory of one layer a thread. Known weakness: the
 Frobenius norm knows nothing of the task; see :mod:`rankalloc.posthoc.calibration`.
@@ -28,15 +28,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..adapter_folder import NESTED_KEY, LayerToWrite, check_layout, lora_config, write_folder
-from ..allocators import ALLOCATORS, Demand
 from ..budget import BudgetPlan, LayerShape, RankBudget
 from ..errors import AdapterFileError, BudgetError, ConfigError
-from ..layer_pool import side_by_side
 from ..lowrank import Factors, Spectrum, cut, decompose, distance
-from ..tensor_files import Spec
+from ..methods.allocators import ALLOCATORS, Demand
+from ..storage.folder import NESTED_KEY, LayerToWrite, check_layout, lora_config, write_folder
+from ..storage.tensors import Spec
 from .metric import KroneckerMetric
 from .results import LayerCut
+from .side_by_side import side_by_side
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """Called with (layers done, layers in all, newest values), as a run's."""

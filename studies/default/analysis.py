@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from arms import arm_of
 
 from rankalloc.errors import RankallocError
-from rankalloc.paired import paired_difference
+from rankalloc.experiments.paired import paired_difference
 
 REFERENCE = "uniform"
 Run = dict

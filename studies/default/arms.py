@@ -19,8 +19,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rankalloc.config import RunConfig
 from rankalloc.errors import ConfigError
+from rankalloc.experiments.config import RunConfig
 from rankalloc.methods import PLACEMENTS, find_method
 
 SCALING = 2.0

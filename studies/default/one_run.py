@@ -16,13 +16,13 @@ import yaml
 from arms import arm_of, configured
 from truncation import truncate
 
-from rankalloc.config import RunConfig, load_config
 from rankalloc.errors import RankallocError
+from rankalloc.experiments.config import RunConfig, load_config
+from rankalloc.experiments.runner import ADAPTER_FOLDER, train
+from rankalloc.experiments.tasks import prepare
+from rankalloc.experiments.tasks.base import PreparedTask, evaluate
 from rankalloc.files import sha256_of
-from rankalloc.planning import layer_shapes
-from rankalloc.runner import ADAPTER_FOLDER, train
-from rankalloc.tasks import prepare
-from rankalloc.tasks.base import PreparedTask, evaluate
+from rankalloc.methods.planners.planning import layer_shapes
 
 HERE = Path(__file__).parent
 

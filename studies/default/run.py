@@ -34,8 +34,8 @@ from arms import ARMS, REFINED, arm_of, first_rates, further_rate
 from figure import forest_plot
 from one_run import Cell, run, settings, settings_id
 
-from rankalloc.environment import describe
 from rankalloc.files import write_json, write_text
+from rankalloc.training.environment import describe
 
 HERE = Path(__file__).parent
 RATE_SEEDS, FIRST_SEED = 2, 100  # the seeds that judge are none of those that chose

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.adapters import Adapters
-from rankalloc.allocators import Demand
-from rankalloc.canonical import canonicalize
+from rankalloc.adapters.adapter_set import Adapters
+from rankalloc.adapters.canonical import canonicalize
+from rankalloc.methods.allocators import Demand
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def one_run(kind: str, rank: int, rate: float, steps: int, seed: int) -> dict[st
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
     import rankalloc as ra
-    from rankalloc.tasks.base import evaluate
+    from rankalloc.experiments.tasks.base import evaluate
 
     torch.set_num_threads(1)
     task = ra.load_task("punctuation", data={"limit_tune": 200, "max_length": 32, "prior_bias": True})
@@ -183,8 +183,8 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    from rankalloc.environment import describe
     from rankalloc.files import write_json
+    from rankalloc.training.environment import describe
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=4)

@@ -22,8 +22,8 @@ from problems import ARCHITECTURES, VARIANTS
 from summary import table
 from training import PROTOCOL, STEPS, few_methods, method_names, rate_of, run
 
-from rankalloc.environment import describe
 from rankalloc.files import write_json, write_text
+from rankalloc.training.environment import describe
 
 HERE = Path(__file__).parent
 REPORT = HERE.parents[1] / "reports" / "planted.html"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from problems import VARIANTS
 from training import PROTOCOL, default_method, rate_of
 
-from rankalloc.paired import paired_difference
+from rankalloc.experiments.paired import paired_difference
 
 TINY = 1e-30  # an error of zero has no logarithm
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import rankalloc as ra
 from rankalloc.errors import RankallocError
 from rankalloc.methods import Method
-from rankalloc.planning import budget_of
+from rankalloc.methods.planners.planning import budget_of
 
 PROTOCOL = 2
 """Of what a run does beyond its key. Runs of different protocols are never compared."""

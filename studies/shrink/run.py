@@ -44,7 +44,7 @@ def train(model, task, steps: int, rate: float, seed: int) -> None:
 
 def measure(task, model) -> dict[str, Any]:
     """Tune and report metrics, and per report window what F1 is made of: hits, predicted marks, real marks."""
-    from rankalloc.tasks.base import IGNORED, evaluate
+    from rankalloc.experiments.tasks.base import IGNORED, evaluate
 
     kept: list = []
 
@@ -88,8 +88,8 @@ class Study:
         self.measured: dict[str, Any] = self.record["measured"]
 
     def once(self, name: str, work) -> dict[str, Any]:
-        from rankalloc.environment import describe
         from rankalloc.files import write_json
+        from rankalloc.training.environment import describe
 
         if name not in self.measured:
             started = time.perf_counter()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import rankalloc as ra
-from rankalloc.allocators import ALLOCATORS, Demand
+from rankalloc.methods.allocators import ALLOCATORS, Demand
 
 SHAPES = {
     "7B": (32, 4096, 11008, 4096), "70B": (80, 8192, 28672, 1024), "405B": (126, 16384, 53248, 1024),

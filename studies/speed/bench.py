@@ -27,11 +27,11 @@ import steps
 import summary
 import whole_runs
 
-from rankalloc import native, products
-from rankalloc.environment import describe
 from rankalloc.errors import RankallocError
 from rankalloc.files import write_json
-from rankalloc.host_memory import keep_freed_memory
+from rankalloc.layers import native, products
+from rankalloc.training.environment import describe
+from rankalloc.training.host_memory import keep_freed_memory
 
 
 def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:

@@ -78,8 +78,8 @@ def once(kind: str, source: Path, out: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    from rankalloc.environment import describe
     from rankalloc.files import write_json
+    from rankalloc.training.environment import describe
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)

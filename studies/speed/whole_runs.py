@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup, set_seed
 
 import rankalloc as ra
-from rankalloc.tasks.base import evaluate
+from rankalloc.experiments.tasks.base import evaluate
 
 RATES = {PEFT_LORA: (1e-3, 2e-3, 4e-3), PEFT_ADALORA: (4e-3, 8e-3, 1.6e-2), DEFAULT: (4e-3, 8e-3, 1.6e-2)}
 PEERS = (PEFT_LORA, PEFT_ADALORA)

@@ -56,8 +56,8 @@ def prepared() -> Any:
 
 def configuration(arm: str, rank: int, rate: float, steps: int, seed: int) -> Any:
     """The arm's configuration; what it may spend at the end is what uniform LoRA of ``rank`` has, if it chooses."""
-    from rankalloc.config import RunConfig
-    from rankalloc.planning import layer_shapes
+    from rankalloc.experiments.config import RunConfig
+    from rankalloc.methods.planners.planning import layer_shapes
 
     own = dict(ARMS[arm])
     start = own.pop("rank", rank * own.pop("times", 1))
@@ -84,7 +84,7 @@ def one_run(phase: str, arm: str, rank: int, rate: float, steps: int, seed: int)
     import torch
 
     from rankalloc.errors import RankallocError
-    from rankalloc.runner import attach_for, train
+    from rankalloc.experiments.runner import attach_for, train
 
     torch.set_num_threads(1)
     config, split = configuration(arm, rank, rate, steps, seed), {"rates": "tune", "seeds": "report"}[phase]
@@ -151,7 +151,7 @@ def judged(runs: Sequence[dict], arm: str, rate_seeds: int) -> dict[int, dict]:
 
 def compare(runs: Sequence[dict], arms: Sequence[str], rate_seeds: int) -> list[dict[str, Any]]:
     """Per arm: means on the report split, sizes, and the paired advantage over plain LoRA (above zero is better)."""
-    from rankalloc.paired import paired_difference
+    from rankalloc.experiments.paired import paired_difference
 
     reference, rows = judged(runs, REFERENCE, rate_seeds), []
     for arm in arms:
@@ -259,8 +259,8 @@ def execute(cells: Sequence[tuple], args: argparse.Namespace) -> Iterator[dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from rankalloc.environment import describe
     from rankalloc.files import write_json
+    from rankalloc.training.environment import describe
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=4, help="of plain LoRA, whose size the other arms meet")

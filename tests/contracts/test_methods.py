@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import rankalloc as ra
-from rankalloc.allocators import ALLOCATORS, Demand
 from rankalloc.methods import PLACEMENTS
-from rankalloc.planners import PLANNERS
-from rankalloc.rules import RULES
-from rankalloc.scores import SCORES
-from rankalloc.scores.base import Score
+from rankalloc.methods.allocators import ALLOCATORS, Demand
+from rankalloc.methods.planners import PLANNERS
+from rankalloc.methods.rules import RULES
+from rankalloc.methods.scores import SCORES
+from rankalloc.methods.scores.base import Score
 
 from ..conftest import assert_same, logits_of, make_mlp, prune, randomize, tensors_of, train_mlp
 from ..planners.looks import mlp_batches
@@ -61,7 +61,7 @@ def test_a_run_ends_within_its_budget_twice_the_same(method, unit):
         model, adapters = adapted(method, given)
         budget = given
         if method == "uniform":
-            from rankalloc.planning import budget_of
+            from rankalloc.methods.planners.planning import budget_of
 
             budget = budget_of(adapters.shapes(), given)
         controller = ra.RankController(adapters, budget, STEPS, method)

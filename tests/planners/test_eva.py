@@ -10,10 +10,10 @@ from torch import nn
 
 import rankalloc as ra
 from rankalloc.errors import RankallocError
-from rankalloc.planners.eva import _shared_inputs
-from rankalloc.planners.incremental_pca import IncrementalPCA
-from rankalloc.planners.probe import Probe, unchanged
-from rankalloc.planning import layer_shapes
+from rankalloc.methods.planners.eva import _shared_inputs
+from rankalloc.methods.planners.incremental_pca import IncrementalPCA
+from rankalloc.methods.planners.planning import layer_shapes
+from rankalloc.methods.planners.probe import Probe, unchanged
 
 from ..conftest import MAKERS, make_bert, make_llama, make_mlp
 from .looks import mlp_batches, token_batches

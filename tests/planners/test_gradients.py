@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional as F
 
 import rankalloc as ra
-from rankalloc.base_layers import weight_view
-from rankalloc.planners.effective_rank import effective_rank
-from rankalloc.planners.fisher import Fisher
-from rankalloc.planners.gora import GoRA
-from rankalloc.planners.gradients import weight_gradients
-from rankalloc.planners.probe import Probe, unchanged
-from rankalloc.planning import layer_shapes
+from rankalloc.layers.adaptable import weight_view
+from rankalloc.methods.planners.effective_rank import effective_rank
+from rankalloc.methods.planners.fim import Fisher
+from rankalloc.methods.planners.gora import GoRA
+from rankalloc.methods.planners.gradients import weight_gradients
+from rankalloc.methods.planners.planning import layer_shapes
+from rankalloc.methods.planners.probe import Probe, unchanged
 
 from ..conftest import make_bert, make_gpt2, make_mlp
 from .looks import mlp_batches, token_batches

@@ -10,9 +10,9 @@ from transformers import BatchEncoding
 
 import rankalloc as ra
 from rankalloc.errors import ConfigError, RankallocError
-from rankalloc.planners import PLANNERS
-from rankalloc.planners.base import Planner
-from rankalloc.planning import plan_adapters
+from rankalloc.methods.planners import PLANNERS
+from rankalloc.methods.planners.base import Planner
+from rankalloc.methods.planners.planning import plan_adapters
 
 from ..conftest import make_bert, make_gpt2, make_mlp
 from .looks import assert_unchanged, mlp_batches, state_of, token_batches

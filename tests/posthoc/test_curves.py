@@ -177,7 +177,7 @@ def test_commands_that_judge_by_a_task(tmp_path):
     config = small_config(tmp_path)
     from transformers import set_seed
 
-    from rankalloc.tasks import prepare
+    from rankalloc.experiments.tasks import prepare
 
     set_seed(config.seed)
     adapters = ra.attach(prepare(config).build_model(), rank=4)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankalloc as ra
-from rankalloc import fingerprint
-from rankalloc.adapter_folder import WEIGHTS_NAME
-from rankalloc.allocators import ALLOCATORS, Demand
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
+from rankalloc.methods.allocators import ALLOCATORS, Demand
+from rankalloc.storage import fingerprint
+from rankalloc.storage.folder import WEIGHTS_NAME
 
 from ..conftest import MAKERS, logits_of, make_llama
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import rankalloc as ra
 from rankalloc.cli import app
 from rankalloc.errors import BudgetError, ConfigError
-from rankalloc.plain_lora import read
+from rankalloc.storage.plain_lora import read
 
 from ..conftest import logits_of, make_mlp, train_mlp
 from ..small_runs import small_config
@@ -162,7 +162,7 @@ def test_from_the_command_line(tmp_path):
     def call(*words):
         return CliRunner().invoke(app, [str(word) for word in words], prog_name="rankalloc")
 
-    from rankalloc.runner import train
+    from rankalloc.experiments.runner import train
 
     loaded = small_config(tmp_path, "method=dylora", "budget.fraction=1.0", "training.steps=3")
     train(loaded, tmp_path / "run", splits=("tune",))

@@ -15,8 +15,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
-from rankalloc.interchange import export
 from rankalloc.lowrank import Factors, decompose
+from rankalloc.storage.interchange import export
 
 from ..conftest import MAKERS, logits_of, make_bert, randomize
 from .folders import dense, error_of, random_layers, write_peft

@@ -1,0 +1,314 @@
+"""The adapter: ΔW = s·P·Λ·Q beside a frozen layer.
+
+P is (d_out, r), Λ = diag(lam) with lam (r,), Q is (r, d_in); row i of Q, column i of P and lam[i]
+are one triplet, the unit that is scored, kept and dropped. s, alpha / rank or alpha / √rank, is fixed for
+the whole run, whatever the live rank (AdaLoRA's author reports that rescaling hurts). What the product
+is to a layer that is not linear is its kind's (:mod:`rankalloc.layers.kinds`).
+
+LoRA's variants are the same adapter with fewer factors trained (:data:`TRAINED`):
+
+- "lora-fa" (Zhang et al., arXiv 2308.03303): Q stays as drawn. The backward pass then needs z = Q x and
+  not x, so an adapter beside a frozen linear layer keeps r numbers a token instead of d_in.
+- "vera" (Kopiczko et al., arXiv 2310.11454): P and Q stay as drawn, and an output scale joins them; see
+  :mod:`rankalloc.adapters.vera`.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from ..errors import RankallocError
+from ..layers.adaptable import kind_of, shape_of
+from ..layers.families import Family, output
+from ..layers.fused import Layer, compute_dtype, frozen_linear, fused_linear
+from ..layers.kinds import KINDS, Kind
+from ..lowrank import Factors, singular_values
+from .vera import shared_pair
+
+TRAINED = {
+    "svd": ("P", "lam", "Q"),
+    "lora": ("P", "Q"),
+    "gate": ("P", "lam", "Q"),
+    "lora-fa": ("P",),
+    "vera": ("lam", "lam_out"),
+}
+"""{init: the factors it trains}."""
+
+INITS = tuple(TRAINED)
+FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
+"""Parametrisations whose basis must stay as it is."""
+
+COPIES: WeakSet[Adapter] = WeakSet()
+"""Living adapters that were made by copying another one; :mod:`rankalloc.training.averages` looks for
+averages among them."""
+
+
+class Adapter(nn.Module):
+    """A frozen layer and its low-rank update: y = base(x) + s · P Λ Q dropout(x).
+
+    Args:
+        base_layer: the layer to adapt; kept, not copied.
+        rank: number of triplets; 0 leaves the layer as it is.
+        scaling: s.
+        init: "svd": lam = 0 and P, Q ~ N(0, 0.02), all three trained (AdaLoRA, arXiv 2303.10512).
+            "lora": P = 0, Q kaiming-uniform with a = √5, lam = 1 and not trained, which is plain
+            LoRA (arXiv 2106.09685). "gate": like "lora" with a trained lam ~ N(0, 1) between the two
+            factors (SoRA, arXiv 2311.11696). "lora-fa": like "lora" with Q not trained. "vera": lam and an output
+            scale alone. All start at ΔW = 0.
+        dropout: probability of zeroing an input of the adapter while training; token ids are not dropped.
+        dtype: of P, lam and Q.
+        exponent: e of s = α / rank^e, for rules that use fewer triplets at the scale of their number.
+        pair: the (A, B) of :func:`rankalloc.adapters.vera.shared_pair` for "vera"; None draws one for this layer alone.
+
+    Shapes: input (..., d_in), output (..., d_out) beside a linear layer; the layer's own beside an embedding or a
+    convolution, whose weight is read as a matrix (d_out, d_in).
+
+    Example:
+        >>> import torch
+        >>> from rankalloc.adapters.adapter import Adapter
+        >>> adapter = Adapter(torch.nn.Linear(8, 4), rank=2, scaling=1.0)
+        >>> adapter(torch.ones(3, 8)).shape, adapter.live_rank
+        (torch.Size([3, 4]), 2)
+    """
+
+    P: nn.Parameter
+    lam: nn.Parameter
+    Q: nn.Parameter
+    lam_out: nn.Parameter | None
+    kept: torch.Tensor
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        rank: int,
+        scaling: float,
+        init: str = "svd",
+        dropout: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        pair: tuple[torch.Tensor, torch.Tensor] | None = None,
+        exponent: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.origin = uuid.uuid4().hex  # a copy has its original's
+        self.kind = kind_of(base_layer)
+        self.layout: Kind = KINDS[self.kind or "linear"]
+        for name in self.layout.attributes:  # what other code reads from the layer it thinks it has
+            setattr(self, name, getattr(base_layer, name))
+        self.d_in, self.d_out = shape_of(base_layer)
+        self.scaling = float(scaling)
+        self.init = init
+        self.initial_rank = rank
+        self.exponent = exponent
+        self.drawn = 0  # rank of this training step, at the scale of that rank, for rules that draw one; 0 for all
+        self.family: Family | None = None  # adapters called with the same tensor; None before the first training step
+        self.register_module("dropout", nn.Dropout(dropout) if dropout else None)
+        place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
+        shapes = {"P": (self.d_out, rank), "lam": (rank,), "Q": (rank, self.d_in), "lam_out": (self.d_out,)}
+        for name, shape in shapes.items():
+            trained = name in TRAINED[init]
+            held = trained or name != "lam_out"
+            factor = nn.Parameter(torch.zeros(shape, **place), requires_grad=trained) if held else None
+            self.register_parameter(name, factor)
+        self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=place["device"]))
+        self._initialise(pair)
+
+    @torch.no_grad()
+    def _initialise(self, pair: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        if self.init == "svd":
+            self.P.normal_(0.0, 0.02)
+            self.Q.normal_(0.0, 0.02)
+        elif self.init == "vera":
+            a, b = pair or shared_pair([(self.d_in, self.d_out)], self.rank)
+            self.P.copy_(b[: self.d_out, : self.rank])
+            self.Q.copy_(a[: self.rank, : self.d_in])
+            self.lam.fill_(0.1)
+        else:
+            if self.init == "gate":
+                self.lam.normal_()
+            else:
+                self.lam.fill_(1.0)
+            # kaiming-uniform with a = √5; the fan of an embedding's one-hot input is 1
+            gain = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
+            bound = math.sqrt(3.0) * (gain / math.sqrt(self.layout.fan_in(self.d_in)))
+            self.Q.uniform_(-bound, bound)
+        self.layout.blank(self.base_layer, self.Q)
+
+    @property
+    def rank(self) -> int:
+        """Triplets held, dropped ones that may still come back included."""
+        return self.lam.numel()
+
+    @property
+    def live_rank(self) -> int:
+        """Triplets that the last allocation kept."""
+        return int(self.kept.sum())
+
+    @property
+    def params_per_rank(self) -> int:
+        """Parameters that one rank takes in a plain LoRA: d_in + d_out."""
+        return self.d_in + self.d_out
+
+    # what other code reads from the layer it thinks it has
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return getattr(self.base_layer, "bias", None)
+
+    @property
+    def in_features(self) -> int:
+        return self.d_in
+
+    @property
+    def out_features(self) -> int:
+        return self.d_out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # looked up once: an attribute of a module costs as much as a small operator
+        base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
+        if not parameters["lam"].numel():
+            return frozen_linear(base, self.kind, x) if self.training else base(x)
+        layer = self.layer()
+        if self.training:
+            dtype = compute_dtype(layer, x)
+            if dtype is not None and dropout is None:
+                return output(self, layer, x, dtype)
+            if dtype is not None:
+                return fused_linear([layer], x, dtype, dropout(x))[0]
+        out = base(x)
+        if self.layout.takes_numbers:
+            if dropout is not None:
+                x = dropout(x)
+            if not torch.is_autocast_enabled(x.device.type):
+                x = x.to(layer.factors[2].dtype)
+        p, lam, q = layer.factors
+        # the same products in the same order as in an exported file, so the same numbers
+        return out + self.layout.update(base, x, q, p * (lam * layer.scaling)).to(out.dtype)
+
+    def layer(self) -> Layer:
+        """The base layer and the factors that this call uses."""
+        parameters = self._parameters
+        p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
+        if parameters["lam_out"] is not None:
+            p = self.left()
+        if self.training and self.drawn:
+            rank = min(self.drawn, lam.numel())
+            factors = p[:, :rank], lam.new_ones(rank), q[:rank]
+            return Layer(self._modules["base_layer"], self.kind, factors, self.scaling * self.stretch(rank))
+        return Layer(self._modules["base_layer"], self.kind, (p, lam, q), self.scaling)
+
+    def stretch(self, rank: int) -> float:
+        """The scale of a nested adapter's first ``rank`` triplets relative to s, (r / rank)^e."""
+        return (self.initial_rank / max(1, rank)) ** self.exponent
+
+    def left(self) -> torch.Tensor:
+        """P, (d_out, r), with the output scale of "vera" in it."""
+        return self.P if self.lam_out is None else self.P * self.lam_out[:, None]
+
+    def scaled(self) -> torch.Tensor:
+        """P Λ s, (d_out, r): what an exported file holds beside Q."""
+        # d_out · r numbers are scaled, and not one row of outputs a token
+        return self.left() * (self.lam * self.scaling)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The factors that are trained."""
+        return [p for p in self._parameters.values() if p is not None and p.requires_grad]
+
+    def is_finite(self) -> bool:
+        """Whether every number of the adapter is finite."""
+        return all(bool(torch.isfinite(p).all()) for p in (self.P, self.lam, self.Q, self.lam_out) if p is not None)
+
+    def lam_gradient(self) -> torch.Tensor | None:
+        """∂L/∂lam, (r,); None before a backward pass.
+
+        A Λ that is not trained has no gradient of its own, but P has: P and lam act through their product alone, so
+        lam_i ∂L/∂lam_i = P_:i · ∂L/∂P_:i.
+        """
+        p, lam = self._parameters["P"], self._parameters["lam"]
+        if lam.requires_grad or p.grad is None:
+            return lam.grad
+        return (p.detach() * p.grad).sum(0) / torch.where(lam == 0, 1.0, lam)
+
+    @torch.no_grad()
+    def delta_weight(self) -> torch.Tensor:
+        """ΔW = s · P Λ Q, (d_out, d_in), in the adapter's dtype."""
+        return self.scaled() @ self.Q
+
+    @torch.no_grad()
+    def singular_values(self) -> torch.Tensor:
+        """The true singular values of ΔW, falling, (r,) in float64 on the CPU.
+
+        Thin QR of P and Qᵀ, then the SVD of the r × r core: O((d_in + d_out) r²), ΔW is never formed.
+        Raises RankallocError when a weight is not finite.
+        """
+        if not self.rank:
+            return torch.zeros(0, dtype=torch.float64)
+        if not self.is_finite():
+            raise RankallocError(
+                "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
+                "gradients (max_grad_norm)"
+            )
+        return singular_values(Factors(self.left(), self.Q, self.lam, self.scaling))
+
+    @torch.no_grad()
+    def drop(self, kept: torch.Tensor, erase: bool = False) -> None:
+        """Mark the triplets that stay, (r,) bool, and set lam of the others to zero.
+
+        They keep their P and Q, so a dropped triplet can come back at a later allocation; with ``erase``
+        those become zero too, and with them every gradient the triplet would have. Where neither lam nor Q is
+        trained ("lora-fa"), a triplet that comes back begins again with P = 0.
+        """
+        if self.init == "lora-fa":
+            self.P.mul_(self.kept & kept.to(self.kept.device))
+            self.lam.copy_(kept)
+        self.kept.copy_(kept)
+        self.lam.mul_(self.kept)
+        if erase:
+            self.P.mul_(self.kept)
+            self.Q.mul_(self.kept[:, None])
+
+    @torch.no_grad()
+    def resize(self, rank: int) -> None:
+        """Hold exactly ``rank`` triplets, contents undefined: room for loaded weights."""
+        replace_data(self.P, self.P.data.new_empty(self.d_out, rank))
+        replace_data(self.lam, self.lam.data.new_empty(rank))
+        replace_data(self.Q, self.Q.data.new_empty(rank, self.d_in))
+        self.kept = self.kept.new_ones(rank)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "family": None}  # a copy has siblings of its own to meet
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        COPIES.add(self)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # a checkpoint written after ranks were removed is smaller than a freshly attached adapter
+        incoming = state_dict.get(prefix + "lam")
+        if incoming is not None and incoming.dim() == 1 and incoming.numel() != self.rank:
+            self.resize(incoming.numel())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"d_in={self.d_in}, d_out={self.d_out}, rank={self.live_rank}/{self.rank}, scaling={self.scaling:g}"
+
+
+def replace_data(parameter: nn.Parameter, data: torch.Tensor) -> None:
+    """Give ``parameter`` new contents of another shape; it stays the same object.
+
+    A graph that is still referenced (a loss someone holds on to) keeps the parameter's gradient
+    accumulator alive, and with it the old shape. torch forgets the accumulator when the type
+    changes, so the contents pass through another dtype.
+    """
+    parameter.grad = None
+    parameter.data = data.new_empty(0, dtype=torch.float64 if data.dtype != torch.float64 else torch.float32)
+    parameter.data = data

@@ -1,0 +1,150 @@
+"""The adapters of one model, as a set: what attach returns and everything else works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from ..budget import LayerShape
+from ..layer_names import places
+from ..trace import LayerRecord
+from ..training.sharding import Averaging, whole
+from .adapter import Adapter
+from .parameter_groups import parameter_groups
+
+if TYPE_CHECKING:
+    from .plan import RankPlan
+
+
+SCALES = {"lora": 1.0, "rslora": 0.5}
+"""{scale: e} of s = alpha / rank^e, with the rank at the start: LoRA's, and rsLoRA's, whose updates do not vanish as
+the rank grows (Kalajdzievski, arXiv 2312.03732). The exported files hold s, so no reader needs to know which it was."""
+
+
+class Adaptation(Protocol):
+    """Whoever promised to choose ranks for a set of adapters."""
+
+    def check_adapted(self) -> None:
+        """Raise NotAdaptedError when that never happened."""
+
+
+@dataclass(eq=False)
+class Adapters:
+    """All adapters of a model, in the model's order. Made by :func:`rankalloc.attach` or
+    :func:`rankalloc.load`.
+
+    Attributes:
+        model: the adapted model.
+        modules: {module name: Adapter}.
+        heads: {module name: module} of the task heads that train along.
+        rank, alpha: as given to attach; every adapter's scaling is alpha / rank, or alpha / √rank.
+        init: parametrisation, a key of ``rankalloc.adapters.adapter.TRAINED``.
+        trainable_before: names of the parameters that were trainable before attach.
+        adaptation: the controller or callback that chooses these adapters' ranks, once there is one.
+        plan: the plan they began with, if ranks were chosen before training.
+        merge_loss: {module name: share of its update that rounding lost}, once they were merged.
+        scale: "lora" or "rslora", a key of :data:`SCALES`.
+        nested: whether they are trained so that the first triplets of each are an adapter too
+            (:func:`rankalloc.at_rank`).
+        notes: what the user should know, one sentence each; they become alerts of a run's trace.
+        averaging: what averages their gradients over processes, beside a base that FSDP2 shards.
+    """
+
+    model: nn.Module
+    modules: dict[str, Adapter]
+    heads: dict[str, nn.Module]
+    rank: int
+    alpha: float
+    init: str
+    trainable_before: set[str] = field(repr=False, default_factory=set)
+    adaptation: Adaptation | None = field(repr=False, default=None)
+    plan: RankPlan | None = field(repr=False, default=None)
+    merge_loss: dict[str, float] = field(repr=False, default_factory=dict)
+    scale: str = "lora"
+    nested: bool = False
+    notes: list[str] = field(repr=False, default_factory=list)
+    averaging: Averaging | None = field(repr=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Adapter]:
+        return iter(self.modules.values())
+
+    def __repr__(self) -> str:
+        live = sum(self.ranks().values())
+        return f"Adapters({len(self)} layers, {live} live ranks, {self.num_params():,} parameters, init={self.init!r})"
+
+    @property
+    def scaling(self) -> float:
+        """s, the same for every layer."""
+        return self.alpha / self.rank ** SCALES[self.scale]
+
+    def ranks(self) -> dict[str, int]:
+        """{module name: live rank}."""
+        return {name: adapter.live_rank for name, adapter in self.modules.items()}
+
+    def num_params(self) -> int:
+        """Parameters of the plain LoRA these adapters export to: d_in + d_out for each live rank."""
+        return sum(adapter.params_per_rank * adapter.live_rank for adapter in self)
+
+    def head_params(self) -> dict[str, int]:
+        """{head name: parameters} of the heads that train along; no budget counts them."""
+        return {name: sum(p.numel() for p in head.parameters()) for name, head in self.heads.items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters: those of the adapters, then those of the heads."""
+        own = [p for adapter in self for p in adapter.trained()]
+        return own + [p for head in self.heads.values() for p in head.parameters()]
+
+    def ignored_params(self) -> set[nn.Parameter]:
+        """What FSDP2's ``fully_shard(..., ignored_params=)`` has to leave whole: every factor, trained or not, and the
+        heads; see :mod:`rankalloc.training.sharding`."""
+        return set(whole(self))
+
+    def trainable_params(self) -> int:
+        """Numbers that the optimizer trains in the adapters now, heads apart: fewer than :meth:`num_params` where
+        factors are frozen (LoRA-FA, VeRA), and more by λ where it is trained."""
+        return sum(p.numel() for adapter in self for p in adapter.trained())
+
+    def parameter_groups(
+        self, lr: float, plus_ratio: float = 16.0, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer with LoRA+'s two rates; see :mod:`rankalloc.adapters.parameter_groups`."""
+        return parameter_groups(self, lr, plus_ratio, weight_decay)
+
+    def shapes(self) -> list[LayerShape]:
+        """The layers as a budget sees them; ``rank`` is the number of triplets held now."""
+        return [LayerShape(name, a.d_in, a.d_out, a.rank) for name, a in self.modules.items()]
+
+    def bytes_per_param(self) -> int:
+        """Size of one adapter parameter in bytes."""
+        return next(iter(self)).P.element_size()
+
+    def layer_records(self) -> list[LayerRecord]:
+        """The layers as the trace keeps them."""
+        placed = zip(self.modules.items(), places(list(self.modules)), strict=True)
+        return [
+            LayerRecord(
+                name=name, kind=a.kind, block=block, role=role, d_in=a.d_in, d_out=a.d_out, initial_rank=a.initial_rank
+            )
+            for (name, a), (block, role) in placed
+        ]
+
+    def singular_values(self) -> dict[str, torch.Tensor]:
+        """{module name: true singular values of ΔW, falling, float64}."""
+        return {name: adapter.singular_values() for name, adapter in self.modules.items()}
+
+    def check_adapted(self) -> None:
+        """Raise NotAdaptedError when ranks were to be chosen for these adapters and never were."""
+        if self.adaptation is not None:
+            self.adaptation.check_adapted()
+
+
+def parents_of(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Every (parent, attribute) under which ``module`` hangs in ``model``: shared layers have several."""
+    return [(p, key) for p in model.modules() for key, child in p._modules.items() if child is module]

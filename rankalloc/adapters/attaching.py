@@ -1,0 +1,161 @@
+"""Putting adapters into a model and taking them out again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ..errors import ConfigError, TargetError, unknown
+from ..layers import quantized
+from ..layers.adaptable import shape_of
+from ..layers.targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets, unadapted
+from ..training import processes
+from .adapter import INITS, Adapter
+from .adapter_set import SCALES, Adapters, parents_of
+from .plan import RankPlan, initialise
+from .vera import shared_pair
+
+
+def attach(
+    model: nn.Module,
+    rank: int | None = None,
+    alpha: float | None = None,
+    target_modules: Targets = ALL_LINEAR,
+    *,
+    ranks: Mapping[str, int] | None = None,
+    exclude_modules: Sequence[str] = (),
+    modules_to_save: Sequence[str] | None = None,
+    dropout: float = 0.0,
+    init: str | None = None,
+    scale: str = "lora",
+) -> Adapters:
+    """Freeze ``model`` and put a P·Λ·Q adapter beside each target layer.
+
+    Random values come from torch's global generator: seed it first for a repeatable start.
+
+    Args:
+        model: any nn.Module; changed in place.
+        rank: triplets of each adapter, and the denominator of the scaling; None for the rank
+            that a plan in ``ranks`` was made at, and else 12.
+        alpha: numerator of the scaling; None for 2 · rank.
+        target_modules: "all-linear" (not output heads and tied embeddings), a list of names or
+            suffixes, a regular expression for whole names, or a callable (name, module) -> bool.
+        ranks: {full module name: rank} where a layer's rank differs from ``rank``; 0 is allowed. The
+            scaling stays that of ``rank``. A plan from :func:`rankalloc.plan_ranks` also says what the adapters
+            begin with.
+        exclude_modules: names or suffixes never to adapt.
+        modules_to_save: modules trained whole and saved with the adapter; None for the task heads
+            (classifier, score, ...) that the model has, () for none.
+        dropout: input dropout of the adapters while training.
+        init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapters.adapter.Adapter`; None for
+            the plan's, and else "svd".
+        scale: "lora" for alpha / rank, "rslora" for alpha / √rank (arXiv 2312.03732).
+
+    Returns:
+        The adapters; only they and the heads are trainable afterwards. Weights that no adapter can stand beside,
+        experts stacked in one tensor, are named in a warning and in ``adapters.notes``.
+
+    Raises:
+        TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a
+            rank is above min(d_in, d_out).
+        ConfigError: a number is out of its range, ``init`` or ``scale`` is unknown, or the plan begins with factors
+            that ``init`` does not have.
+
+    Example:
+        >>> import torch, rankalloc as ra
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        >>> adapters = ra.attach(model, rank=4, alpha=8)
+        >>> adapters.ranks()
+        {'0': 4, '2': 4}
+    """
+    if any(isinstance(module, Adapter) for module in model.modules()):
+        raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
+    plan = ranks if isinstance(ranks, RankPlan) else None
+    if rank is None:
+        rank = plan.rank if plan is not None else 12
+    if init is None:
+        init = plan.init if plan is not None else "svd"
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ConfigError(f"rank must be a whole number of at least 1, got {rank!r}")
+    alpha = 2.0 * rank if alpha is None else float(alpha)
+    if not 0 < alpha < float("inf"):
+        raise ConfigError(f"alpha must be a positive number, got {alpha!r}")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout must lie in [0, 1), got {dropout!r}")
+    if init not in INITS:
+        raise ConfigError(unknown("init", init, INITS))
+    if scale not in SCALES:
+        raise ConfigError(unknown("scale", scale, SCALES))
+    if init == "vera" and plan is not None and plan.factors:
+        raise ConfigError(
+            f"the plan of method {plan.method!r} begins with factors of its own, and init='vera' with the same random "
+            "ones in every layer; pass ranks=dict(plan) for its ranks alone"
+        )
+    heads = find_heads(model) if modules_to_save is None else check_heads(model, modules_to_save)
+    targets = find_targets(model, target_modules, exclude_modules, heads)
+    layer_ranks = _layer_ranks(targets, rank, ranks or {})
+    notes = unadapted(model, target_modules, exclude_modules)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+
+    trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
+    model.requires_grad_(False)
+    modules: dict[str, Adapter] = {}
+    shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
+    for name, base in targets.items():
+        exponent = SCALES[scale]
+        adapter = Adapter(
+            base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=shared, exponent=exponent
+        )
+        adapter.train(base.training)
+        for parent, attribute in parents_of(model, base):
+            if parent is not adapter:
+                parent._modules[attribute] = adapter
+        modules[name] = adapter
+    head_modules = {name: model.get_submodule(name) for name in heads}
+    for head in head_modules.values():
+        head.requires_grad_(True)
+    adapters = Adapters(
+        model, modules, head_modules, rank, alpha, init, trainable_before, scale=scale, notes=notes
+    )
+    if plan is not None:
+        initialise(adapters, plan)
+    processes.leave_out_empty(model)
+    quantized.let_trainer_train(model)
+    return adapters
+
+
+def detach(adapters: Adapters) -> nn.Module:
+    """Take the adapters out; the base layers are as they were, the heads keep what they learned.
+
+    Returns the model, with the parameters trainable that were so before attach.
+    """
+    for adapter in adapters:
+        for parent, attribute in parents_of(adapters.model, adapter):
+            parent._modules[attribute] = adapter.base_layer
+    for name, parameter in adapters.model.named_parameters():
+        parameter.requires_grad_(name in adapters.trainable_before)
+    adapters.modules.clear()
+    if adapters.averaging is not None:
+        adapters.averaging.end()
+        adapters.averaging = None
+    quantized.take_back(adapters.model)
+    return adapters.model
+
+
+def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]) -> dict[str, int]:
+    strangers = [name for name in ranks if name not in targets]
+    if strangers:
+        raise TargetError(unknown("layer in ranks=", strangers[0], targets))
+    layer_ranks = {name: ranks.get(name, rank) for name in targets}
+    for name, value in layer_ranks.items():
+        highest = min(shape_of(targets[name]))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"the rank of {name} must be a whole number of at least 0, got {value!r}")
+        if value > highest:
+            raise TargetError(
+                f"rank {value} is above min(d_in, d_out) = {highest} of {name}; lower the rank or exclude that layer"
+            )
+    return layer_ranks

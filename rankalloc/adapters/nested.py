@@ -1,0 +1,66 @@
+"""Using a DyLoRA run at a lower rank than it was trained to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import ConfigError, RankallocError, unknown
+from ..options import whole
+from .adapter_set import Adapters
+
+
+@contextmanager
+def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapters]:
+    """``adapters`` cut to their first ``rank`` triplets, with the scale of that rank, inside a with block.
+
+    What is evaluated, saved or merged inside is the smaller adapter; afterwards all ranks are back.
+
+    Args:
+        adapters: trained by method "dylora" (any others are not nested: their first triplets are not the best).
+        rank: for every layer, or {module name: rank}; a layer that holds fewer keeps what it has.
+
+    Raises:
+        ConfigError: a rank is no whole number of at least 0, or more than any layer was trained at; a name is no
+            adapter.
+        RankallocError: the adapters are not nested.
+
+    Example:
+        >>> import torch, rankalloc as ra
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> adapters = ra.attach(model, rank=4, init="lora")
+        >>> with ra.at_rank(adapters, 2):
+        ...     adapters.ranks()
+        {'0': 2}
+        >>> adapters.ranks()
+        {'0': 4}
+    """
+    if adapters.init != "lora":
+        raise RankallocError(
+            "only nested adapters can be cut from the end: train with method='dylora' on adapters attached with "
+            "init='lora'"
+        )
+    wanted = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(adapters.modules, rank)
+    for name, value in wanted.items():
+        if name not in adapters.modules:
+            raise ConfigError(unknown("layer in rank=", name, adapters.modules))
+        whole("rank", value, 0)
+    most = max((adapter.initial_rank for adapter in adapters), default=0)
+    if wanted and min(wanted.values()) > most:
+        raise ConfigError(f"rank {min(wanted.values())} is more than any layer was trained at, at most {most}")
+    before = [(adapter.kept.clone(), adapter.lam.detach().clone()) for adapter in adapters]
+    try:
+        with torch.no_grad():
+            for name, value in wanted.items():
+                adapter = adapters.modules[name]
+                live = min(value, adapter.live_rank)
+                adapter.kept.copy_(adapter.kept & (torch.arange(adapter.rank, device=adapter.kept.device) < live))
+                adapter.lam.copy_(adapter.kept * adapter.stretch(live))
+        yield adapters
+    finally:
+        with torch.no_grad():
+            for adapter, (kept, lam) in zip(adapters, before, strict=True):
+                adapter.kept.copy_(kept)
+                adapter.lam.copy_(lam)

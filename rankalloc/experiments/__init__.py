@@ -1,0 +1,1 @@
+"""A configured run or sweep, and the tasks they train on."""

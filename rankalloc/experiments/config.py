@@ -1,0 +1,233 @@
+"""What a run is asked to do: one validated tree, from defaults, then a YAML file, then ``a.b=c``.
+
+All mistakes are reported at once, one line each, with the dotted path and the value got. The
+resolved configuration is saved beside every run (:meth:`RunConfig.to_yaml`) and reads back as itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+
+from ..errors import ConfigError, unknown
+from .sections import (
+    AdapterConfig,
+    BudgetConfig,
+    DataConfig,
+    FileTask,
+    FloatRange,
+    Int,
+    SearchConfig,
+    Section,
+    SweepConfig,
+    TrainingConfig,
+    either,
+    known_method,
+)
+
+
+class RunConfig(Section):
+    """Everything a run, a sweep or an audit is asked to do."""
+
+    name: str = "run"
+    task: either(str, mapping=FileTask) = "punctuation"
+    model: str | None = None
+    trust_remote_code: bool = False
+    adapter: AdapterConfig = AdapterConfig()
+    budget: BudgetConfig = BudgetConfig()
+    method: str = "auto"
+    method_options: dict[str, Any] = {}
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    sweep: SweepConfig = SweepConfig()
+    tracking: Literal["none", "wandb"] = "none"
+    output: str | None = None
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"\w([\w .+=@-]{0,98}[\w+=@-])?", value):
+            raise ValueError(f"should be one plain folder name (letters, digits, . _ - +), got {value!r}")
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | FileTask) -> str | FileTask:
+        from .task_names import TASKS
+
+        if isinstance(value, str) and value not in TASKS:
+            raise ValueError(unknown("task", value, TASKS) + "; or a mapping with kind and train for your own file")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _model_for_files(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if not value and isinstance(info.data.get("task"), FileTask):
+            raise ValueError(f"a task from a file needs one: a local folder or a hub id, got {value!r}")
+        return value or None
+
+    @field_validator("budget")
+    @classmethod
+    def _floor_below_rank(cls, value: BudgetConfig, info: ValidationInfo) -> BudgetConfig:
+        rank = info.data["adapter"].rank if "adapter" in info.data else value.min_rank
+        if value.min_rank > rank:
+            raise ValueError(f"min_rank {value.min_rank} is more than adapter.rank {rank}")
+        return value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        return known_method(value)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes: ``output``, or ``runs/<name>``."""
+        return Path(self.output or Path("runs") / self.name)
+
+    @property
+    def searched_methods(self) -> list[str]:
+        """The methods a sweep chooses from, without repeats."""
+        given = self.sweep.search.method
+        names = [self.method, "uniform"] if given is None else [given] if isinstance(given, str) else given
+        return list(dict.fromkeys(names))
+
+    def replaced(self, values: Mapping[str, Any]) -> RunConfig:
+        """A validated copy with the values at these dotted paths; ConfigError as :func:`load_config`."""
+        tree = self.model_dump()
+        for path, value in values.items():
+            _put(tree, path.split("."), value)
+        return _validated(tree, [])
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; :func:`load_config` reads it back as an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration: defaults, then the YAML file, then ``a.b=c`` overrides (``c`` is YAML).
+
+    Relative data files, adapters to keep away from, and a model given as a folder, are taken from the YAML
+    file's own folder when they stand in the file and from the current one when they stand in an override.
+
+    Raises:
+        ConfigError: every mistake there is, one line each, or why the file cannot be read.
+    """
+    tree = {} if path is None else _read_yaml(Path(path))
+    _absolute(tree, Path(path).parent if path is not None else Path())
+    mistakes, given = [], {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = [part.strip() for part in key.split(".")]
+        if not equals or not all(parts):
+            mistakes.append(f"{override!r} is no override: write it as key=value, such as training.steps=100")
+            continue
+        try:
+            given[tuple(parts)] = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError):
+            mistakes.append(f"{'.'.join(parts)}: {text!r} is no valid YAML value; quote it if it is text")
+    # Paths in overrides are resolved in a tree of their own: the file's are already absolute.
+    for parts, value in given.items():
+        own: dict[str, Any] = {}
+        _put(own, parts, value)
+        _absolute(own, Path())
+        for part in parts:
+            own = own[part]
+        _put(tree, parts, own)
+    return _validated(tree, mistakes)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file at {path}") from None
+    except OSError as error:
+        raise ConfigError(f"could not read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration {path} is not UTF-8 text") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is nested too deep"
+        raise ConfigError(f"the configuration {path} is no valid YAML{where}: {why}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"the configuration {path} should hold keys and values, and holds a {type(tree).__name__}")
+    return tree or {}
+
+
+def _absolute(tree: dict[str, Any], folder: Path) -> None:
+    task, model, training = tree.get("task"), tree.get("model"), tree.get("training")
+    if isinstance(task, dict):
+        for split in ("train", "tune", "report"):
+            if isinstance(task.get(split), str):
+                task[split] = str((folder / task[split]).absolute())
+    away = training.get("away_from") if isinstance(training, dict) else None
+    if isinstance(away, str):
+        training["away_from"] = str((folder / away).absolute())
+    elif isinstance(away, list):
+        training["away_from"] = [str((folder / one).absolute()) if isinstance(one, str) else one for one in away]
+    # A hub id looks like a relative path; it is a folder when it says so or when there is one.
+    if isinstance(model, str) and model and (model.startswith(("./", "../")) or (folder / model).is_dir()):
+        tree["model"] = str((folder / model).absolute())
+
+
+def _put(tree: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    for depth, part in enumerate(parts[:-1], start=1):
+        if not isinstance(tree.get(part), dict):
+            # A part of a range is changed on top of the default range.
+            in_search = list(parts[: depth - 1]) == ["sweep", "search"] and part not in tree
+            default = SearchConfig().model_dump().get(part) if in_search else None
+            tree[part] = default if isinstance(default, dict) else {}
+        tree = tree[part]
+    tree[parts[-1]] = value
+
+
+def _validated(tree: dict[str, Any], mistakes: list[str]) -> RunConfig:
+    sections = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, BaseModel)}
+    try:
+        # A section with everything in it commented out reads as null: it is an empty section.
+        config = RunConfig.model_validate({k: v for k, v in tree.items() if v is not None or k not in sections})
+    except ValidationError as error:
+        mistakes = mistakes + [_sentence(dict(mistake)) for mistake in error.errors()]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
+
+
+def _sentence(mistake: dict[str, Any]) -> str:
+    keys = [str(part) for part in mistake["loc"] if not str(part).startswith("<")]
+    kind, message, got = mistake["type"], mistake["msg"], mistake["input"]
+    if kind == "extra_forbidden":
+        message = unknown("key", keys[-1], _keys_at(mistake["loc"][:-1]))
+    elif kind == "literal_error":
+        message = unknown("choice", got, re.findall(r"'([^']*)'", mistake["ctx"]["expected"]))
+        return f"{'.'.join(keys)}: {message}"
+    elif kind == "missing":
+        return f"{'.'.join(keys)}: is required"
+    elif kind == "value_error":
+        return f"{'.'.join(keys)}: {message.removeprefix('Value error, ')}"
+    elif kind in ("model_type", "dict_type"):
+        message = "should be a mapping of keys to values"
+    elif kind == "union_tag_invalid":
+        shapes = {"<one>": "a single value", "<list>": "a list", "<mapping>": "a mapping"}
+        message = "should be " + " or ".join(shapes[tag] for tag in shapes if tag in mistake["ctx"]["expected_tags"])
+    value = repr(got)
+    message = message.removeprefix("Input ").partition(", unable")[0]
+    return f"{'.'.join(keys)}: {message}, got {value if len(value) < 80 else value[:76] + ' ...'}"
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        field = section.model_fields.get(part)
+        if part == "<mapping>":
+            section = FileTask if location[0] == "task" else FloatRange
+        elif field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            section = field.annotation
+    return list(section.model_fields)

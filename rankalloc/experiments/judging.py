@@ -1,0 +1,41 @@
+"""Evaluating adapter folders on a task, on one model that is built once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..adapters.attaching import detach
+from ..errors import RankallocError
+from ..storage.loading import load
+from .tasks.base import PreparedTask, evaluate
+
+
+class TaskEvaluator:
+    """``evaluate(folder)`` for :func:`rankalloc.frontier` and ``smallest``: the task's metric on a split.
+
+    Attributes:
+        higher_is_better: as the task says.
+        fingerprint: names task, data, model and split in a cache.
+    """
+
+    def __init__(self, task: PreparedTask, split: str = "tune", batch_size: int = 16) -> None:
+        self.task, self.split, self.batch_size = task, split, batch_size
+        self.model = task.build_model()
+        self.higher_is_better = task.direction == "maximize"
+        self.fingerprint = f"{task.name} {task.fingerprint} {task.model_name} {split} {task.metric}"
+
+    def __call__(self, folder: Path) -> float:
+        adapters = load(self.model, folder)
+        try:
+            found = evaluate(self.task, self.model, self.split, self.batch_size).metrics
+        finally:
+            detach(adapters)
+        if self.task.metric not in found:
+            raise RankallocError(f"the task's metric {self.task.metric} is not defined on its {self.split} split")
+        return found[self.task.metric]
+
+    def batches(self, count: int):
+        """The first ``count`` training batches, for calibration."""
+        rows = self.task.splits["train"]
+        for start in range(0, min(len(rows), count * self.batch_size), self.batch_size):
+            yield self.task.collator(rows[start : start + self.batch_size])

@@ -1,0 +1,259 @@
+"""One run from a configuration: prepare, attach, train under the budget, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..adapters.adapter_set import Adapters
+from ..adapters.attaching import attach
+from ..budget import BudgetPlan, LayerShape, RankBudget
+from ..errors import ConfigError, RankallocError
+from ..files import write_text
+from ..methods import find_method
+from ..methods.planners.planning import at_peak, budget_of, first_batches, layer_shapes, plan_ranks
+from ..storage.loading import load
+from ..storage.saving import save
+from ..trace import EvaluationRecord, RankTrace
+from ..training.callback import RankCallback
+from ..training.controller import RankController
+from .config import RunConfig
+from .tasks import prepare
+from .tasks.base import PreparedTask, evaluate
+from .tracking import trackers
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+ADAPTER_FOLDER = "adapter"
+CONFIG_FILE = "config.yaml"
+TRACE_FILE = "trace.json"
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    prepared: PreparedTask | None = None,
+    splits: Sequence[str] = ("tune", "report"),
+    command: str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RankTrace:
+    """Train one run into ``folder``: config.yaml, adapter/ (plain LoRA) and trace.json.
+
+    Args:
+        prepared: the task, when the caller has it already.
+        splits: evaluated at the end; "report" is for runs that no choice is made from.
+        command: noted in the trace as what reproduces the run.
+        resume: go on from the last checkpoint in ``folder`` (``training.save_every`` writes them).
+        progress: called after every step with (step, total steps, newest values).
+
+    Raises:
+        RankallocError: anything about the configuration, the data or the run, in one sentence.
+    """
+    prepared = prepared or prepare(config)
+    checkpoint = _last_checkpoint(folder) if resume else None
+    set_seed(config.seed)
+    model = prepared.build_model()
+    adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
+    ranking = RankCallback(adapters, budget, config.method, **{**config.method_options, **config.training.away})
+    write_text(folder / CONFIG_FILE, config.to_yaml())  # not before what can be refused was
+    tracking = trackers(config, folder, ranking)
+    arguments = _arguments(config, folder)
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=prepared.splits["train"],
+        data_collator=prepared.collator,
+        callbacks=[ranking, _Watch(config, prepared, ranking, progress), *tracking],
+        optimizers=(_optimizer(config, adapters, arguments), None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    trace = ranking.trace
+    trace.name, trace.model, trace.command = config.name, prepared.model_name, command
+    trace.config, trace.data_fingerprint = config.model_dump(mode="json"), prepared.fingerprint
+    trace.alerts += [note for note in prepared.notes if note not in trace.alerts]
+    for split in splits:
+        record = evaluate(prepared, model, split, config.training.eval_batch_size)
+        if not math.isfinite(record.metrics["loss"]):
+            raise RankallocError(
+                f"training diverged: the {split} loss is {record.metrics['loss']}; lower the learning rate (now "
+                f"{config.training.learning_rate:g}) or set training.max_grad_norm"
+            )
+        trace.evaluations.append(record)
+    save(adapters, folder / ADAPTER_FOLDER)
+    trace.save(folder / TRACE_FILE)
+    for callback in tracking:
+        callback.finish(trace)
+    return trace
+
+
+def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, split: str) -> EvaluationRecord:
+    """Quality of an adapter on disk on one split, on a fresh model."""
+    set_seed(config.seed)
+    model = prepared.build_model()
+    load(model, adapter)
+    return evaluate(prepared, model, split, config.training.eval_batch_size)
+
+
+def attach_for(
+    config: RunConfig, model: Any, prepared: PreparedTask, plan: bool = True
+) -> tuple[Adapters, RankBudget]:
+    """Attach what the configuration's method starts with; returns the adapters and their budget.
+
+    A method that chooses before training begins at its final ranks, in its own parametrisation; it looks at
+    the first batches of the train split. Without ``plan`` one that looks at data is left at its peak ranks,
+    for a checkpoint that holds the final ones.
+    """
+    method = find_method(config.method)
+    budget = budget_from(config)
+    rank, targets = config.adapter.rank, _targets(config)
+    adapter = config.adapter
+    common = {
+        "rank": rank, "alpha": adapter.alpha, "scale": adapter.scale, "dropout": adapter.dropout,
+        "init": adapter.init or method.init,
+    }
+    if method.when == "during":
+        return attach(model, **common, **targets), budget
+    if method.planner is not None and not plan:
+        peaks = {s.name: at_peak(s).rank for s in layer_shapes(model, rank, **targets)}
+        return attach(model, **common, ranks=peaks, **targets), budget
+    batches = first_batches(prepared.splits["train"], prepared.collator, config.training.batch_size)
+    options = {name: value for name, value in config.method_options.items() if name in method.options}
+    seed = config.method_options.get("seed", config.seed)
+    ranks = plan_ranks(model, batches, budget, config.method, rank=rank, seed=seed, **targets, **options)
+    adapters = attach(model, **common, ranks=ranks, **targets)
+    return adapters, budget_of(adapters.shapes(), budget)
+
+
+def budget_from(config: RunConfig) -> RankBudget:
+    """The configured budget."""
+    return RankBudget(**config.budget.model_dump())
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do: the layers it would adapt (``rank`` is the one they start with), heads
+    with their parameters, the budget's plan, optimizer steps, examples by split, and adapter
+    parameters at the start and, for a budget in parameters or bytes, at the end."""
+
+    layers: list[LayerShape]
+    heads: dict[str, int]
+    plan: BudgetPlan
+    total_steps: int
+    examples: dict[str, int]
+    model: str
+    params_initial: int
+    params_final: int | None
+
+
+def preview(config: RunConfig) -> Preview:
+    """Everything :func:`train` would check and choose before its first step; writes nothing."""
+    prepared = prepare(config)
+    set_seed(config.seed)
+    model = prepared.build_model()
+    shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
+    total_steps = steps_of(config, len(prepared.splits["train"]))
+    if find_method(config.method).when == "before":
+        shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
+    adapters, budget = attach_for(config, model, prepared)
+    # a rank pattern may lie above the peak
+    shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
+    plan = budget_from(config).resolve(shapes, total_steps)
+    options = {**config.method_options, **config.training.away, "fresh": False}
+    RankController(adapters, budget, total_steps, config.method, **options)  # says what it would refuse
+    final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
+    if find_method(config.method).when == "before":
+        final = adapters.num_params()
+    return Preview(
+        layers=adapters.shapes(), heads=adapters.head_params(), plan=plan, total_steps=total_steps,
+        examples={split: len(rows) for split, rows in prepared.splits.items()}, model=prepared.model_name,
+        params_initial=adapters.num_params(), params_final=final,
+    )
+
+
+def steps_of(config: RunConfig, examples: int) -> int:
+    """Optimizer steps of the run, from ``training.steps`` or ``training.epochs``."""
+    training = config.training
+    if training.steps is not None:
+        return training.steps
+    batches = math.ceil(examples / training.batch_size)
+    return math.ceil(training.epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
+
+
+def _targets(config: RunConfig) -> dict[str, Any]:
+    adapter = config.adapter
+    return {
+        "target_modules": adapter.target_modules, "exclude_modules": adapter.exclude_modules or (),
+        "modules_to_save": adapter.modules_to_save,
+    }
+
+
+def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
+    training = config.training
+    length = {"max_steps": training.steps} if training.steps is not None else {"num_train_epochs": training.epochs}
+    return TrainingArguments(
+        output_dir=str(folder), **length,
+        per_device_train_batch_size=training.batch_size, learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay, lr_scheduler_type=training.scheduler, warmup_steps=training.warmup_steps,
+        gradient_accumulation_steps=training.gradient_accumulation_steps, max_grad_norm=training.max_grad_norm,
+        bf16=training.bf16, **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
+        logging_steps=training.log_every, logging_first_step=True, eval_strategy="no",
+        save_strategy="steps" if training.save_every else "no", save_steps=training.save_every or 500,
+        save_total_limit=2, seed=config.seed, data_seed=config.seed, report_to=[], disable_tqdm=True,
+        use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=False, remove_unused_columns=False,
+    )
+
+
+def _optimizer(config: RunConfig, adapters: Adapters, arguments: TrainingArguments) -> torch.optim.Optimizer | None:
+    """The Trainer's own kind of optimizer over LoRA+'s groups; None, for the Trainer's own groups, where neither the
+    rates nor the weight decay of its parameters differ."""
+    training = config.training
+    if training.plus_ratio == 1 and not training.weight_decay:
+        return None
+    groups = adapters.parameter_groups(training.learning_rate, training.plus_ratio, training.weight_decay)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    return kind(groups, **options)
+
+
+def _last_checkpoint(folder: Path) -> str:
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if checkpoint is None:
+        raise ConfigError(
+            f"nothing to resume: {folder} holds no checkpoint; train with training.save_every=N to have them written"
+        )
+    return checkpoint
+
+
+class _Watch(TrainerCallback):
+    """Tells the caller of every step, and evaluates on the tune split where the configuration says so."""
+
+    def __init__(
+        self, config: RunConfig, prepared: PreparedTask, ranking: RankCallback, progress: Progress | None
+    ) -> None:
+        self.config, self.prepared, self.ranking, self.progress = config, prepared, ranking, progress
+        self.newest: dict[str, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        every = self.config.training.eval_every
+        if every and state.global_step % every == 0:
+            record = evaluate(self.prepared, model, "tune", self.config.training.eval_batch_size)
+            self.ranking.controller.log(state.global_step, {f"tune_{k}": v for k, v in record.metrics.items()})
+            self.newest |= {f"tune_{k}": v for k, v in record.metrics.items()}
+        if self.progress is not None:
+            ranks = sum(self.ranking.controller.trace.final_ranks)
+            self.progress(state.global_step, state.max_steps, {**self.newest, "ranks": ranks})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.newest |= {k: v for k, v in (logs or {}).items() if k == "loss"}
+
+

@@ -1,0 +1,288 @@
+"""The sections of a configuration: their keys, defaults and ranges."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from ..errors import unknown
+
+BUDGET_UNITS = ("ranks", "params", "bytes", "fraction")
+
+
+def _number(value: Any) -> Any:
+    # Pydantic would read True as 1; in a configuration that is always a slip.
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, got {value!r}")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[Int, Field(ge=1)]
+Positive = Annotated[Float, Field(gt=0)]
+Share = Annotated[Float, Field(gt=0, le=1)]
+Item = TypeVar("Item")
+Choices = Annotated[list[Item], Field(min_length=1)]
+
+
+# In a union, the tag of the branch taken stands in the error's location; "<" lets it be told from a key.
+def _shape_of(value: Any) -> str:
+    return "<mapping>" if isinstance(value, (dict, BaseModel)) else "<list>" if isinstance(value, list) else "<one>"
+
+
+def either(one: Any, *, several: Any = None, mapping: Any = None) -> Any:
+    """A union told apart by shape alone, so that a mistake is reported for the shape the user chose."""
+    branches = {"<one>": one, "<list>": several, "<mapping>": mapping}
+    union = [Annotated[branch, Tag(tag)] for tag, branch in branches.items() if branch is not None]
+    return Annotated[reduce(or_, union), Discriminator(_shape_of)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True, validate_default=True
+    )
+
+
+def known_method(name: str) -> str:
+    """``name`` when it is a registered method; ValueError with the nearest one otherwise."""
+    from ..methods import METHODS
+
+    if name not in METHODS:
+        raise ValueError(unknown("method", name, METHODS))
+    return name
+
+
+class FileTask(Section):
+    """The user's own CSV, TSV, JSONL (or, for causal-lm, plain text) as a task. Paths are absolute
+    once loaded. ``tune`` and ``report`` are taken from ``train`` by share when they are not given."""
+
+    kind: Literal["text-classification", "regression", "token-classification", "causal-lm"]
+    train: str
+    tune: str | None = None
+    report: str | None = None
+    tune_share: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    report_share: Annotated[Float, Field(gt=0, lt=1)] = 0.1
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+    @field_validator("report_share")
+    @classmethod
+    def _room_to_train(cls, value: float, info: ValidationInfo) -> float:
+        if value + info.data.get("tune_share", 0) >= 1:
+            raise ValueError(f"{value} and tune_share {info.data['tune_share']} leave nothing to train on")
+        return value
+
+    @field_validator("text", "label")
+    @classmethod
+    def _column(cls, value: str | None, info: ValidationInfo) -> str | None:
+        words = info.data.get("kind") == "token-classification"
+        default = {"text": "tokens", "label": "labels"}[info.field_name] if words else info.field_name
+        return value or default
+
+    @field_validator("text_pair")
+    @classmethod
+    def _pair(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("kind") in ("token-classification", "causal-lm"):
+            raise ValueError(f"a second text does not fit kind {info.data['kind']!r}, got {value!r}")
+        return value
+
+
+class AdapterConfig(Section):
+    """The adapter at the start: ``rank`` triplets a layer, scaled by ``alpha / rank`` (``scale: rslora``: by
+    ``alpha / √rank``). ``init`` null is the method's own parametrisation; "lora-fa" and "vera" freeze factors."""
+
+    rank: Count = 12
+    alpha: Positive = 24.0
+    scale: Literal["lora", "rslora"] = "lora"
+    init: Literal["svd", "lora", "gate", "lora-fa", "vera"] | None = None
+    target_modules: either(str, several=Choices[str]) = "all-linear"
+    exclude_modules: Choices[str] | None = None
+    modules_to_save: list[str] | None = None
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+
+
+class BudgetConfig(Section):
+    """What may be spent (exactly one unit) and its course: ``warmup`` and ``freeze`` are shares of the
+    training steps, ``every`` is in optimizer steps."""
+
+    ranks: Count | None = None
+    params: Count | None = None
+    bytes: Count | None = None
+    fraction: Share | None = None
+    min_rank: Annotated[Int, Field(ge=0)] = 0
+    max_rank: Count | None = None
+    multiple_of: Count = 1
+    warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.1
+    freeze: Annotated[Float, Field(ge=0, lt=1)] = 0.3
+    every: Count = 10
+    shape: Literal["cubic", "linear", "constant"] = "cubic"
+
+    @field_validator("fraction")
+    @classmethod
+    def _one_unit(cls, value: float | None, info: ValidationInfo) -> float | None:
+        given = {u: info.data[u] for u in BUDGET_UNITS[:3] if info.data.get(u) is not None}
+        if value is not None:
+            given["fraction"] = value
+        if len(given) > 1:
+            got = " and ".join(f"{unit} {amount}" for unit, amount in given.items())
+            raise ValueError(f"give one of {', '.join(BUDGET_UNITS)}, not several (null unsets one), got {got}")
+        return value if given else 0.5
+
+    @field_validator("max_rank")
+    @classmethod
+    def _above_floor(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value < info.data.get("min_rank", 0):
+            raise ValueError(f"should be at least min_rank {info.data['min_rank']}, got {value}")
+        return value
+
+    @field_validator("freeze")
+    @classmethod
+    def _room_to_allocate(cls, value: float, info: ValidationInfo) -> float:
+        if value + info.data.get("warmup", 0) >= 1:
+            raise ValueError(f"{value} and warmup {info.data['warmup']} leave no steps to allocate in (sum below 1)")
+        return value
+
+
+class TrainingConfig(Section):
+    """The training loop. ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps.
+    ``learning_rate`` is that of Q and of the heads; P and Λ have ``plus_ratio`` times it (LoRA+).
+    ``away_from`` are folders of finished adapters of the same base, whose subspaces the new one is kept out of with
+    ``away_weight`` (null: 0.1), on the side of the inputs, the outputs or both (``away_side``, null: input)."""
+
+    epochs: Positive | None = None
+    steps: Count | None = None
+    batch_size: Count = 16
+    eval_batch_size: Count = 64
+    learning_rate: Positive = 5e-3
+    plus_ratio: Positive = 1.0
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "linear"
+    warmup_steps: Annotated[Int, Field(ge=0)] = 0
+    gradient_accumulation_steps: Count = 1
+    max_grad_norm: Annotated[Float, Field(ge=0)] = 1.0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    log_every: Count = 10
+    eval_every: Count | None = None
+    save_every: Count | None = None
+    away_from: either(str, several=Choices[str]) | None = None
+    away_weight: Positive | None = None
+    away_side: Literal["input", "output", "both"] | None = None
+
+    @field_validator("away_weight", "away_side")
+    @classmethod
+    def _away_from_what(cls, value: float | str | None, info: ValidationInfo) -> float | str | None:
+        if value is not None and "away_from" in info.data and info.data["away_from"] is None:
+            raise ValueError(f"{value!r} does nothing without away_from; name the adapters to keep out of")
+        return value
+
+    @property
+    def away(self) -> dict[str, Any]:
+        """The options of a controller that ``away_from`` and its kin stand for; {} for none."""
+        given = {"away_from": self.away_from, "away_weight": self.away_weight, "away_side": self.away_side}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @field_validator("steps")
+    @classmethod
+    def _one_length(cls, value: int | None, info: ValidationInfo) -> int | None:
+        epochs = info.data.get("epochs")
+        if value is not None and epochs is not None:
+            raise ValueError(f"give steps or epochs, not both (null unsets one): steps {value} and epochs {epochs:g}")
+        return value if value is not None or epochs is not None else 150
+
+
+class DataConfig(Section):
+    """Examples kept of each split (null: all, or the task's own number), tokens kept of each example, and whether
+    a new classifier's bias starts at the classes' log frequencies in the training split."""
+
+    limit_train: Count | None = None
+    limit_tune: Count | None = None
+    limit_report: Count | None = None
+    max_length: Annotated[Int, Field(ge=2)] = 128
+    prior_bias: bool = False
+
+
+class FloatRange(Section):
+    """Every number from ``low`` to ``high``, on a log scale or in steps, but not both."""
+
+    low: Float
+    high: Float
+    log: bool = False
+    step: Positive | None = None
+
+    @field_validator("high")
+    @classmethod
+    def _ordered(cls, value: float, info: ValidationInfo) -> float:
+        if "low" in info.data and value < info.data["low"]:
+            raise ValueError(f"should be at least low {info.data['low']}, got {value}")
+        return value
+
+    @field_validator("log")
+    @classmethod
+    def _positive(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("low", 1) <= 0:
+            raise ValueError(f"a log scale needs low above 0, got low {info.data['low']}")
+        return value
+
+    @field_validator("step")
+    @classmethod
+    def _no_log_step(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("log"):
+            raise ValueError(f"a log scale takes no step, got {value}")
+        return value
+
+
+class IntRange(FloatRange):
+    """Every whole number from ``low`` to ``high``."""
+
+    low: Int
+    high: Int
+    step: Count | None = None
+
+
+class SearchConfig(Section):
+    """The search space: per dimension a value, a list of choices, or a range. ``budget`` is a share of
+    rank x layers; ``method`` null means the configured method and "uniform"."""
+
+    method: either(str, several=Choices[str]) | None = None
+    rank: either(Count, several=Choices[Count], mapping=IntRange) = [4, 8, 12]
+    alpha: either(Positive, several=Choices[Positive], mapping=FloatRange) = FloatRange(low=4, high=64, log=True)
+    budget: either(Share, several=Choices[Share], mapping=FloatRange) = FloatRange(low=0.25, high=1.0)
+    learning_rate: either(Positive, several=Choices[Positive], mapping=FloatRange) = FloatRange(
+        low=1e-3, high=2e-2, log=True
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _known_methods(cls, value: str | list[str] | None) -> str | list[str] | None:
+        for name in [value] if isinstance(value, str) else value or []:
+            known_method(name)
+        return value
+
+    @field_validator("rank", "alpha", "budget", "learning_rate")
+    @classmethod
+    def _in_bounds(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, FloatRange):
+            if value.low <= 0:
+                raise ValueError(f"low should be above 0, got {value.low}")
+            if info.field_name == "budget" and value.high > 1:
+                raise ValueError(f"high should be at most 1 (a share of rank x layers), got {value.high}")
+        return value
+
+
+class SweepConfig(Section):
+    """How many trials, drawn by which sampler, from which space. ``control_learning_rates`` are
+    those uniform LoRA is tried at, the first one first; null is a quarter, a half and an eighth of
+    ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0."""
+
+    trials: Count = 20
+    sampler: Literal["tpe", "random"] = "tpe"
+    control_learning_rates: Choices[Positive] | None = None
+    search: SearchConfig = SearchConfig()

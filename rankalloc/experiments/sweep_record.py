@@ -1,0 +1,129 @@
+"""From an Optuna study to the record of a sweep: trials, front, importances, and the pair that is
+compared on the report split."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from ..trace import PairRecord, RankTrace, SweepRecord, TrialRecord
+from .config import RunConfig
+from .paired import paired_difference
+from .runner import ADAPTER_FOLDER, TRACE_FILE, evaluate_saved
+from .search_space import SAMPLED, search_space
+from .tasks.base import PreparedTask
+
+_STATES = {
+    TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running",
+    TrialState.PRUNED: "pruned", TrialState.WAITING: "waiting",
+}
+
+
+def sweep_record(
+    study: optuna.Study, config: RunConfig, folder: Path, prepared: PreparedTask, storage: str, command: str | None
+) -> SweepRecord:
+    """The sweep as it stands: everything but the comparison on the report split."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best = best_of(complete, study)
+    trials = [trial_record(t, folder) for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+    return SweepRecord(
+        name=config.name, task=prepared.name, metric=prepared.metric, direction=prepared.direction,
+        space=search_space(config), storage=storage, command=command, config=config.model_dump(mode="json"),
+        trials=trials, best=best.number if best else None, front=pareto_front(complete, prepared.direction),
+        importances=importances(study, complete), seconds=sum(t.seconds or 0.0 for t in trials),
+    )
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Where trial ``number`` of the sweep in ``folder`` writes."""
+    return folder / "trials" / f"{number:04d}"
+
+
+def trial_record(trial: FrozenTrial, folder: Path) -> TrialRecord:
+    """One trial as plain data."""
+    attrs = trial.user_attrs
+    trace = trial_folder(folder, trial.number) / TRACE_FILE
+    return TrialRecord(
+        number=trial.number, state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=trial.params,
+        value=trial.value if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
+        ranks=attrs.get("ranks"), adapter_params=attrs.get("adapter_params"), seconds=attrs.get("seconds"),
+        trace=trace.relative_to(folder).as_posix() if trace.is_file() else None, message=attrs.get("message"),
+    )
+
+
+def is_adaptive(trial: FrozenTrial) -> bool:
+    return trial.params["method"] != "uniform"
+
+
+def best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    return min(trials, key=lambda t: (sign * t.value, t.number), default=None)
+
+
+def pareto_front(complete: list[FrozenTrial], direction: str) -> list[int]:
+    """Numbers of the trials that no other beats in both adapter parameters and value."""
+    sign = -1 if direction == "maximize" else 1
+    points = sorted((t.user_attrs["adapter_params"], sign * t.value, t.number) for t in complete)
+    front, lowest = [], float("inf")
+    for _, value, number in points:
+        if value < lowest:
+            front.append(number)
+            lowest = value
+    return front
+
+
+def importances(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, float]:
+    """Share of each parameter in what sets the better half of the trials apart (PED-ANOVA)."""
+    if len(complete) < 4 or len({t.value for t in complete}) < 2:
+        return {}
+    # PED-ANOVA asks what sets the low values apart: a metric to maximise is turned round
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it reminds of the sign that is handled here
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda t: sign * t.value)
+    except (ValueError, RuntimeError, ZeroDivisionError):  # every trial at one point
+        return {}
+    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def compare_on_report(
+    record: SweepRecord, config: RunConfig, prepared: PreparedTask, folder: Path
+) -> PairRecord | None:
+    """The best adaptive trial and the best uniform one of at most its size, on the report split."""
+    sign = -1 if record.direction == "maximize" else 1
+    # of equally good trials the larger: a comparison at equal size wherever there is one
+    complete = sorted(
+        (t for t in record.trials if t.state == "complete"), key=lambda t: (sign * t.value, -t.adapter_params, t.number)
+    )
+    adaptive = next((t for t in complete if t.params["method"] != "uniform"), None)
+    if adaptive is None:
+        return None
+    uniform = next(
+        (t for t in complete if t.params["method"] == "uniform" and t.adapter_params <= adaptive.adapter_params), None
+    )
+    if uniform is None:
+        return None
+    seen = []
+    for trial in (adaptive, uniform):
+        path = trial_folder(folder, trial.number) / TRACE_FILE
+        trace = RankTrace.load(path)
+        evaluation = trace.evaluation("report")
+        if evaluation is None:
+            evaluation = evaluate_saved(config, prepared, path.parent / ADAPTER_FOLDER, "report")
+            trace.evaluations.append(evaluation)
+            trace.save(path)
+        seen.append(evaluation)
+    if any(e.example_losses is None for e in seen):
+        return None
+    return PairRecord(
+        adaptive=adaptive.number, uniform=uniform.number, metric=record.metric, adaptive_metrics=seen[0].metrics,
+        uniform_metrics=seen[1].metrics, examples=seen[0].examples,
+        **paired_difference(seen[0].example_losses, seen[1].example_losses, config.seed),
+    )

@@ -1,0 +1,69 @@
+"""What a planner is: it looks at a model and some batches before training, and says what ranks are worth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from ...adapters.plan import Factors
+from ...budget import LayerShape
+from ...options import whole
+from .probe import Probe
+
+Scores = dict[str, np.ndarray]
+Choose = Callable[[Scores], dict[str, int]]
+
+
+class Planner(ABC):
+    """Chooses ranks before training, by scores that an allocator turns into ranks.
+
+    A new planner is one file with a subclass and one line in ``rankalloc.methods.planners.PLANNERS``. It looks at the
+    model through a :class:`~rankalloc.methods.planners.probe.Probe`, and inside
+    :func:`~rankalloc.methods.planners.probe.unchanged`, so it need not tidy up.
+
+    Args:
+        max_batches: how many batches to look at, at most.
+        options: keywords of the subclass.
+    """
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool] = True
+    """Whether it looks at batches."""
+
+    def __init__(self, max_batches: int = 8) -> None:
+        self.max_batches = whole("max_batches", max_batches, 1)
+
+    @abstractmethod
+    def scores(self, probe: Probe, choose: Choose) -> Scores:
+        """{name: (peak rank,)}: what each rank of each layer is worth; higher stays.
+
+        ``choose`` says which ranks {name: rank} given scores would lead to, for planners whose looking
+        depends on it.
+        """
+
+    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Factors]:
+        """{name: what the adapter begins with} at its final rank; {} leaves the initialisation alone.
+
+        Called after :meth:`scores`, with the same probe."""
+        return {}
+
+    def given(self, shapes: Sequence[LayerShape]) -> dict[str, int] | None:
+        """The ranks, for a planner that is told them; None when an allocator is to find them."""
+        return None
+
+
+class NoData(Planner):
+    """A planner that looks at layer names and nothing else."""
+
+    needs_data = False
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def constant(probe: Probe, weights: Mapping[str, float]) -> Scores:
+    """One weight a layer as scores, for the proportional allocator."""
+    return {name: np.full(probe.peaks[name], float(weights[name])) for name in probe.targets}

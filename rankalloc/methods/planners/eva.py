@@ -1,0 +1,155 @@
+"""EVA: ranks to the directions that explain most of the inputs' variance (Paischer et al., arXiv 2410.07170).
+
+Incremental principal components of each layer's inputs over the batches, padding and ignored labels left
+out, until every component in use has a cosine of at least τ to itself one batch earlier. The explained-variance
+ratios of all layers are pooled and the largest are kept. Adapters begin with Q = those components, P = 0.
+
+Layers that are given one and the same tensor (query, key and value) share its components, which are computed
+once, and each counts with its own share. The peak rank is the paper's ρ·r: with ρ = 2 and a budget of r × layers
+ranks, plan at rank=2·r. Ranks are those of PEFT's implementation (whiten=False), but for which of the layers of
+one input takes an odd rank: there the first ones do.
+
+Cost: a forward pass a batch and per distinct input one randomised SVD of (tokens + peak rank) × d_in; 2 × peak
+rank × d_in numbers of state. Known weakness: the inputs' variance is not the task's; labels are never looked at.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...adapters.plan import Factors
+from ...errors import ConfigError, RankallocError
+from ...options import whole
+from .base import Choose, Planner, Scores
+from .incremental_pca import IncrementalPCA
+from .probe import Probe
+
+IGNORED = -100
+
+
+class EVA(Planner):
+    """Explained-variance ratios as scores, components as the start; see the module docstring.
+
+    Args:
+        max_batches: how many batches to look at.
+        tau: cosine from which a component counts as converged.
+        passes: how often to go through the batches, at most, until all have converged.
+    """
+
+    name = "eva"
+
+    def __init__(self, max_batches: int = 8, tau: float = 0.99, passes: int = 16) -> None:
+        super().__init__(max_batches)
+        if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau <= 1:
+            raise ConfigError(f"tau is a cosine above 0 and at most 1, got {tau!r}")
+        self.tau, self.passes = float(tau), whole("passes", passes, 1)
+
+    @torch.no_grad()
+    def scores(self, probe: Probe, choose: Choose) -> Scores:
+        self.first = _shared_inputs(probe)
+        members: dict[str, list[str]] = {}
+        for name, first in self.first.items():
+            members.setdefault(first, []).append(name)
+        # layers of one input share its components: as many as the widest of them may use
+        width = {first: max(probe.peaks[name] for name in names) for first, names in members.items()}
+        self.pca = {first: IncrementalPCA(count, self.tau) for first, count in width.items() if count}
+        ranks = {name: probe.peaks[name] for name in probe.targets}
+
+        def open_ones() -> list[str]:
+            used = {first: max(ranks[name] for name in members[first]) for first in self.pca}
+            return [first for first, pca in self.pca.items() if not pca.converged[: used[first]].all()]
+
+        for turn in range(self.passes * len(probe.batches)):
+            active = open_ones()
+            if not active:
+                break
+            self._take_in(probe, probe.batches[turn % len(probe.batches)], set(active))
+            if all(pca.components is not None for pca in self.pca.values()):
+                ranks = choose(self._ratios(probe))
+        for first, pca in self.pca.items():
+            if pca.components is None:
+                raise RankallocError(
+                    f"no batch gave {first} the {pca.count} tokens that planning its rank needs: use larger batches or "
+                    "a lower rank, or exclude that layer"
+                )
+        if active := open_ones():
+            probe.notes.append(
+                f"eva: the components of {len(active)} of {len(self.pca)} inputs still moved after {self.passes} "
+                f"passes over {len(probe.batches)} batches; more batches, or a lower tau, would settle them"
+            )
+        return self._ratios(probe)
+
+    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Factors]:
+        factors = {}
+        for name, rank in ranks.items():
+            if rank:
+                Q = self.pca[self.first[name]].components[:rank].float().to(probe.targets[name].weight.device)
+                factors[name] = Factors(Q.new_zeros(probe.shape(name)[1], rank), Q)
+        return factors
+
+    def _ratios(self, probe: Probe) -> Scores:
+        ratios = {first: pca.ratios.double().cpu().numpy() for first, pca in self.pca.items()}
+        empty = np.zeros(0)
+        return {name: ratios.get(self.first[name], empty)[: probe.peaks[name]] for name in probe.targets}
+
+    def _take_in(self, probe: Probe, batch: Any, active: set[str]) -> None:
+        mask = _token_mask(batch)
+
+        def take(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+            if name in active:
+                rows = _rows(x, mask)
+                if not torch.isfinite(rows).all():
+                    raise RankallocError(
+                        f"the inputs of {name} are not finite on a batch: ranks cannot be planned from them; check the "
+                        "batch and the model's weights"
+                    )
+                self.pca[name].take_in(rows)
+
+        with probe.hooked(take):
+            probe.forward(batch)
+
+
+def _shared_inputs(probe: Probe) -> dict[str, str]:
+    """{name: the first layer of those that get the very same tensor}, from one forward pass. By identity:
+    that a tensor lives on and was not written to in between is checked, its values are not looked at."""
+    seen: dict[int, tuple[weakref.ref, int, str]] = {}
+    first: dict[str, str] = {}
+
+    def note(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        reference, version, owner = seen.get(id(x), (lambda: None, -1, name))
+        if reference() is not x or version != x._version:
+            owner = name
+            seen[id(x)] = (weakref.ref(x), x._version, name)
+        first.setdefault(name, owner)
+
+    with probe.hooked(note):
+        probe.forward(probe.batches[0])
+    return {name: first.get(name, name) for name in probe.targets}
+
+
+def _token_mask(batch: Any) -> torch.Tensor | None:
+    """(examples, tokens) bool: tokens that are no padding and whose label counts; None without a mask."""
+    if not isinstance(batch, Mapping):
+        return None
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+    tokens = batch.get("input_ids")
+    # labels of whole texts have no place in the sequence, and say nothing about which tokens to look at
+    if isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+        like = mask if mask is not None else tokens
+        if isinstance(like, torch.Tensor) and like.shape == labels.shape:
+            counted = labels != IGNORED
+            mask = counted if mask is None else mask & counted.to(mask.device)
+    return mask
+
+
+def _rows(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The inputs (..., d_in) as rows (tokens, d_in), masked where the mask fits their shape."""
+    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
+        return x[mask.to(x.device)]
+    return x.reshape(-1, x.shape[-1])

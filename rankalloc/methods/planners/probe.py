@@ -1,0 +1,169 @@
+"""Looking at a model with data, and leaving no trace in it: what every planner works through."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import ConfigError, RankallocError
+from ...layers.adaptable import shape_of
+
+LossFn = Callable[..., torch.Tensor]
+
+
+@dataclass
+class Probe:
+    """A model, the layers to be planned, and the batches to look at it with.
+
+    Attributes:
+        model: with or without adapters; adapters must be at ΔW = 0.
+        targets: {name: base layer}.
+        batches: each a mapping for ``model(**batch)``, a pair (x, y), or x alone.
+        peaks: {name: highest rank}.
+        seed: of what a planner draws.
+        loss_fn: ``loss_fn(outputs, labels)`` (``loss_fn(outputs)`` for x alone); None for the model's own.
+        notes: what the user should know, one sentence each; planners add to it.
+    """
+
+    model: nn.Module
+    targets: dict[str, nn.Module]
+    batches: Sequence[Any]
+    peaks: Mapping[str, int]
+    seed: int = 0
+    loss_fn: LossFn | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(d_in, d_out) of a target."""
+        return shape_of(self.targets[name])
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator on the CPU for what is drawn for this layer: of the seed and the layer's place."""
+        generator = torch.Generator()
+        generator.manual_seed(self.seed * 1_000_003 + list(self.targets).index(name))
+        return generator
+
+    def kaiming(self, name: str, rank: int) -> torch.Tensor:
+        """Q (rank, d_in) as plain LoRA draws it: uniform within ±1/√d_in, float32, beside the layer's weight."""
+        d_in, _ = self.shape(name)
+        drawn = torch.rand(rank, d_in, generator=self.generator(name)) * 2 - 1
+        return (drawn / d_in**0.5).to(self.targets[name].weight.device)
+
+    def forward(self, batch: Any) -> torch.Tensor | None:
+        """Run the model on one batch; its loss, or None when it gives none."""
+        batch = _moved(batch, self._device())
+        if isinstance(batch, Mapping):
+            outputs, labels = self.model(**batch), (batch.get("labels"),)
+        else:
+            x, *labels = batch if isinstance(batch, (tuple, list)) else (batch,)
+            outputs = self.model(x)
+        if self.loss_fn is not None:
+            return self.loss_fn(outputs, *labels)
+        if isinstance(outputs, Mapping):
+            return outputs.get("loss")
+        return getattr(outputs, "loss", None)
+
+    def loss(self, index: int) -> torch.Tensor:
+        """The loss on batch ``index``, a scalar.
+
+        Raises:
+            ConfigError: there is none.
+            RankallocError: it is not finite.
+        """
+        loss = self.forward(self.batches[index])
+        if loss is None:
+            raise ConfigError(
+                "the model returned no loss for a batch: put labels into the batches, or pass loss_fn=, a function "
+                "(outputs, labels) -> loss"
+            )
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ConfigError(f"a loss must be a tensor with one element, got {got}; let loss_fn average it")
+        if not torch.isfinite(loss).all():
+            raise RankallocError(
+                f"the loss on batch {index} is {loss.item()}: ranks cannot be planned from it; check the batch and the "
+                "model's weights"
+            )
+        return loss.reshape(())
+
+    @contextmanager
+    def hooked(self, hook: Callable[[str, torch.Tensor, torch.Tensor], Any]) -> Iterator[None]:
+        """Call ``hook(name, x, y)`` at every forward of every target, x (..., d_in), y (..., d_out); what it
+        returns, if anything, takes the place of y."""
+
+        def of(name: str) -> Callable[..., Any]:
+            return lambda module, args, kwargs, y: hook(name, args[0] if args else next(iter(kwargs.values())), y)
+
+        handles = [m.register_forward_hook(of(n), with_kwargs=True) for n, m in self.targets.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def backward(self, loss: torch.Tensor, index: int) -> None:
+        """Backward from the loss on batch ``index`` into whatever the hooks put into the graph.
+
+        Raises RankallocError when no target takes part in the loss.
+        """
+        if not loss.requires_grad:
+            raise RankallocError(
+                f"the loss on batch {index} does not depend on any layer to be adapted: nothing can be planned from "
+                "it; check loss_fn and target_modules"
+            )
+        loss.backward()
+
+    def _device(self) -> torch.device:
+        return next(iter(self.targets.values())).weight.device if self.targets else torch.device("cpu")
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without trainable parameters; afterwards its modes, requires_grad,
+    gradients and buffers, and every random generator, are as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    states = random.getstate(), np.random.get_state()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    devices = range(torch.accelerator.device_count()) if accelerator is not None else []
+    fork = {"devices": devices, **({"device_type": accelerator.type} if accelerator is not None else {})}
+    with torch.random.fork_rng(**fork), torch.enable_grad():
+        try:
+            model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.data.copy_(before)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def low_rank(x: torch.Tensor, P: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
+    """x (..., d_in) times (P Q)ᵀ, (..., d_out), in the factors' dtype."""
+    return F.linear(F.linear(x.to(Q.dtype), Q), P)
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [_moved(value, device) for value in batch]
+    return batch

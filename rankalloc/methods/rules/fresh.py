@@ -1,0 +1,51 @@
+"""Fresh triplets: new directions in slots that an adapter holds but does not use."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ...adapters.adapter import Adapter
+from ...adapters.memory import unwrap
+
+
+@torch.no_grad()
+def refresh(
+    adapter: Adapter, slots: torch.Tensor, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+) -> None:
+    """Put new directions, orthogonal to the live ones, into ``slots`` (r,) bool; ΔW stays what it is.
+
+    Sizes are those of the adapter's initialisation: with "svd" λ = 0 and both P and Q drawn, with "gate"
+    λ = 1, P = 0 and only Q drawn. What the optimizer remembers of the slots is forgotten.
+    """
+    if not slots.any():
+        return
+    old = adapter.kept & ~slots
+    count = int(slots.sum())
+    gate = adapter.init == "gate"
+    deviation = 1 / math.sqrt(3 * adapter.layout.fan_in(adapter.d_in)) if gate else 0.02
+    drawn = torch.randn(count, adapter.d_in, generator=generator, dtype=torch.float64) * deviation
+    adapter.layout.blank(adapter.base_layer, drawn)
+    adapter.Q[slots] = _orthogonal(drawn.to(adapter.Q.device), adapter.Q[old]).to(adapter.Q.dtype)
+    if gate:
+        adapter.P[:, slots] = 0.0
+        adapter.lam[slots] = 1.0
+    else:
+        drawn = torch.randn(count, adapter.d_out, generator=generator, dtype=torch.float64) * deviation
+        adapter.P[:, slots] = _orthogonal(drawn.to(adapter.P.device), adapter.P[:, old].T).T.to(adapter.P.dtype)
+        adapter.lam[slots] = 0.0
+    if optimizer is None:
+        return
+    state = unwrap(optimizer).state
+    for parameter, where in ((adapter.P, (slice(None), slots)), (adapter.lam, slots), (adapter.Q, slots)):
+        for value in state.get(parameter, {}).values():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                value[where] = 0
+
+
+def _orthogonal(drawn: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """``drawn`` (n, d) without its part in the span of ``old`` (m, d), orthogonal to each other, each row as
+    long as it was drawn."""
+    basis = torch.linalg.qr(torch.cat([old.double(), drawn]).T).Q[:, len(old):]
+    return basis.T * drawn.norm(dim=1, keepdim=True)

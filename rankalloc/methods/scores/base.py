@@ -1,0 +1,119 @@
+"""What an importance score is: it watches gradients and says what each triplet is worth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ...adapters.adapter import Adapter
+from ...errors import RankallocError
+from ...options import number
+
+
+class Score(ABC):
+    """An importance score over the triplets of all adapters.
+
+    A new score is one file with a subclass and one line in ``rankalloc.methods.scores.SCORES``. Its state is
+    whatever :meth:`tensors` returns; each tensor has one dimension that counts triplets.
+    """
+
+    name: ClassVar[str]
+    any_basis: ClassVar[bool] = False
+    """Whether it means something of triplets whose basis stays as it was drawn (LoRA-FA, VeRA)."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters = list(adapters)
+
+    def observe(self) -> None:  # noqa: B027 - a score without state has nothing to take in
+        """Take in the gradients now in ``.grad``: after backward, before the optimizer's step."""
+
+    @abstractmethod
+    def values(self) -> list[torch.Tensor]:
+        """The score of each triplet, per adapter a tensor (r,); higher stays."""
+
+    def arrays(self, names: Sequence[str], step: int) -> list[np.ndarray]:
+        """:meth:`values` as float64 arrays (r,), fetched from the device at once.
+
+        Raises:
+            RankallocError: one is not finite; ``names`` and ``step`` say which and when.
+        """
+        values = self.values()
+        exact = [v if v.dtype == torch.float64 else v.float() for v in values]
+        joined = torch.cat(exact).cpu().double().numpy()  # the one synchronisation
+        by_layer = np.split(joined, np.cumsum([len(v) for v in values])[:-1])
+        if not np.isfinite(joined).all():
+            broken = next(name for name, layer in zip(names, by_layer, strict=True) if not np.isfinite(layer).all())
+            raise RankallocError(
+                f"the scores of {broken} are not finite at step {step}: its adapter has diverged; lower the learning "
+                "rate, or clip the gradients (max_grad_norm)"
+            )
+        return by_layer
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The state, under names ``what.index.factor`` (factor P, lam or Q); the tensors themselves, so
+        that writing to them loads. A tensor of factor P is (d_out, r), of Q (r, d_in), of lam (r,)."""
+        return {}
+
+    def state_bytes(self) -> int:
+        """Size of the state in bytes."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def load_tensors(self, saved: dict[str, torch.Tensor]) -> None:
+        """Take over a saved state of the same adapters. Raises KeyError for a missing tensor."""
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                tensor.copy_(saved[name])
+
+    @torch.no_grad()
+    def select(self, kept: Sequence[torch.Tensor]) -> None:
+        """Keep the state of the triplets ``kept[i]`` (r,) bool of each adapter, when the others leave memory."""
+        for name, tensor in self.tensors().items():
+            _, index, factor = name.split(".")
+            where = kept[int(index)].nonzero().flatten().to(tensor.device)
+            tensor.data = tensor.data.index_select(1 if factor == "P" else 0, where)
+
+    @torch.no_grad()
+    def rebase(self, mixings: Sequence[torch.Tensor]) -> None:
+        """Follow a change of basis: ``mixings[i]`` (r, r) is the share of each old triplet of adapter i
+        (row) in each new one (column). A statistic becomes the average of those it came from."""
+        for name, tensor in self.tensors().items():
+            _, index, factor = name.split(".")
+            mixing = mixings[int(index)].to(tensor.dtype)
+            tensor.copy_(mixing.T @ tensor if factor == "Q" else tensor @ mixing)
+
+
+class LambdaScore(Score):
+    """A score that needs only the gradient of Λ: r numbers of state a layer, one moving average.
+
+    Args:
+        beta: decay of the average, in (0, 1).
+    """
+
+    def __init__(self, adapters: Sequence[Adapter], beta: float = 0.85) -> None:
+        super().__init__(adapters)
+        self.beta = number("beta", beta, 0, 1, ends=False)
+        self.lam = [adapter.lam for adapter in self.adapters]
+        self.average = [torch.zeros_like(lam, dtype=torch.float32) for lam in self.lam]
+
+    @abstractmethod
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What is averaged over the steps, from lam and ∂L/∂lam, each per adapter (r,)."""
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        # a layer that took no part in this step has no gradient: its sensitivity was zero
+        given = [adapter.lam_gradient() for adapter in self.adapters]
+        grads = [torch.zeros_like(lam) if grad is None else grad for lam, grad in zip(self.lam, given, strict=True)]
+        now = self.of_gradient([lam.float() for lam in self.lam], [grad.float() for grad in grads])
+        torch._foreach_mul_(self.average, self.beta)
+        torch._foreach_add_(self.average, now, alpha=1 - self.beta)
+
+    def values(self) -> list[torch.Tensor]:
+        return [average.clone() for average in self.average]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {f"average.{index}.lam": average for index, average in enumerate(self.average)}

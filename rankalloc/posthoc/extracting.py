@@ -1,0 +1,262 @@
+"""A fully fine-tuned checkpoint as an adapter of its base, within an exact budget.
+
+For each matrix, Δ = W_tuned − W_base has the singular values σ. Keeping the largest is the best approximation of its
+rank in the Frobenius norm (Eckart and Young, 1936), so the choice over all layers is the allocator's: scores σ², costs
+of the budget. Both checkpoints are streamed; at no time is there more in memory than a few copies of the largest
+matrix, and the factors that the budget pays for. Factors wait on disk, beside the result, until the choice is made.
+
+Cost: one decomposition for each matrix (:mod:`rankalloc.posthoc.dense`). Weakness: full fine-tuning moves every
+direction a little, and what is spread over all of them has no low rank; the error of each layer says how much that is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..budget import LayerShape, RankBudget
+from ..errors import AdapterFileError, ConfigError, did_you_mean, unknown
+from ..files import write_json
+from ..methods.allocators import ALLOCATORS, Demand
+from ..options import whole
+from ..storage import fingerprint, plain_lora
+from ..storage.folder import check_destination, check_layout
+from ..storage.plain_lora import PlainLora
+from .checkpoints import Checkpoint
+from .dense import frobenius, largest
+from .extraction import REPORT_NAME, ExtractedLayer, Extraction, Leftover
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_EMBEDDING = re.compile(r"(^|\.)([a-z_]*embed[a-z_]*|wte|wpe|shared|lm_head|classifier|score|qa_outputs)\.", re.I)
+
+
+def extract(
+    base: str | os.PathLike, tuned: str | os.PathLike, budget: RankBudget, out: str | os.PathLike, *, rank: int = 64,
+    allocator: str = "global", layout: str = "uniform", pad_to: int = 1, dtype: str = "float32",
+    modules_to_save: Sequence[str] = (), model: nn.Module | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Extraction:
+    """Write the adapter of ``base`` that comes closest to ``tuned`` within ``budget``.
+
+    Args:
+        base, tuned: folders with ``model.safetensors`` or its index, or those files themselves; of equal names and
+            shapes.
+        budget: what may be spent; ``fraction`` is of ``rank`` in every layer, and its course over steps has no meaning.
+        out: the adapter's folder.
+        rank: the highest rank that a layer can get.
+        allocator: key of ``rankalloc.ALLOCATORS``; its scores are σ².
+        layout, pad_to: see :func:`rankalloc.save`.
+        dtype: of the factors: float32, float16, bfloat16; ``budget.bytes`` counts in it.
+        modules_to_save: modules to carry whole, such as a classifier that was trained; no budget counts them.
+        model: whose layers are adapted, on the meta device or not; None to build it from the base's config.json, and
+            where there is none to go by names and shapes.
+        progress: called with (done, all, name) before each tensor.
+
+    Raises:
+        AdapterFileError: a checkpoint is missing, damaged or a pickle, names or shapes differ, or a weight is not
+            finite.
+        BudgetError: the budget is above what ``rank`` allows, or below its own floor.
+        ConfigError: an option does not exist or is out of range.
+    """
+    check_layout(layout, pad_to)
+    whole("rank", rank, 1)
+    if dtype not in _DTYPES:
+        raise ConfigError(unknown("dtype", dtype, _DTYPES))
+    if allocator not in ALLOCATORS:
+        raise ConfigError(unknown("allocator", allocator, ALLOCATORS))
+    check_destination(out, base, tuned)
+    old, new = Checkpoint(base), Checkpoint(tuned)
+    _check_alike(old, new)
+    notes: list[str] = []
+    turned = _targets(old, model, notes)
+    heads = _heads(old, modules_to_save)
+    turned = {name: flag for name, flag in turned.items() if f"{name}.weight" not in heads}
+    shapes = [_shape(name, old.shapes[f"{name}.weight"], turned[name], rank) for name in turned]
+    demand = _demand(budget, shapes, rank, _DTYPES[dtype].itemsize)
+
+    parent = Path(out).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{Path(out).name}.") as waiting:
+        found, leftovers = _decompose(old, new, turned, heads, shapes, Path(waiting), progress)
+        scores = [np.pad(found[s.name]["sigma"] ** 2, (0, s.rank - len(found[s.name]["sigma"]))) for s in shapes]
+        kept = [int(mask.sum()) for mask in ALLOCATORS[allocator](scores, demand)]
+        lora = PlainLora({}, config={"fan_in_fan_out": any(turned.values())})
+        layers = []
+        for shape, asked in zip(shapes, kept, strict=True):
+            row = found[shape.name]
+            # a direction in which nothing changed is no use to anyone, but a floor or a multiple asks for it
+            exact_ranks = budget.min_rank or budget.multiple_of > 1
+            lora.pairs[shape.name] = _factors(Path(waiting) / row["file"], asked, bool(exact_ranks), _DTYPES[dtype])
+            energy = (row["sigma"][:asked] ** 2).sum()
+            layers.append(ExtractedLayer(
+                shape.name, shape.d_in, shape.d_out, len(lora.pairs[shape.name][0]), row["change"], row["relative"],
+                float(max(0.0, row["change"] ** 2 - energy)) ** 0.5, row["exact"],
+            ))
+    if not heads and not any(layer.change for layer in layers):
+        raise ConfigError(f"no matrix of {tuned} differs from {base}, so there is nothing to extract")
+    unused = sum(kept) - sum(layer.rank for layer in layers)
+    if unused:
+        notes.append(f"{unused} of the {sum(kept)} ranks that the budget pays for were not needed: no more has changed")
+    lora.heads = {key: new[key].clone() for key in heads}
+    lora.config["modules_to_save"] = sorted(modules_to_save) or None
+    lora.config["base_model_name_or_path"] = str(base)
+    mark = fingerprint.of_weights(turned, lambda name: old[f"{name}.weight"], _config(old))
+    lora.metadata[fingerprint.KEY] = mark.encode()
+    plain_lora.write(lora, out, layout, pad_multiple=pad_to, target_modules=_suffixes(lora, old))
+    leftovers.sort(key=lambda row: (-row.relative, row.name))
+    done = Extraction(Path(out), layers, leftovers, lora.num_params(), notes)
+    write_json(Path(out) / REPORT_NAME, done.record())
+    return done
+
+
+def _check_alike(old: Checkpoint, new: Checkpoint) -> None:
+    for one, other in ((old, new), (new, old)):
+        missing = [key for key in one.shapes if key not in other.shapes]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise AdapterFileError(
+                f"{other.path} is no fine-tune of the same model: it has no {missing[0]}{more}, which {one.path} has"
+                f"{did_you_mean(missing[0], other.shapes)}"
+            )
+    for key, shape in old.shapes.items():
+        if new.shapes[key] != shape:
+            raise AdapterFileError(
+                f"{new.path} is no fine-tune of the same model: {key} is {new.shapes[key]} there and "
+                f"{shape} in {old.path}"
+            )
+
+
+def _targets(old: Checkpoint, model: nn.Module | None, notes: list[str]) -> dict[str, bool]:
+    """{module name: whether its weight lies transposed} of what is adapted."""
+    from ..layers.adaptable import kind_of
+    from ..layers.targets import ALL_LINEAR, find_heads, find_targets
+
+    if model is None and (old.folder / "config.json").is_file():
+        from ..storage.skeletons import build_skeleton
+
+        model = build_skeleton(str(old.folder))
+    if model is not None:
+        layers = find_targets(model, ALL_LINEAR, heads=find_heads(model))
+        found = {n: kind_of(m) == "conv1d" for n, m in layers.items() if len(old.shapes.get(f"{n}.weight", ())) == 2}
+        if not found:
+            raise AdapterFileError(
+                f"{old.path} is no checkpoint of {type(model).__name__}: it holds none of its layers "
+                f"({next(iter(layers))} the first)"
+            )
+        return found
+    notes.append("there is no config.json beside the base, so its layers were told from embeddings and heads by name")
+    found = {
+        key.removesuffix(".weight"): False for key, shape in old.shapes.items()
+        if len(shape) == 2 and key.endswith(".weight") and min(shape) > 1 and not _EMBEDDING.search(key)
+    }
+    if not found:
+        raise AdapterFileError(f"{old.path} holds no weight matrix that could carry an adapter")
+    return found
+
+
+def _heads(old: Checkpoint, modules: Sequence[str]) -> set[str]:
+    """The keys of the modules that are carried whole."""
+    keys: set[str] = set()
+    for module in modules:
+        under = {key for key in old.shapes if key.startswith(module + ".")}
+        if not under:
+            names = sorted({key.rsplit(".", 1)[0] for key in old.shapes})
+            near = did_you_mean(module, names)
+            raise ConfigError(f"modules_to_save names {module!r}, which {old.path} does not have{near}")
+        keys |= under
+    return keys
+
+
+def _shape(name: str, stored: tuple[int, ...], turned: bool, rank: int) -> LayerShape:
+    d_out, d_in = reversed(stored) if turned else stored
+    return LayerShape(name, d_in, d_out, min(rank, d_in, d_out))
+
+
+def _demand(budget: RankBudget, shapes: list[LayerShape], rank: int, bytes_per_param: int) -> Demand:
+    step = budget.multiple_of
+    shapes = [LayerShape(s.name, s.d_in, s.d_out, s.rank // step * step) for s in shapes]
+    plan = budget.resolve(
+        shapes, bytes_per_param=bytes_per_param, most=f"that rank={rank} allows", way_out="lower it, or raise rank"
+    )
+    return Demand.of(plan, plan.target)
+
+
+def _decompose(
+    old: Checkpoint, new: Checkpoint, turned: dict[str, bool], heads: set[str], shapes: list[LayerShape], waiting: Path,
+    progress: Callable[[int, int, str], None] | None,
+) -> tuple[dict[str, dict[str, Any]], list[Leftover]]:
+    """What each matrix's change is made of, its factors written to ``waiting``; and how every other tensor changed."""
+    ranks = {shape.name: shape.rank for shape in shapes}
+    found: dict[str, dict[str, Any]] = {}
+    leftovers: list[Leftover] = []
+    for index, key in enumerate(old.shapes):
+        if progress is not None:
+            progress(index, len(old.shapes), key)
+        if key in heads:
+            continue
+        delta, change, size = _difference(old, new, key)
+        name = key.removesuffix(".weight")
+        if name not in ranks or not key.endswith(".weight"):
+            if change:
+                leftovers.append(Leftover(key, old.shapes[key], change, change / size if size else 1.0))
+            continue
+        part = largest(delta.T if turned[name] else delta, ranks[name], name)
+        del delta
+        file = f"{index}.safetensors"
+        save_file({"A": part.A.contiguous(), "B": part.B.contiguous()}, waiting / file)
+        found[name] = {
+            "file": file, "sigma": part.sigma.numpy(), "change": part.norm, "exact": part.exact,
+            "relative": part.norm / size if size else 0.0,
+        }
+    return found, leftovers
+
+
+def _difference(old: Checkpoint, new: Checkpoint, key: str) -> tuple[torch.Tensor, float, float]:
+    """Δ = W_tuned − W_base in float32, ‖Δ‖_F and ‖W_base‖_F."""
+    before = old[key].float()
+    size = frobenius(before)
+    delta = new[key].float() - before
+    change = frobenius(delta)
+    if not math.isfinite(change):
+        holder = new.path if math.isfinite(size) else old.path
+        raise AdapterFileError(f"{holder}: {key} holds NaN or inf, so no difference can be formed")
+    return delta, change, size
+
+
+def _factors(file: Path, rank: int, pad: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``rank`` largest triplets of a file, (A, B); with zeros where there are fewer, if ``pad``."""
+    parts = load_file(file)
+    a, b = parts["A"][:rank].to(dtype).clone(), parts["B"][:, :rank].to(dtype).clone()
+    missing = rank - len(a) if pad else 0
+    return torch.cat([a, a.new_zeros(missing, a.shape[1])]), torch.cat([b, b.new_zeros(len(b), missing)], dim=1)
+
+
+def _config(old: Checkpoint) -> dict[str, Any]:
+    """The base's config.json; {} when there is none."""
+    try:
+        values = json.loads((old.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _suffixes(lora: PlainLora, old: Checkpoint) -> list[str] | None:
+    """Short names where they name exactly the adapted matrices of the checkpoint; None where they do not."""
+    written = {name for name, rank in lora.ranks().items() if rank}
+    if written != set(lora.pairs):
+        return None
+    suffixes = sorted({name.rsplit(".", 1)[-1] for name in written})
+    modules = {key.rsplit(".", 1)[0] for key in old.shapes}
+    hit = {name for name in modules if name.rsplit(".", 1)[-1] in suffixes}
+    return suffixes if hit == written else None

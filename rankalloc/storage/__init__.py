@@ -1,0 +1,1 @@
+"""Adapters on disk: read, write, other tools' names, which base they belong to, a library of them."""

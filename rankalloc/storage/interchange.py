@@ -1,0 +1,175 @@
+"""Adapters to and from other tools' files: padding and layout, kohya's and diffusers' names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import AdapterFileError, ConfigError, RankallocError, unknown
+from ..layers.adaptable import shape_of, why_not
+from . import fingerprint, key_names, plain_lora
+from .folder import check_destination, check_layout
+from .plain_lora import PlainLora
+from .reading import FinishedAdapter
+from .tensors import read_tensors, write_tensors
+
+FORMATS = ("peft", "kohya")
+
+
+def export(
+    adapter: str | os.PathLike, out: str | os.PathLike, *, layout: str = "uniform", pad_to: int = 1,
+    format: str = "peft", prefix: str = "lora_unet",
+) -> Path:
+    """Write a finished adapter again in the form that another tool reads; what it computes stays the same.
+
+    Args:
+        adapter: folder with a PEFT LoRA, rankalloc's or any other.
+        out: folder to write for "peft"; the ``.safetensors`` file to write for "kohya".
+        layout: "uniform" (one rank, zeros where a layer has fewer) or "compact" (a rank_pattern); "peft" only.
+        pad_to: in the uniform layout, round the one rank up to a multiple of this; servers want 8 or 16.
+        format: "peft", or "kohya": one file, alpha equal to each layer's own rank, padded only if ``pad_to`` asks.
+        prefix: what kohya's names begin with: lora_unet, lora_te, lora_te1, lora_te2.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        AdapterFileError: the adapter is damaged, or no plain LoRA.
+        ConfigError: an option does not exist or does not fit.
+        RankallocError: kohya's names cannot hold this adapter: it has heads or embeddings, or two layers would get the
+            same name. Nothing is written then.
+    """
+    if format not in FORMATS:
+        raise ConfigError(unknown("format", format, FORMATS))
+    check_layout(layout, pad_to)
+    lora = plain_lora.read(adapter)
+    if format == "peft":
+        check_destination(out, FinishedAdapter(adapter).folder)
+        return plain_lora.write(lora, out, layout, pad_multiple=pad_to)
+    if prefix not in key_names.KOHYA:
+        raise ConfigError(unknown("prefix", prefix, key_names.KOHYA))
+    if Path(out).suffix != ".safetensors":
+        raise ConfigError(f"format 'kohya' writes one file, so out must end in .safetensors; got {str(out)!r}")
+    tensors, top = _as_kohya(lora, prefix, pad_to, str(adapter))
+    about = {"ss_network_module": "networks.lora", "ss_network_dim": str(top), "ss_network_alpha": str(top)}
+    write_tensors(out, tensors, {**lora.metadata, **about})
+    return Path(out)
+
+
+def import_lora(
+    path: str | os.PathLike, model: nn.Module, out: str | os.PathLike, *, component: str | None = None
+) -> PlainLora:
+    """Turn a kohya, diffusers or bare PEFT file into an adapter folder that :func:`rankalloc.load` and PEFT read.
+
+    Args:
+        path: the ``.safetensors`` file.
+        model: the model it is for; only the names and shapes of its layers are read, so it may lie on the meta device.
+            What kohya's names mean can only be told from them.
+        out: folder to write.
+        component: which part of the file: "unet", "transformer", "text_encoder", "text_encoder_2"; None when it has
+            only one.
+
+    Returns:
+        What was written.
+
+    Raises:
+        AdapterFileError: the file is damaged, of another kind than plain LoRA, made for another model, or a name in it
+            could be several layers. Nothing is written then.
+        ConfigError: there is no such component in it.
+    """
+    what = str(path)
+    if not Path(path).is_file():
+        raise AdapterFileError(f"no file at {what}; give the .safetensors file itself")
+    tensors, metadata = read_tensors(path)
+    if not tensors:
+        raise AdapterFileError(f"{what} holds no tensors")
+    groups = key_names.group(tensors, what)
+    component = _choose(groups, component, what)
+    chosen = groups[component]
+    layers = {name: module for name, module in model.named_modules() if name and not why_not(module)}
+    names = key_names.resolve(chosen.entries, chosen.flat, layers, what)
+    lora = PlainLora({}, config={"fan_in_fan_out": any(type(layers[n]).__name__ == "Conv1D" for n in names.values())})
+    for name, entry in chosen.entries.items():
+        layer = layers[names[name]]
+        lora.pairs[names[name]] = _pair(names[name], entry, layer, what)
+        if getattr(layer, "groups", 1) > 1:
+            lora.groups[names[name]] = layer.groups
+    lora.metadata = {key: value for key, value in metadata.items() if key.startswith("rankalloc")}
+    if fingerprint.KEY not in lora.metadata:
+        base = fingerprint.fingerprint(model)
+        lora.metadata |= {fingerprint.KEY: base.encode()} if base is not None else {}
+    plain_lora.write(lora, out, "compact")
+    return lora
+
+
+def _as_kohya(lora: PlainLora, prefix: str, pad_to: int, what: str) -> tuple[dict[str, torch.Tensor], int]:
+    if lora.heads:
+        raise RankallocError(
+            f"{what} holds modules that were trained whole ({next(iter(lora.heads))}), which kohya's format has no "
+            "names for; export it with format 'peft'"
+        )
+    if lora.embeddings:
+        raise RankallocError(f"{what} adapts the embedding {min(lora.embeddings)}; kohya's format has no name for that")
+    if lora.groups:
+        raise RankallocError(
+            f"{what} adapts the grouped convolution {min(lora.groups)}, which kohya's format has no form for; export "
+            "it with format 'peft'"
+        )
+    stems: dict[str, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (a, b) in lora.pairs.items():
+        stem = key_names.kohya_key(name, prefix)
+        if stem in stems:
+            raise RankallocError(f"{name} and {stems[stem]} would both be {stem} in kohya's format, which has no dots")
+        stems[stem] = name
+        rank = -(-max(1, len(a)) // pad_to) * pad_to
+        missing = rank - len(a)
+        tensors[f"{stem}.lora_down.weight"] = torch.cat([a, a.new_zeros(missing, *a.shape[1:])])
+        tensors[f"{stem}.lora_up.weight"] = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
+        tensors[f"{stem}.alpha"] = torch.tensor(float(rank))
+    return tensors, max(tensors[f"{stem}.lora_down.weight"].shape[0] for stem in stems)
+
+
+def _choose(groups: Mapping[str, Any], component: str | None, what: str) -> str:
+    if component is None and len(groups) == 1:
+        return next(iter(groups))
+    named = sorted(name or "(no component)" for name in groups)
+    if component is None:
+        raise ConfigError(f"{what} holds {', '.join(named)}; say with component= which of them this model is")
+    if component not in groups:
+        raise ConfigError(f"{what}: {unknown('component', component, named)}")
+    return component
+
+
+def _pair(
+    name: str, entry: key_names.Entry, layer: nn.Module, what: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of one module, with the scale in B and a linear layer's 1 × 1 kernels taken off."""
+    down, up = entry.down, entry.up
+    if type(layer).__name__ in ("Linear", "Conv1D") or shape_of(layer) == (down.shape[1], up.shape[0]):
+        down, up = (t.flatten(1) if t.dim() > 2 and t.shape[2:].numel() == 1 else t for t in (down, up))
+    found, groups = plain_lora.groups_of(down, up), getattr(layer, "groups", 1)
+    if found == 1 < groups:
+        raise AdapterFileError(
+            f"{what} takes no account of the {groups} groups of the convolution {name}, as kohya's format cannot; only "
+            "a LoRA in PEFT's form can be imported for it"
+        )
+    if found != groups:
+        raise AdapterFileError(f"{what}: the factors of {name} do not fit each other")
+    d_in, d_out = shape_of(layer)
+    d_in *= groups  # a grouped convolution's weight sees one group, and its LoRA's first factor all of them
+    if (down.shape[1:].numel(), up.shape[0]) != (d_in, d_out):
+        raise AdapterFileError(
+            f"{what} was made for another model: {name} is {down.shape[1:].numel()} → {up.shape[0]} in the adapter and "
+            f"{d_in} → {d_out} here"
+        )
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise AdapterFileError(f"{what}: the factors of {name} hold NaN or inf; its training has diverged")
+    rank = down.shape[0]
+    scale = 1.0 if entry.alpha is None or not rank else entry.alpha / rank
+    return down, up if scale == 1 else (up.float() * scale).to(up.dtype)

@@ -1,0 +1,143 @@
+"""What other tools call a LoRA's tensors, and which module of a model they mean.
+
+    PEFT        base_model.model.{module}.lora_A.weight      (r, d_in)      scale: adapter_config.json
+                base_model.model.{module}.lora_B.weight      (d_out, r)
+    diffusers   {component}.{module}.lora_A.weight, ….lora_B.weight; older ….lora.down.weight, ….lora.up.weight
+                component: unet, transformer, text_encoder, text_encoder_2
+    kohya       {lora_unet|lora_te}_{module, "." as "_"}.lora_down.weight, .lora_up.weight, .alpha
+
+``.alpha`` is a number for each module, and the scale is alpha over that module's own rank; a file without it has scale
+1. kohya's names lose the dots, so "a.b_c" and "a_b.c" read the same: they can only be told apart by the names that the
+model has, and are refused where the model has both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..errors import AdapterFileError, did_you_mean
+
+PEFT = "base_model.model."
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+KOHYA = {
+    "lora_unet": "unet", "lora_transformer": "transformer", "lora_te": "text_encoder", "lora_te1": "text_encoder",
+    "lora_te2": "text_encoder_2", "lora_te3": "text_encoder_3",
+}
+_DOWN = ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down", "lora_A.default")
+_UP = ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up", "lora_B.default")
+_OTHER = {
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "a CP decomposition",
+    "hada_w1_a": "LoHa",
+    "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "oft_blocks": "OFT", "lora_E": "AdaLoRA", "diff": "full differences",
+}
+
+
+@dataclass
+class Entry:
+    """What a file says about one module: ``down`` (r, d_in), ``up`` (d_out, r), and ``alpha`` if it has one."""
+
+    down: torch.Tensor | None = None
+    up: torch.Tensor | None = None
+    alpha: float | None = None
+
+
+@dataclass
+class Component:
+    """The entries of one model in a file. ``flat`` when names have lost their dots."""
+
+    flat: bool
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+
+def group(tensors: Mapping[str, torch.Tensor], what: str) -> dict[str, Component]:
+    """{component, "" for none: its entries}, from the tensors of a file.
+
+    Raises:
+        AdapterFileError: a key is of no known kind, a pair is not whole, or names are in two styles.
+    """
+    found: dict[str, Component] = {}
+    for key, tensor in tensors.items():
+        stem, part = _split(key, what)
+        component, name, flat = _component(stem)
+        held = found.setdefault(component, Component(flat))
+        if held.flat != flat:
+            raise AdapterFileError(f"{what} names its modules in two ways, with and without dots: {key} is one of them")
+        entry = held.entries.setdefault(name, Entry())
+        if part == "alpha":
+            if tensor.numel() != 1:
+                raise AdapterFileError(f"{what}: {key} has {tensor.numel()} numbers, and an alpha is one")
+            entry.alpha = float(tensor)
+        elif getattr(entry, part) is not None:
+            raise AdapterFileError(f"{what} holds two tensors for the {part} of {name}: {key} is one of them")
+        else:
+            setattr(entry, part, tensor)
+    for component in found.values():
+        for name, entry in component.entries.items():
+            if entry.down is None or entry.up is None:
+                half = "down" if entry.down is None else "up"
+                raise AdapterFileError(f"{what} is incomplete: {name} has no lora_{half}")
+    return found
+
+
+def resolve(names: Iterable[str], flat: bool, modules: Iterable[str], what: str) -> dict[str, str]:
+    """{name in the file: full module name}.
+
+    Raises:
+        AdapterFileError: a name fits no module, or several.
+    """
+    modules = list(modules)
+    by_name: dict[str, list[str]] = {}
+    for module in modules:
+        by_name.setdefault(flattened(module) if flat else module, []).append(module)
+    names = list(names)
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise AdapterFileError(
+            f"{what} was made for another model: {missing[0]}{more} of {len(names)} names fit no layer here"
+            f"{did_you_mean(missing[0], by_name)}"
+        )
+    several = next((name for name in names if len(by_name[name]) > 1), None)
+    if several is not None:
+        raise AdapterFileError(
+            f"{what}: {several} could be {' or '.join(by_name[several])}, and its name has lost the dots that tell; "
+            "convert it with the tool that made it, to names with dots"
+        )
+    return {name: by_name[name][0] for name in names}
+
+
+def flattened(module: str) -> str:
+    """A module name as kohya writes it."""
+    return module.replace(".", "_")
+
+
+def kohya_key(module: str, prefix: str) -> str:
+    """The stem of a module's keys in a kohya file."""
+    return f"{prefix}_{flattened(module)}"
+
+
+def _split(key: str, what: str) -> tuple[str, str]:
+    """(stem, "down" | "up" | "alpha") of a key."""
+    if key.endswith(".alpha"):
+        return key.removesuffix(".alpha"), "alpha"
+    for part, endings in (("down", _DOWN), ("up", _UP)):
+        for ending in endings:
+            if key.endswith(f".{ending}.weight"):
+                return key.removesuffix(f".{ending}.weight"), part
+    last = key.removesuffix(".weight").rsplit(".", 1)[-1]
+    kind = f": that is {_OTHER[last]}, and no plain low-rank pair" if last in _OTHER else ""
+    raise AdapterFileError(f"{what}: {key} is a kind of adapter weight this version does not read{kind}")
+
+
+def _component(stem: str) -> tuple[str, str, bool]:
+    """(component, name, whether the name has lost its dots)."""
+    match = re.fullmatch(r"(lora_(?:unet|transformer|te[123]?))_(.+)", stem)
+    if match and "." not in stem:
+        return KOHYA[match[1]], match[2], True
+    stem = stem.removeprefix(PEFT)
+    first, _, rest = stem.partition(".")
+    return (first, rest, False) if rest and first in COMPONENTS else ("", stem, False)

@@ -1,0 +1,296 @@
+"""Reading a finished adapter from its folder, without a model: a PEFT LoRA, a PEFT AdaLoRA, or rankalloc's own.
+
+Only names, shapes and scales are read at first; the factors of a layer are read when they are asked for, so that
+an adapter of any size can be worked on in the memory of one layer.
+
+    LoRA      ΔW = s · lora_B lora_A             s = alpha / r, or alpha / √r with use_rslora
+    AdaLoRA   ΔW = s · lora_B diag(lora_E) lora_A      s = alpha / (init_r + 1e-5), as PEFT computes it; ranks that
+              it dropped are not in the file, and use_rslora and alpha_pattern do nothing there
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import AdapterFileError
+from ..files import sha256_of
+from ..lowrank import Factors
+from .folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from .tensors import TensorFile, refuse_pickles
+
+KINDS = {
+    "LORA": (re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))"), "AB"),
+    "ADALORA": (re.compile(r"(.+)\.lora_([ABE])"), "ABE"),
+}
+"""peft_type: how its keys are written, and the parts that make a layer."""
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One adapted layer as the file holds it; ``rank`` counts padding too. ``keys`` are those of parts A, B (and E).
+    ``plain``: both factors are matrices, as a linear layer's are and a convolution's are not."""
+
+    name: str
+    d_in: int
+    d_out: int
+    rank: int
+    scaling: float
+    dtype: torch.dtype
+    keys: Mapping[str, str]
+    plain: bool = True
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """How the keys of parts A and B end, behind the layer's name."""
+        embedding = "lora_embedding_A" in self.keys["A"]
+        return ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+
+
+class FinishedAdapter:
+    """The adapter in ``folder`` (or in the ``adapter`` folder of a run's).
+
+    Attributes:
+        folder: where it lies.
+        config: its adapter_config.json.
+        layers: {layer name: :class:`StoredLayer`}, numbers in names counted as numbers.
+        heads: {name of a tensor that is no adapter weight, as in the model's state dict: key in the file}.
+        metadata: of the weights' file.
+
+    Raises:
+        AdapterFileError: a file is missing, truncated or pickled; the adapter is of another kind than those above, or
+            trained something that low-rank factors do not express (the message names it).
+
+    Example:
+        >>> import tempfile, torch, rankalloc as ra
+        >>> adapters = ra.attach(torch.nn.Sequential(torch.nn.Linear(8, 4)), rank=2)
+        >>> folder = ra.save(adapters, tempfile.mkdtemp())
+        >>> ra.FinishedAdapter(folder).factors("0").P.shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = _settle(Path(folder))
+        self.config = read_config(self.folder)
+        self._file = _open_weights(self.folder)
+        self.metadata = self._file.metadata
+        parts, self.heads = _split(self._file, self.config["peft_type"], self.folder)
+        self.layers = {name: self._layer(name, parts[name]) for name in sorted(parts, key=_natural)}
+
+    def _layer(self, name: str, keys: Mapping[str, str]) -> StoredLayer:
+        shapes = {part: self._file.specs[key].shape for part, key in keys.items()}
+        plain = all(len(shapes[part]) == 2 for part in "AB")
+        (rank, *into), (d_out, *columns) = shapes["A"], shapes["B"]
+        if plain and (rank != columns[0] or shapes.get("E", (rank, 1)) != (rank, 1)):
+            raise AdapterFileError(f"{self.folder}: the factors of {name} do not fit each other")
+        d_in = math.prod(into)
+        scaling = _adalora_scale if "E" in keys else _lora_scale
+        dtype = torch.promote_types(self._file.specs[keys["A"]].dtype, self._file.specs[keys["B"]].dtype)
+        if not dtype.is_floating_point:
+            raise AdapterFileError(f"{self.folder}: the weights of {name} are no floating-point numbers but {dtype}")
+        return StoredLayer(name, d_in, d_out, rank, scaling(self.config, name, rank, self.folder), dtype, keys, plain)
+
+    def raw(self, name: str, part: str) -> torch.Tensor:
+        """Part A, B or E of a layer, in the file's own shape."""
+        return self._file[self.layers[name].keys[part]]
+
+    def stored(self, name: str) -> Factors:
+        """The factors of one layer as the file holds them, zero padding included, the scale apart. Not looked at.
+
+        Raises:
+            AdapterFileError: they are no matrices.
+        """
+        layer = self.layers[name]
+        if not layer.plain:
+            shape = tuple(self._file.specs[layer.keys["A"]].shape)
+            raise AdapterFileError(
+                f"{self.folder}: {layer.keys['A']} has the shape {shape}, which is no linear layer's; convolutions are "
+                "not read here"
+            )
+        lam = self.raw(name, "E").flatten() if "E" in layer.keys else None
+        return Factors(self.raw(name, "B"), self.raw(name, "A"), lam, layer.scaling)
+
+    def factors(
+        self, name: str, unpack: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+    ) -> Factors:
+        """The same without the padding, and looked at.
+
+        Args:
+            unpack: turns parts A and B, as they are in the file, into matrices (r, d_in) and (d_out, r).
+
+        Raises:
+            AdapterFileError: a weight is NaN or infinite.
+        """
+        if unpack is None:
+            held = self.stored(name)
+        else:
+            lora_a, lora_b = unpack(self.raw(name, "A"), self.raw(name, "B"))
+            held = Factors(lora_b, lora_a, None, self.layers[name].scaling)
+        lora_a, lora_b, lam = held.Q, held.P, held.lam
+        # the largest entry of each triplet says in one pass what is padding and whether all is finite
+        sizes = [factor.abs().amax(1 - axis) if factor.numel() else factor.sum(1 - axis)
+                 for axis, factor in enumerate((lora_a, lora_b))]
+        if not all(torch.isfinite(part).all() for part in (*sizes, *([] if lam is None else [lam]))):
+            raise AdapterFileError(f"{self.folder}: the weights of {name} are not finite (NaN or inf); it has diverged")
+        used = (sizes[0] != 0) | (sizes[1] != 0)
+        if not used.all():
+            lora_a, lora_b, lam = lora_a[used], lora_b[:, used], None if lam is None else lam[used]
+        return Factors(lora_b, lora_a, lam, held.scaling)
+
+    def head(self, name: str) -> torch.Tensor:
+        """A tensor of :attr:`heads`. Raises AdapterFileError when it is not finite."""
+        value = self._file[self.heads[name]]
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise AdapterFileError(f"{self.folder}: {name} is not finite (NaN or inf)")
+        return value
+
+    def spec(self, head: str):
+        """Shape and dtype of a tensor of :attr:`heads`."""
+        return self._file.specs[self.heads[head]]
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    @property
+    def base(self) -> str | None:
+        """The base model's name, as the adapter gives it."""
+        return self.config.get("base_model_name_or_path") or None
+
+    def bytes_per_param(self) -> int | None:
+        """Size of one weight in bytes; None when layers differ."""
+        sizes = {layer.dtype.itemsize for layer in self.layers.values()}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+def _settle(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise AdapterFileError(f"no adapter folder at {folder}")
+    inner = folder / "adapter"  # where a run keeps its own
+    return inner if not (folder / CONFIG_NAME).exists() and (inner / CONFIG_NAME).exists() else folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json in ``folder``. Raises AdapterFileError when it is missing, damaged or of another kind."""
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterFileError(f"{folder} holds no {CONFIG_NAME}, so it is no adapter") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        raise AdapterFileError(f"{folder / CONFIG_NAME} is damaged: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") not in KINDS:
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise AdapterFileError(f"{folder} is an adapter of type {kind!r}; this version reads {' and '.join(KINDS)}")
+    for key in ("use_dora", "trainable_token_indices", "layer_replication", "megatron_config"):
+        if config.get(key):
+            raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
+    if config.get("target_parameters"):
+        named = ", ".join(map(str, config["target_parameters"]))
+        raise AdapterFileError(
+            f"{folder} adapts parameters ({named}) and not layers, as PEFT does with experts stacked in one tensor; a "
+            "triplet of such a stack is none of a matrix"
+        )
+    init = str(config.get("init_lora_weights"))
+    if init.startswith(_CHANGES_BASE):
+        raise AdapterFileError(
+            f"{folder} was made with init_lora_weights={init!r}, which changes the frozen weights too; have PEFT "
+            "convert it to plain LoRA (path_initial_model_for_weight_conversion)"
+        )
+    if config.get("bias", "none") != "none":
+        raise AdapterFileError(f"{folder} trained biases (bias={config['bias']!r}), which rankalloc does not carry")
+    return config
+
+
+def _open_weights(folder: Path) -> TensorFile:
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        refuse_pickles(folder)
+        raise AdapterFileError(f"{folder} holds no {WEIGHTS_NAME}")
+    file = TensorFile(path)
+    expected = file.metadata.get("rankalloc_config")
+    if expected and expected != sha256_of((folder / CONFIG_NAME).read_text(encoding="utf-8")):
+        raise AdapterFileError(
+            f"{folder}: {CONFIG_NAME} and {WEIGHTS_NAME} are not of one save (an interrupted save, or an edited "
+            "config); save the adapter again"
+        )
+    return file
+
+
+def _split(file: TensorFile, kind: str, folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """({layer: {part: key}}, {other tensor: key})."""
+    pattern, wanted = KINDS[kind]
+    layers: dict[str, dict[str, str]] = {}
+    rest = {}
+    for key in file.specs:
+        name = key.removeprefix(PREFIX)
+        match = pattern.fullmatch(name)
+        if match:
+            layers.setdefault(match[1], {})[match[match.lastindex]] = key
+        elif "lora_" in name:
+            raise AdapterFileError(f"{folder}: {key} is a kind of adapter weight this version does not read")
+        else:
+            rest[name] = key
+    for name, parts in layers.items():
+        if len(parts) != len(wanted):
+            held, missing = (" and ".join(f"lora_{p}" for p in wanted if (p in parts) == has) for has in (True, False))
+            raise AdapterFileError(f"{folder} is incomplete: {name} has {held} alone, without {missing}")
+    if not layers:
+        raise AdapterFileError(f"{folder} holds no LoRA weights")
+    return layers, rest
+
+
+def _lora_scale(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
+    """PEFT's scale of one module: alpha / r, with patterns as regular expressions, first hit first."""
+    try:
+        alpha = float(_by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
+        named = _by_pattern(config.get("rank_pattern"), name, config.get("r", rank))
+    except (re.error, AttributeError, TypeError, ValueError) as error:
+        raise AdapterFileError(
+            f"{folder / CONFIG_NAME} is damaged: lora_alpha, alpha_pattern or rank_pattern cannot be read ({error})"
+        ) from None
+    _check_rank(named, rank, name, folder)
+    if not rank:
+        return 1.0
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def _adalora_scale(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
+    try:
+        alpha, first = float(config.get("lora_alpha", 8)), int(config.get("init_r", 12))
+        mask = (config.get("rank_pattern") or {}).get(f"{name}.lora_E")
+        _check_rank(first if mask is None else sum(map(bool, mask)), rank, name, folder)
+        return (alpha if alpha > 0 else float(first)) / (first + 1e-5)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise AdapterFileError(
+            f"{folder / CONFIG_NAME} is damaged: lora_alpha, init_r or rank_pattern cannot be read ({error})"
+        ) from None
+
+
+def _check_rank(named: Any, rank: int, name: str, folder: Path) -> None:
+    if named != rank:
+        raise AdapterFileError(
+            f"{folder}: {CONFIG_NAME} and {WEIGHTS_NAME} do not fit: {name} has rank {named} in the one and {rank} "
+            "in the other"
+        )
+
+
+def _by_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default
+
+
+def _natural(name: str) -> list:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,54 @@
+"""A model without its weights, from its configuration alone: names and shapes of layers, on the meta device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from ..errors import ConfigError
+from ..experiments.tasks.models import quiet
+from ..experiments.tasks.packages import MINILM, minilm_folder
+
+
+def build_skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
+    """The model without weights, on the meta device, in the class its configuration names."""
+    reference = str(minilm_folder()) if model == MINILM else model
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(reference, trust_remote_code=trust_remote_code)
+            own_class = None if getattr(config, "auto_map", None) else _class_named_in(config)
+            if own_class is not None:
+                return own_class(config)
+            return _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    # A damaged config.json fails in whatever way the model's own code trips over it.
+    except Exception as error:
+        raise ConfigError(_why(model, reference, error, trust_remote_code)) from error
+
+
+def _class_named_in(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    for name in config.architectures or []:
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return None
+
+
+def _auto_class(config: PreTrainedConfig) -> type:
+    names = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
+    return getattr(transformers, names[0], AutoModel) if names else AutoModel
+
+
+def _why(model: str, reference: str, error: Exception, trusted: bool) -> str:
+    why = " ".join(str(error).split())
+    why = why if len(why) < 200 else why[:196] + " ..."
+    if not trusted and "trust_remote_code" in str(error):
+        return f"model {model!r} brings its own code; if you trust it, add --trust-remote-code"
+    if Path(reference).is_dir():
+        return f"model folder {model!r} cannot be read: {why or type(error).__name__}"
+    if Path(reference).is_absolute() or model.startswith("."):
+        return f"no model folder at {model!r}; give a folder with a config.json"
+    return f"model {model!r} is no local folder and could not be fetched from the model hub ({why})"

@@ -1,0 +1,158 @@
+"""Tensors on disk as safetensors: written whole or not at all, and the same bytes for the same content.
+
+Both ways go tensor by tensor, so that a file of any size is read and written in the memory of its largest part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import AdapterFileError
+from ..files import replacing
+
+# by name in the file's header; in the order in which the library lays tensors out, the last first
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I32": torch.int32, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = {name: position for position, name in enumerate(_DTYPES)}
+_MAPPED = 48 << 20
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Spec:
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+
+def stream(
+    specs: Mapping[str, Spec], metadata: Mapping[str, str], tensor: Callable[[str], torch.Tensor]
+) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file, in order; one tensor is held at a time.
+
+    The library writes metadata in an order that changes from run to run and wants all tensors at once. Here
+    metadata is sorted, so that equal content gives equal bytes, and each tensor is asked for when its turn comes.
+
+    Args:
+        tensor: key to the tensor of that spec. Keys come sorted by name within a dtype.
+    """
+    keys = sorted(specs, key=lambda key: (-_ORDER[_NAMES[specs[key].dtype]], key))
+    header: dict = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for key in keys:
+        shape, dtype = specs[key].shape, specs[key].dtype
+        size = torch.Size(shape).numel() * dtype.itemsize
+        header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for key in keys:
+        value = tensor(key).detach().cpu().contiguous()
+        if Spec.of(value) != specs[key]:
+            raise ValueError(f"{key} was announced as {specs[key]} and is {Spec.of(value)}")
+        if value.numel():
+            yield memoryview(value.reshape(-1).view(torch.uint8).numpy())
+
+
+def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file as bytes."""
+    return b"".join(stream({key: Spec.of(value) for key, value in tensors.items()}, metadata, tensors.__getitem__))
+
+
+def write_stream(
+    path: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str], tensor: Callable[[str], torch.Tensor]
+) -> None:
+    """Write a safetensors file to ``path`` as it is streamed; see :func:`stream`. For use inside ``replacing``."""
+    with open(path, "wb") as file:
+        for part in stream(specs, metadata, tensor):
+            file.write(part)
+
+
+def write_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file. Raises RankallocError when the disk does not take it; nothing changes then."""
+    with replacing(path) as temporary:
+        write_stream(
+            temporary, {key: Spec.of(value) for key, value in tensors.items()}, metadata, tensors.__getitem__
+        )
+
+
+class TensorFile:
+    """A safetensors file that is read tensor by tensor, in little memory and from any thread.
+
+    The library maps the file into memory and never lets go of a page while it is open; here it is opened anew
+    every 48 MB, since opening it costs less than a millisecond.
+
+    Attributes:
+        specs: {key: shape and dtype}, read without the data.
+        metadata: of the file.
+
+    Raises:
+        AdapterFileError: the file is damaged or truncated.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._mapped = 0
+        try:
+            self._file = safe_open(self.path, framework="pt")
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.specs = {key: self._spec(key) for key in self._file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise AdapterFileError(f"{path} is damaged or truncated ({error})") from None
+
+    def _spec(self, key: str) -> Spec:
+        piece = self._file.get_slice(key)
+        name = piece.get_dtype()
+        if name not in _DTYPES:
+            raise AdapterFileError(f"{self.path} holds {key} as {name}, a number format this version does not read")
+        return Spec(tuple(piece.get_shape()), _DTYPES[name])
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """The tensor of that key, on the CPU. KeyError when there is none."""
+        spec = self.specs[key]
+        with self._lock:
+            if self._mapped > _MAPPED:
+                self._file, self._mapped = safe_open(self.path, framework="pt"), 0
+            self._mapped += torch.Size(spec.shape).numel() * spec.dtype.itemsize
+            return self._file.get_tensor(key)
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file, on the CPU.
+
+    Raises:
+        AdapterFileError: it is damaged or truncated.
+    """
+    file = TensorFile(path)
+    return {key: file[key] for key in file.specs}, file.metadata
+
+
+def refuse_pickles(folder: Path) -> None:
+    """For a folder without a safetensors file: raise AdapterFileError when its weights are there as a pickle."""
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
+        raise AdapterFileError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is read; have it "
+            "saved again as safetensors"
+        )

@@ -1,0 +1,1 @@
+"""The controller, and what surrounds one training run."""

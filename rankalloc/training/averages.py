@@ -1,0 +1,148 @@
+"""Averages of the weights (EMA, SWA) whose ranks follow those of the model that trains.
+
+torch's AveragedModel is a deep copy of the model, and averages it parameter by parameter. When the trained adapters
+lose triplets, the copy's have to lose the same ones; and where they are rewritten in another basis
+(:mod:`rankalloc.adapters.canonical`), the copy's have to be brought into it, or triplet i of the one would be
+averaged with something else's of the other.
+
+An average of factors is no product of averages, and no change of the trained factors' basis leaves the copy's Λ
+diagonal. So the copy keeps its own ΔW, exactly, and is written with the balanced factors that are nearest to the
+trained ones: with ΔW = U Σ Vᵀ and the trained, canonical P, σ, Q,
+
+    L = U Σ^½ G,   R = V Σ^½ G,   G orthogonal, nearest to  P σ^½  and  Qᵀ σ^½  (Procrustes; Schönemann, 1966),
+    P' = L / ‖L_i‖,   Q'ᵀ = R / ‖R_i‖,   Λ'_i = ‖L_i‖ ‖R_i‖.
+
+A copy that is equal to the trained adapters is so afterwards.
+
+Cost: a copy of the model, as an average always is; a QR and two r × r SVDs a layer where the basis changes. Weakness:
+what a dropped triplet still contributed to the average leaves it at once, and not by and by.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..adapters.adapter import COPIES, TRAINED, Adapter
+from ..adapters.adapter_set import Adapters
+from ..adapters.memory import cut
+from ..errors import RankallocError
+
+_FACTORS = ("P", "lam", "Q")
+
+
+def copy_of(adapters: Adapters, averaged: nn.Module) -> Adapters:
+    """The adapters of ``averaged``, a deep copy of the model that ``adapters`` are in, or a module around one.
+
+    Raises:
+        RankallocError: it is no such copy, or its adapters hold other ranks.
+    """
+    found = {m.origin: (name, m) for name, m in averaged.named_modules() if isinstance(m, Adapter)}
+    if any(adapter.origin not in found or found[adapter.origin][1] is adapter for adapter in adapters):
+        raise RankallocError(
+            f"this {type(averaged).__name__} holds no copy of these adapters; make it from the model after "
+            "rankalloc.attach: AveragedModel(model)"
+        )
+    modules = {name: found[adapter.origin][1] for name, adapter in adapters.modules.items()}
+    for (name, adapter), copy in zip(adapters.modules.items(), modules.values(), strict=True):
+        if copy.rank != adapter.rank:
+            raise RankallocError(
+                f"the average holds {copy.rank} triplets of {name} and the model {adapter.rank}: ranks have left "
+                "memory since it was made; make it anew, or follow it before training begins"
+            )
+        copy.drawn = 0
+    first = next(iter(adapters.modules))
+    model = averaged.get_submodule(found[adapters.modules[first].origin][0].removesuffix(first).rstrip("."))
+    heads = {name: model.get_submodule(name) for name in adapters.heads}
+    return replace(
+        adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, averaging=None
+    )
+
+
+def check_told(adapters: Adapters, told: Sequence[Adapters]) -> None:
+    """Raise RankallocError when there is an AveragedModel of these adapters that is not followed."""
+    origins, known = {a.origin for a in adapters}, {id(a) for copies in told for a in copies}
+    strangers = {id(copy) for copy in COPIES if copy.origin in origins and id(copy) not in known}
+    if not strangers:  # looking through all objects in memory takes some time
+        return
+    for item in gc.get_objects():
+        if issubclass(type(item), AveragedModel) and any(id(m) in strangers for m in item.modules()):
+            raise RankallocError(
+                "there is an AveragedModel of this model whose adapters do not follow when triplets leave or change "
+                "their basis; call controller.follow(averaged) before training"
+            )
+
+
+def drop(told: Iterable[Adapters], adapters: Adapters, before: Sequence[torch.Tensor] | None, holds: bool) -> None:
+    """Drop in every copy what is dropped in ``adapters``.
+
+    Args:
+        before: the masks of until now, after an allocation.
+        holds: whether dropped triplets are zero throughout, and those that come are new ones.
+    """
+    for copies in told:
+        for index, (copy, adapter) in enumerate(zip(copies, adapters, strict=True)):
+            copy.drop(adapter.kept, erase=holds)
+            if before is None:
+                continue
+            fresh = adapter.kept & ~before[index] if holds else torch.zeros_like(adapter.kept)
+            _take_over(copy, adapter, fresh)
+
+
+@torch.no_grad()
+def _take_over(copy: Adapter, adapter: Adapter, fresh: torch.Tensor) -> None:
+    """Triplets that have just come have no past to be averaged; nor has a factor that is not trained."""
+    for name, dim in zip(_FACTORS, (1, 0, 0), strict=True):
+        own, theirs = getattr(copy, name), getattr(adapter, name)
+        where = fresh.nonzero().flatten() if name in TRAINED[adapter.init] else torch.arange(adapter.rank)
+        where = where.to(own.device)
+        own.index_copy_(dim, where, theirs.index_select(dim, where.to(theirs.device)).to(own))
+
+
+def shrink(told: Iterable[Adapters], held: Sequence[torch.Tensor]) -> None:
+    """Take out of memory what has left the trained adapters; ``held`` are the masks (r,) of what stayed."""
+    for copies in told:
+        for copy, mask in zip(copies, held, strict=True):
+            if not mask.all():
+                cut(copy, mask.nonzero().flatten().to(copy.kept.device))
+
+
+@torch.no_grad()
+def align(told: Iterable[Adapters], adapters: Adapters) -> None:
+    """Write every copy in the basis of ``adapters``, which have just been brought to canonical form; each copy's ΔW
+    stays what it is.
+
+    Raises:
+        RankallocError: an average is not finite.
+    """
+    for copies in told:
+        for copy, adapter in zip(copies, adapters, strict=True):
+            if not copy.is_finite():
+                raise RankallocError(
+                    "an averaged adapter's weights are not finite; make the average anew from weights that are"
+                )
+            if adapter.rank:
+                _align(copy, adapter)
+
+
+def _align(copy: Adapter, adapter: Adapter) -> None:
+    p, lam, q = (getattr(adapter, name).to(copy.P.device).double() for name in _FACTORS)
+    q_p, r_p = torch.linalg.qr(copy.P.double())
+    q_q, r_q = torch.linalg.qr(copy.Q.double().T)
+    u, sigma, vh = torch.linalg.svd((r_p * copy.lam.double()) @ r_q.T)
+    left, right = q_p @ u * sigma.sqrt(), q_q @ vh.T * sigma.sqrt()
+    # a triplet that is zero in the trained adapter has a direction to come near to as well
+    weight = (lam.abs() + 1e-3 * lam.abs().max()).sqrt()
+    turn, _, back = torch.linalg.svd(left.T @ (p * weight) + right.T @ (q.T * weight))
+    left, right = left @ (turn @ back), right @ (turn @ back)
+    sizes = left.norm(dim=0) * right.norm(dim=0)
+    empty = sizes <= 1e-12 * sizes.max()
+    copy.P.copy_(torch.where(empty, p, left / left.norm(dim=0)))
+    copy.lam.copy_(torch.where(empty, 0.0, sizes))
+    copy.Q.copy_(torch.where(empty, q.T, right / right.norm(dim=0)).T)
+    copy.kept.copy_(adapter.kept)

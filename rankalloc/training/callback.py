@@ -1,0 +1,200 @@
+"""RankCallback: a RankController driven by transformers' Trainer. It delegates and decides nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..adapters.adapter_set import Adapters
+from ..adapters.plan import RankPlan
+from ..budget import RankBudget
+from ..errors import AdapterFileError, ConfigError, NotAdaptedError, RankallocError
+from ..methods import find_method
+from ..methods.planners.planning import begin, first_batches, plan_adapters, prepare_adapters
+from ..methods.planners.probe import LossFn
+from ..storage.tensors import read_tensors, write_tensors
+from ..trace import RankTrace
+from .controller import RankController
+from .subspace_penalty import OPTIONS, penalty_of
+
+STATE_NAME = "rankalloc_state.safetensors"
+
+
+class RankCallback(TrainerCallback):
+    """Chooses ranks while a Trainer trains.
+
+    Works with gradient accumulation, clipping, checkpoints and ``resume_from_checkpoint``; with
+    ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on,
+    compete. At the end the trace is written to ``trace.json`` in the Trainer's output folder.
+
+    With a method that chooses before training, adapters attached at their peak rank are planned when training
+    begins, from the first batches of the Trainer's training data in the dataset's order; the other ranks leave
+    memory before the first step. A run that is resumed keeps the ranks of its checkpoint.
+
+    Args:
+        adapters: from :func:`rankalloc.attach`, made before the Trainer's optimizer.
+        budget: what may be spent.
+        method: a key of ``rankalloc.METHODS``.
+        resume_from: the checkpoint folder given to ``trainer.train``, when it does not lie in the
+            Trainer's output folder.
+        loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
+        options: further arguments of :class:`rankalloc.RankController`.
+
+    Raises:
+        NotAdaptedError: at the end of training, when the Trainer never called the hooks.
+
+    Example:
+        >>> import rankalloc as ra, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> callback = ra.RankCallback(ra.attach(model, rank=4), ra.RankBudget(ranks=2))
+        >>> # trainer = Trainer(model, args, train_dataset=data, callbacks=[callback]); trainer.train()
+    """
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        budget: RankBudget,
+        method: str = "auto",
+        *,
+        resume_from: str | os.PathLike | None = None,
+        loss_fn: LossFn | None = None,
+        **options: Any,
+    ) -> None:
+        # fail now, not when training begins: a trial controller checks budget, method and options
+        if find_method(method).planner is not None and adapters.plan is None:
+            prepare_adapters(adapters, budget, method, **_planning(options))
+            penalty_of(adapters, **{name: options[name] for name in OPTIONS if name in options})
+        else:
+            RankController(adapters, budget, total_steps=1, method=method, **{**options, "fresh": False})
+        self.adapters = adapters
+        self.budget = budget
+        self.method = method
+        self.resume_from = resume_from
+        self.loss_fn = loss_fn
+        self.options = options
+        self.controller: RankController | None = None
+        adapters.adaptation = self
+
+    @property
+    def trace(self) -> RankTrace:
+        """The record of the run. Raises NotAdaptedError before training has begun."""
+        self.check_adapted()
+        return self.controller.trace
+
+    def check_adapted(self) -> None:
+        """Raise NotAdaptedError when no training step has run with this callback."""
+        if self.controller is None:
+            raise NotAdaptedError(
+                "a RankCallback was made for these adapters and no training ran with it: pass it in the Trainer's "
+                "callbacks= and call trainer.train()"
+            )
+        self.controller.check_adapted()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if args.fp16 and not args.max_grad_norm:
+            raise ConfigError(
+                "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set it, or use bf16"
+            )
+        options = {"seed": args.seed, "fresh": state.global_step == 0, **self.options}
+        notes = self._plan(args, state, **kwargs)
+        self.controller = RankController(self.adapters, self.budget, state.max_steps, self.method, **options)
+        self.controller.trace.alerts += notes
+        self.adapters.adaptation = self
+        if state.global_step > 0:
+            folder = self.resume_from or args.resume_from_checkpoint
+            if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            load_state(self.controller, Path(folder) / STATE_NAME)
+
+    def _plan(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        train_dataloader: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Choose ranks now, if the method does so before training and none are chosen yet; the plan's notes."""
+        method, adapters = find_method(self.method), self.adapters
+        if method.planner is None:
+            return []
+        if adapters.plan is None and state.global_step > 0:
+            # the weights come from a checkpoint, and their sizes are the plan
+            for adapter in adapters:
+                adapter.initial_rank = adapter.rank
+            adapters.plan = RankPlan(adapters.ranks(), method.name, adapters.init, adapters.rank, self.budget)
+        elif adapters.plan is None:
+            options = {"seed": args.seed, **_planning(self.options)}
+            # from the dataset: going through the loader would move the Trainer's own order on
+            loader = train_dataloader
+            batches = first_batches(loader.dataset, loader.collate_fn, args.train_batch_size)
+            plan = plan_adapters(adapters, batches, self.budget, self.method, loss_fn=self.loss_fn, **options)
+            begin(adapters, plan, optimizer)
+        return adapters.plan.notes
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.controller.observe()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        was_frozen = self.controller.frozen
+        self.controller.update(optimizer)
+        if self.controller.frozen and not was_frozen:
+            # checkpoints from before the freeze do not meet the budget: the search for the best begins here
+            state.best_metric = None
+            state.best_global_step = None
+            state.best_model_checkpoint = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        # the summary after the last step is no point of a curve
+        if self.controller is not None and "train_runtime" not in (logs or {}):
+            self.controller.log(state.global_step, logs or {})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            save_state(self.controller, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_NAME)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        self.check_adapted()
+        self.controller.finish(optimizer=optimizer)
+        if state.is_world_process_zero:
+            self.controller.trace.save(Path(args.output_dir) / "trace.json")
+
+
+def _planning(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are the planner's, not the controller's own."""
+    return {name: value for name, value in options.items() if name not in ("shrink", "fresh", *OPTIONS)}
+
+
+def save_state(controller: RankController, path: str | os.PathLike) -> None:
+    """Write a controller's state as one safetensors file, whole or not at all."""
+    state = controller.state_dict()
+    write_tensors(path, state["tensors"], {"rankalloc": state["meta"]})
+
+
+def load_state(controller: RankController, path: str | os.PathLike) -> None:
+    """Read what :func:`save_state` wrote.
+
+    Raises:
+        AdapterFileError: the file is missing or damaged.
+        RankallocError: it is of another run.
+    """
+    if not Path(path).is_file():
+        raise AdapterFileError(
+            f"cannot resume: no rank state at {path}; pass RankCallback(..., resume_from=<the checkpoint's folder>), "
+            "and resume only from checkpoints that were saved with a RankCallback"
+        )
+    try:
+        tensors, metadata = read_tensors(path)
+    except AdapterFileError as error:
+        raise AdapterFileError(f"cannot resume: {error}; use an earlier checkpoint") from None
+    meta = metadata.get("rankalloc")
+    if meta is None:
+        raise RankallocError(f"cannot resume: {path} was not written by rankalloc")
+    controller.load_state_dict({"tensors": tensors, "meta": meta})
