@@ -1,4 +1,4 @@
-"""Tiny real models, and the few helpers several tests share. Everything is seeded and on the CPU."""
+"""What every test starts from: the environment, one thread, a seed, and one fixture for each tiny model."""
 
 from __future__ import annotations
 
@@ -7,125 +7,16 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # whether this machine has built the kernel, and who multiplies on its processor, is no part of a test;
-# tests/test_native.py builds and uses a kernel of its own, tests/test_products.py takes oneDNN
+# tests/layers/test_native.py builds and uses a kernel of its own, tests/layers/test_products.py takes oneDNN
 os.environ.setdefault("RANKALLOC_NATIVE", "0")
 os.environ.setdefault("RANKALLOC_ONEDNN", "0")
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
-from transformers import (
-    BertConfig,
-    BertForTokenClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+
+from .support.models import make_bert, make_gpt2, make_llama, make_mlp
 
 torch.set_num_threads(1)  # for models this small, more threads only wait for each other
-
-VOCAB, LENGTH, LABELS = 50, 8, 5
-
-
-def make_bert(labels: int = LABELS, dropout: float = 0.0, hidden: int = 32) -> BertForTokenClassification:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCAB, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=16, num_labels=labels, hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-    return BertForTokenClassification(config).eval()
-
-
-def make_gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=16, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    return GPT2LMHeadModel(config).eval()
-
-
-def make_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def make_mlp(d_in: int = 16, hidden: int = 24, d_out: int = 8, depth: int = 3) -> nn.Sequential:
-    torch.manual_seed(0)
-    sizes = [d_in, *[hidden] * (depth - 1), d_out]
-    layers: list[nn.Module] = []
-    for rows, columns in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(rows, columns), nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
-MAKERS = {"bert": make_bert, "gpt2": make_gpt2, "llama": make_llama}
-
-
-def token_ids(seed: int = 1, rows: int = 3) -> torch.Tensor:
-    return torch.randint(0, VOCAB, (rows, LENGTH), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def logits_of(model: nn.Module, inputs: torch.Tensor | None = None) -> torch.Tensor:
-    model.eval()
-    if inputs is None:
-        inputs = token_ids() if hasattr(model, "config") else torch.randn(
-            5, 16, generator=torch.Generator().manual_seed(1)
-        )
-    out = model(inputs)
-    return out.logits.clone() if hasattr(out, "logits") else out.clone()
-
-
-def randomize(adapters, seed: int = 2, heads: bool = True) -> None:
-    """Give every adapter (and head) weights that visibly move the output, whatever the initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for adapter in adapters:
-            for tensor, size in ((adapter.P, 0.3), (adapter.lam, 1.0), (adapter.Q, 0.3)):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * size)
-        for head in adapters.heads.values() if heads else ():
-            for tensor in head.parameters():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
-
-
-def prune(adapters, ranks) -> None:
-    """Keep the first ``ranks[i]`` triplets of adapter i, and take the others out of memory."""
-    from rankalloc.adapters import memory
-
-    for adapter, rank in zip(adapters, ranks, strict=True):
-        adapter.drop(torch.arange(adapter.rank) < rank)
-    memory.shrink(adapters, torch.optim.SGD(adapters.parameters(), lr=0.1))
-
-
-def train_mlp(model, controller, optimizer, steps, seed: int = 3, before_observe=None) -> None:
-    """A plain loop on a fixed regression problem, one fresh seeded batch a step."""
-    for step in range(controller.step, steps):
-        generator = torch.Generator().manual_seed(seed * 1000 + step)
-        x = torch.randn(12, 16, generator=generator)
-        target = torch.stack([x[:, :8].sin(), x[:, 8:].cos()]).sum(0)
-        F.mse_loss(model(x), target).backward()
-        if before_observe is not None:
-            before_observe(step + 1)
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer or None)
-        optimizer.zero_grad()
-
-
-def token_data(rows: int = 64, seed: int = 5) -> list[dict[str, torch.Tensor]]:
-    """Token classification of fixed length: the label is a function of the token and the one before it."""
-    ids = token_ids(seed, rows)
-    labels = (ids + ids.roll(1, dims=1)) % LABELS
-    mask = torch.ones(LENGTH, dtype=torch.long)
-    return [{"input_ids": i, "attention_mask": mask, "labels": y} for i, y in zip(ids, labels, strict=True)]
 
 
 @pytest.fixture
@@ -151,59 +42,3 @@ def mlp():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def make_trainer(model, folder, callbacks=(), data=None, steps: int = 20, **settings):
-    """A quiet, seeded Trainer on the CPU; ``settings`` are TrainingArguments, trainer_class= apart."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
-    trainer_class = settings.pop("trainer_class", Trainer)
-    extra = {k: settings.pop(k) for k in ("optimizers", "eval_dataset", "compute_loss_func") if k in settings}
-    arguments = TrainingArguments(**{
-        "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": 1e-2,
-        "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 11,
-        "dataloader_pin_memory": False, "log_level": "error", **settings,
-    })
-    trainer = trainer_class(model, arguments, train_dataset=data or token_data(), callbacks=list(callbacks), **extra)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys()
-    for key, tensor in one.items():
-        assert torch.equal(tensor, two[key]), key
-
-
-def controlled_mlp():
-    """The MLP, adapted, and the controller of a run of six steps."""
-    import rankalloc as ra
-
-    model = make_mlp()
-    return model, ra.RankController(ra.attach(model, rank=4), ra.RankBudget(ranks=5), 6)
-
-
-def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int]]:
-    """Losses, weights and ranks of a short run that shrinks, of a model whose layers share inputs."""
-    import rankalloc as ra
-
-    model = make_llama().train()
-    adapters = ra.attach(model, rank=6, modules_to_save=())
-    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
-    controller = ra.RankController(adapters, ra.RankBudget(fraction=0.5, every=2), 12)
-    losses = []
-    for step in range(12):
-        ids = token_ids(step)
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return losses, weights, adapters.ranks()

@@ -18,9 +18,9 @@ from rankalloc.methods.planners import PLANNERS
 from rankalloc.methods.rules import RULES
 from rankalloc.methods.scores import SCORES
 from rankalloc.methods.scores.base import Score
-
-from ..conftest import assert_same, logits_of, make_mlp, prune, randomize, tensors_of, train_mlp
-from ..planners.looks import mlp_batches
+from tests.support.batches import mlp_batches
+from tests.support.models import assert_same, logits_of, make_mlp, prune, randomize, tensors_of
+from tests.support.training import train_mlp
 
 STEPS = 12
 BUDGETS = {"ranks": 5, "params": 230, "bytes": 900, "fraction": 0.5}

@@ -7,9 +7,8 @@ import torch
 
 import rankalloc as ra
 from rankalloc.errors import ConfigError, RankallocError
-
-from ..conftest import LABELS, assert_same, make_bert, randomize, token_data
-from .folders import dense, error_of
+from tests.support.adapter_folders import dense, error_of
+from tests.support.models import LABELS, assert_same, make_bert, randomize, token_data
 
 
 def batches(count: int = 3):

@@ -10,9 +10,8 @@ import torch
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, ConfigError
 from rankalloc.lowrank import principal_angles
-
-from ..conftest import logits_of, make_llama, randomize
-from .folders import dense, error_of, random_layers, write_peft
+from tests.support.adapter_folders import dense, error_of, random_layers, write_peft
+from tests.support.models import logits_of, make_llama, randomize
 
 
 def pair(tmp_path, seed=0, **other):

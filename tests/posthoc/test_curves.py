@@ -13,9 +13,8 @@ from rankalloc.cli import app
 from rankalloc.errors import BudgetError, ConfigError, RankallocError
 from rankalloc.posthoc.frontier import knee_of
 from rankalloc.posthoc.points import Point
-
-from ..small_runs import small_config
-from .folders import dense, error_of, random_layers, write_peft
+from tests.support.adapter_folders import dense, error_of, random_layers, write_peft
+from tests.support.runs import small_config
 
 
 @pytest.fixture

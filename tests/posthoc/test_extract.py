@@ -17,8 +17,7 @@ from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
 from rankalloc.methods.allocators import ALLOCATORS, Demand
 from rankalloc.storage import fingerprint
 from rankalloc.storage.folder import WEIGHTS_NAME
-
-from ..conftest import MAKERS, logits_of, make_llama
+from tests.support.models import MAKERS, logits_of, make_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -14,10 +14,10 @@ import rankalloc as ra
 from rankalloc.cli import app
 from rankalloc.errors import BudgetError, ConfigError
 from rankalloc.storage.plain_lora import read
-
-from ..conftest import logits_of, make_mlp, train_mlp
-from ..small_runs import small_config
-from .folders import dense, error_of
+from tests.support.adapter_folders import dense, error_of
+from tests.support.models import logits_of, make_mlp
+from tests.support.runs import small_config
+from tests.support.training import train_mlp
 
 RANK = 5
 

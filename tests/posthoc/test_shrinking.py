@@ -17,9 +17,8 @@ import rankalloc as ra
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
 from rankalloc.lowrank import Factors, decompose
 from rankalloc.storage.interchange import export
-
-from ..conftest import MAKERS, logits_of, make_bert, randomize
-from .folders import dense, error_of, random_layers, write_peft
+from tests.support.adapter_folders import dense, error_of, random_layers, write_peft
+from tests.support.models import MAKERS, logits_of, make_bert, randomize
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ROOT = Path(__file__).resolve().parents[2]

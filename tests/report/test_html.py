@@ -1,0 +1,221 @@
+"""The written page: whole, safe and the same each time."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from rankalloc.errors import RankallocError
+from rankalloc.report import exhibits, exports, svg, tables
+from rankalloc.report.html import write_report
+from rankalloc.report.source import read_source
+from rankalloc.report.wording import printable
+from rankalloc.trace import RankTrace
+from tests.support import report_odd_samples as odd
+from tests.support import report_samples as samples
+from tests.support.report_pages import Page, pages
+
+SECTIONS = [
+    "verdict",
+    "alerts",
+    "map",
+    "ranks",
+    "course",
+    "why",
+    "spectra",
+    "cost",
+    "quality",
+    "sweep",
+    "table",
+    "reuse",
+    "provenance",
+    "glossary",
+]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return pages()
+
+
+@pytest.mark.parametrize("name", ["sweep", "hostile"])
+def test_ids_are_unique_and_nothing_is_loaded(made, name):
+    page = made.pages[name]
+    assert [i for i, n in Counter(page.ids).items() if n > 1] == []
+    assert page.addresses and all(a.startswith(("#", "data:")) for a in page.addresses)
+    assert all(a[1:] in page.ids for a in page.addresses if a.startswith("#"))
+    text = made.paths[name].read_text(encoding="utf-8")
+    assert "default-src 'none'" in text and "@import" not in text and not re.search(r"url\((?!#)", text)
+
+
+def test_sections_are_in_order(made):
+    assert made.pages["sweep"].sections == SECTIONS
+
+
+def test_every_figure_speaks_and_gives_its_numbers(made):
+    page = made.pages["sweep"]
+    assert len(page.svgs) == 11 == page.tags["figure"] == page.tags["figcaption"]
+    assert all(s["role"] == "img" and len(s["aria-label"]) > 40 for s in page.svgs)
+    text = made.paths["sweep"].read_text(encoding="utf-8")
+    for figure in re.findall(r"<figure.*?</figure>", text, flags=re.S):
+        rows = re.findall(r"<tr>(.*?)</tr>", figure[figure.index("<details") :], flags=re.S)
+        assert len(rows) > 1 and len({row.count("<th") + row.count("<td") for row in rows}) == 1
+        assert re.search(r"\d", rows[1])
+
+
+def test_every_layer_and_its_rank_can_be_read_without_script(made):
+    text = re.sub(r"<script>.*</script>", "", made.paths["sweep"].read_text(encoding="utf-8"), flags=re.S)
+    body = text[text.index('id="layers-table"') :]
+    for layer, rank in zip(made.trace.layers, made.trace.final_ranks, strict=True):
+        row = re.search(rf'<tr><th scope="row" class="name">{re.escape(layer.name)}</th>.*?</tr>', body)[0]
+        assert f'<td class="num strong" data-value="{rank}">{rank}</td>' in row
+
+
+def test_drawn_numbers_are_the_ranks(made):
+    text = made.paths["sweep"].read_text(encoding="utf-8")
+    figure = text[text.index('id="figure-map"') : text.index('id="figure-ranks"')]
+    drawing = figure[: figure.index("</svg>")]
+    ranks = Counter(re.findall(r"var\(--on\d+\)[^>]*>(\d+)</text>", drawing))
+    assert ranks == Counter(str(r) for r in made.trace.final_ranks)
+
+
+def test_names_are_data(made):
+    text, page = made.paths["hostile"].read_text(encoding="utf-8"), made.pages["hostile"]
+    assert page.tags["script"] == 1 and page.tags["img"] == 0 and page.events == []
+    assert page.tags["svg"] == text.count("</svg>") == text.count("<svg class=")
+    shown = "".join(page.text)
+    for name in odd.HOSTILE:
+        assert printable(name) in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "{{ 7 * 7 }}" in shown
+
+
+def test_downloads_hold_the_table(made):
+    page = made.pages["sweep"]
+    found = {a.split(";")[0]: base64.b64decode(a.split(",")[1]).decode() for a in page.addresses if "base64" in a}
+    assert found["data:text/csv"] == exports.table_csv(tables.layer_rows(made.trace))
+    assert [r["final_rank"] for r in json.loads(found["data:application/json"])] == made.trace.final_ranks
+
+
+def test_the_data_beside_a_page_is_all_it_needs(made):
+    assert read_source(made.paths["sweep"].with_suffix(".json")) == read_source(made.folder / "sweep")
+
+
+def test_same_bytes_in_another_process(tmp_path):
+    """Hash order differs between processes, so one process drawing twice would prove little."""
+    first = write_report(odd.one_layer(), tmp_path / "a" / "one.html")
+    code = "import sys; from rankalloc.report.html import write_report; write_report(sys.argv[1], sys.argv[2])"
+    second = tmp_path / "b" / "one.html"
+    command = [sys.executable, "-c", code, str(first.with_suffix(".json")), str(second)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "77"}, cwd=Path(__file__).parents[2])
+    assert second.read_bytes() == first.read_bytes()
+    assert second.with_suffix(".json").read_bytes() == first.with_suffix(".json").read_bytes()
+    assert Page(first.read_text(encoding="utf-8")).sections == [s for s in SECTIONS if s != "sweep"]
+
+
+def test_data_beside_the_page(made):
+    data = json.loads(made.paths["sweep"].with_suffix(".json").read_text())
+    assert data["sweep"]["best"] == made.sweep.best and RankTrace.model_validate(data["trace"]) == made.trace
+    assert data["control"]["method"] == "uniform"
+
+
+@pytest.mark.parametrize("sample", ["bare", "all_zero"])
+def test_odd_runs_make_a_page(sample, tmp_path):
+    trace = getattr(odd, sample)()
+    path = write_report(trace, tmp_path / "odd.html", title="An <odd> one")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert "<h1>An &lt;odd&gt; one</h1>" in text and page.sections == [s for s in SECTIONS if s != "sweep"]
+    if sample == "bare":
+        assert "No allocation took place" in text and "No evaluation was recorded" in text and "not recorded" in text
+    if sample == "all_zero":
+        assert "36 layers of 36 ended at rank 0" in text and "cannot be drawn" not in text
+
+
+def test_a_sweep_in_memory_shows_the_sweep_only(tmp_path):
+    bare = {"front": [], "importances": {}, "pair": None, "best": None}
+    trials = [t.model_copy(update={"state": "failed", "value": None}) for t in samples.sweep().trials]
+    text = write_report(samples.sweep().model_copy(update=bare | {"trials": trials}), tmp_path / "s.html").read_text()
+    assert "No trace of the best trial" in text and Page(text).sections == [
+        "verdict",
+        "alerts",
+        "sweep",
+        "reuse",
+        "provenance",
+        "glossary",
+    ]
+
+
+def test_224_layers_stay_readable(tmp_path):
+    trace = odd.llama()
+    rows, groups = tables.layer_rows(trace), tables.groups(trace)
+    assert [len(g.layers) for g in groups] == [32] * 7
+    item = exhibits.rank_map(trace)[0]
+    drawn = re.findall(r"var\(--on\d+\)[^>]*>(\d+)</text>", item.svg)
+    assert len(drawn) == 224 and Counter(map(int, drawn)) == Counter(r.final_rank for r in rows)
+    course = exhibits.course(trace)[0]
+    assert len(course.svg) < 1_000_000 and len(course.rows) == 4 + 224
+
+
+def test_text_on_every_rank_colour_is_readable():
+    for mode in svg.palette():
+        for k in range(svg.LEVELS):
+            assert svg.contrast(mode[f"level{k}"], mode[f"on{k}"]) >= 4.5
+        for name in ("ink", "muted", "adaptive", "uniform"):
+            assert svg.contrast(mode[name], mode["surface"]) >= 4.5, name
+        # Lightness must be monotone, or the scale could not be read without colour.
+        light = [svg.contrast(mode[f"level{k}"], "#000000") for k in range(svg.LEVELS)]
+        assert light in (sorted(light), sorted(light, reverse=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "nothing to report on"),
+        ("{", "no JSON"),
+        ("[1]", "holds a list"),
+        ('{"version": 9}', "version 9"),
+        ('{"trace": null, "sweep": null}', "neither"),
+        ('{"trace": {"version": 1}, "sweep": null}', "trace.name|trace.method"),
+        ('{"trials": [], "version": 1}', "no valid sweep"),
+    ],
+)
+def test_bad_sources_say_so_and_write_nothing(content, words, tmp_path):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RankallocError, match=words):
+        write_report(path, tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists() and not (tmp_path / "out.json").exists()
+
+
+def test_bad_folders_outputs_and_lists(tmp_path):
+    trace = odd.bare()
+    with pytest.raises(RankallocError, match=r"no sweep\.json and no trace\.json"):
+        write_report(tmp_path, tmp_path / "out.html")
+    with pytest.raises(RankallocError, match=r"ending in \.html"):
+        write_report(trace, tmp_path / "out.pdf")
+    trace.save(tmp_path / "trace.json")
+    before = (tmp_path / "trace.json").read_bytes()
+    with pytest.raises(RankallocError, match="no report's data"):
+        write_report(tmp_path, tmp_path / "trace.html")
+    assert (tmp_path / "trace.json").read_bytes() == before and not (tmp_path / "trace.html").exists()
+    short = samples.run().model_copy(update={"singular_values": [[1.0]]})
+    with pytest.raises(RankallocError, match="singular_values has 1 entries for 36 layers"):
+        write_report(short, tmp_path / "out.html")
+
+
+def test_a_trial_may_not_point_outside_its_sweep(tmp_path):
+    odd.bare().save(tmp_path / "elsewhere.json")
+    record = samples.sweep()
+    record.trial(record.best).trace = "../elsewhere.json"
+    record.save(tmp_path / "sweep" / "sweep.json")
+    with pytest.raises(RankallocError, match="outside its sweep's folder"):
+        read_source(tmp_path / "sweep")

@@ -1,0 +1,311 @@
+"""The report's data functions and sentences, checked with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+
+import pytest
+
+from rankalloc.report import exports, sweeps, tables, wording
+from rankalloc.report.verdict import alerts, budget_state, moved_at_freeze, verdict
+from rankalloc.trace import AllocationRecord, EvaluationRecord, LayerRecord, ScoreRecord
+from tests.support import report_odd_samples as odd
+from tests.support import report_samples as samples
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return samples.run()
+
+
+def two_layers(unit="ranks", ranks=(3, 1), target=4, **changes):
+    """A wide and a narrow layer: costs 10 and 30 a rank."""
+    layers = [
+        LayerRecord(name="a.0.q", kind="linear", block=0, role="q", d_in=4, d_out=6, initial_rank=4),
+        LayerRecord(name="a.1.q", kind="linear", block=1, role="q", d_in=10, d_out=20, initial_rank=4),
+    ]
+    full = samples.run()
+    spent = sum(r * (1 if unit == "ranks" else c) for r, c in zip(ranks, (10, 30), strict=True))
+    budget = full.budget.model_copy(update={"unit": unit, "target": target, "initial": 8 if unit == "ranks" else 160})
+    base = {
+        "layers": layers,
+        "budget": budget,
+        "scores": None,
+        "singular_values": None,
+        "allocations": [AllocationRecord(step=30, asked=target, reached=spent, ranks=list(ranks))],
+    }
+    return full.model_copy(update=base | changes)
+
+
+def test_effective_rank():
+    assert tables.effective_rank([2.0, 2.0, 2.0]) == pytest.approx(3.0)
+    assert tables.effective_rank([5.0]) == pytest.approx(1.0)
+    p = [0.75, 0.25]
+    assert tables.effective_rank([3.0, 1.0]) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+    assert tables.effective_rank([1.0, 0.0]) == pytest.approx(1.0)
+    assert tables.effective_rank([]) is None and tables.effective_rank([0.0]) is None
+
+
+def test_uniform_rank_spends_the_same():
+    assert tables.uniform_rank(two_layers()) == pytest.approx(2.0)
+    # 3 · 10 + 1 · 30 = 60 parameters over 40 a rank.
+    assert tables.uniform_rank(two_layers("params", target=60)) == pytest.approx(1.5)
+
+
+def test_layer_rows(trace):
+    rows = tables.layer_rows(trace)
+    assert len(rows) == 36 and sum(r.final_rank for r in rows) == 216
+    assert sum(r.params for r in rows) == trace.adapter_params_final
+    for row, sigma in zip(rows, trace.singular_values, strict=True):
+        assert row.largest_singular_value == max(sigma)
+        assert 1 <= row.effective_rank <= row.final_rank
+        assert row.uniform_rank == 6
+    capped = tables.layer_rows(two_layers(ranks=(4, 0)))
+    assert [r.state for r in capped] == ["cap", "zero"]
+    assert not any(r.state for r in tables.layer_rows(samples.uniform_run()))
+
+
+def test_rank_map(trace):
+    grid = tables.rank_map(trace)
+    assert grid.roles == list(samples.ROLES) and grid.columns == list("012345") and not grid.outside
+    for layer, rank in zip(trace.layers, trace.final_ranks, strict=True):
+        assert grid.cells[grid.roles.index(layer.role)][layer.block] == rank
+    assert sum(grid.row_means) / 6 == pytest.approx(6.0) and sum(grid.column_means) / 6 == pytest.approx(6.0)
+
+
+def test_rank_map_of_two_stacks_and_layers_outside():
+    trace = odd.mixed()
+    grid = tables.rank_map(trace)
+    assert grid.columns == ["0", "1", "2", "3", tables.OUTSIDE]
+    assert grid.roles == [
+        "encoder.block: q",
+        "encoder.block: v",
+        "decoder.block: q",
+        "decoder.block: v",
+        "embeddings.word",
+        "pooler.dense",
+    ]
+    assert grid.cells[4] == [None] * 4 + [trace.final_ranks[0]]
+    assert sum(c for row in grid.cells for c in row if c is not None) == sum(trace.final_ranks)
+
+
+def test_same_name_twice_still_gives_every_layer_a_cell():
+    layers = two_layers().layers
+    twin = two_layers(layers=[layers[0], layers[0]])
+    groups = tables.groups(twin)
+    assert sorted(i for g in groups for i in g.layers) == [0, 1]
+    assert len({g.label for g in groups}) == 2
+
+
+def test_history_starts_at_the_initial_state(trace):
+    past = tables.history(trace)
+    assert past.steps[0] == 0 and past.ranks[0] == [12] * 36 and past.reached[0] == 432
+    assert past.asked[-1] == past.reached[-1] == 216
+    assert [sum(r) for r in past.ranks] == past.reached
+
+
+def test_score_table():
+    scores = ScoreRecord(score="s", step=30, kept=[[4.0, 2.0], [3.0]], dropped=[[1.0], [0.5, 0.0]])
+    table = tables.score_table(two_layers(scores=scores))
+    assert (table.lowest_kept, table.highest_dropped, table.margin, table.unplotted) == (2.0, 1.0, 2.0, 1)
+    assert tables.score_table(two_layers()) is None
+    left = tables.score_table(two_layers(scores=scores.model_copy(update={"left": [[9.0], []]})))
+    assert left.dropped == [[1.0, 9.0], [0.5, 0.0]] and (left.left, left.highest_dropped) == (1, 1.0)
+    nothing = ScoreRecord(score="s", step=30, kept=[[], []], dropped=[[], []])
+    assert tables.score_table(two_layers(scores=nothing)) is None
+
+
+def test_standard_error():
+    record = EvaluationRecord(split="report", examples=4, metrics={"loss": 2.5}, example_losses=[1.0, 2.0, 3.0, 4.0])
+    row = tables.evaluation_rows(two_layers(evaluations=[record]))[0]
+    assert row.mean_loss == 2.5
+    assert row.standard_error == pytest.approx(math.sqrt(5 / 3) / 2)
+    alone = record.model_copy(update={"example_losses": [1.0], "examples": 1})
+    assert tables.evaluation_rows(two_layers(evaluations=[alone]))[0].standard_error is None
+
+
+def test_curves_leave_out_the_schedule(trace):
+    panels = tables.curves(trace)
+    assert [p.title for p in panels] == ["loss", "f1"]
+    assert [name for name, _, _ in panels[0].series] == ["loss", "eval_loss"]
+    assert panels[1].series[0][1] == [40, 80, 120, 160, 200, 240]
+
+
+def test_rank_pattern_is_read_by_peft_as_meant():
+    trace = two_layers(ranks=(3, 0))
+    pattern = exports.rank_pattern(trace)
+    assert pattern == {r"^a\.0\.q": 3} and exports.excluded(trace) == ["a.1.q"]
+    key = next(iter(pattern))
+    # PEFT's own rule for a key.
+    assert re.match(rf"(.*\.)?({key})$", "a.0.q") and not re.match(rf"(.*\.)?({key})$", "aX0.q")
+
+
+def test_table_csv_round_trip_and_formulas():
+    rows = tables.layer_rows(odd.hostile())
+    read = list(csv.DictReader(io.StringIO(exports.table_csv(rows))))
+    assert tuple(read[0]) == exports.TABLE_COLUMNS and len(read) == len(rows)
+    for row, got in zip(rows, read, strict=True):
+        assert got["name"] == ("'" + row.name if row.name.startswith("=") else row.name)
+        assert int(got["final_rank"]) == row.final_rank
+
+
+@pytest.mark.parametrize(
+    ("unit", "ranks", "target", "state"),
+    [
+        ("ranks", (3, 1), 4, "exact"),
+        ("ranks", (3, 2), 4, "over"),
+        ("ranks", (2, 1), 4, "under"),
+        ("params", (3, 1), 65, "within"),
+        ("params", (3, 1), 70, "under"),
+        ("bytes", (3, 1), 69, "within"),
+    ],
+)
+def test_budget_state(unit, ranks, target, state):
+    assert budget_state(two_layers(unit, ranks, target)) == state
+
+
+def test_verdict_of_a_run_claims_no_more_than_it_knows(trace):
+    said = verdict(trace, None)
+    assert said.tone == "open"
+    assert (
+        "met exactly (216 of 216 ranks)" in said.sentence
+        and "f1 is 0.508 on the report split (400 examples)" in said.sentence
+    )
+    assert "cannot say whether adaptive ranks helped" in said.sentence and "uniform control" in said.sentence
+    assert "is a control" in verdict(samples.uniform_run(), None).sentence
+    assert "not measured" in verdict(odd.bare(), None).sentence
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "tone", "words"),
+    [
+        (-0.012, 0.004, "open", "cannot tell"),
+        (-0.012, -0.004, "better", "did better"),
+        (0.002, 0.009, "worse", "Uniform ranks won"),
+        (-0.004, 0.0, "open", "cannot tell"),
+        (0.0, 0.004, "open", "cannot tell"),
+    ],
+)
+def test_verdict_of_a_pair(low, high, tone, words):
+    said = verdict(None, samples.sweep(low, high))
+    assert said.tone == tone and words in said.sentence
+    assert wording.fixed(low, signed=True) in said.sentence and wording.fixed(high, signed=True) in said.sentence
+    assert any("single training seed" in n and "interval covers the data only" in n for n in said.notes)
+
+
+def test_verdict_of_a_sweep_without_a_pair():
+    record = samples.sweep().model_copy(update={"pair": None})
+    assert "cannot say" in verdict(None, record).sentence
+    empty = record.model_copy(update={"best": None})
+    assert "None of the 24 trials" in verdict(None, empty).sentence
+
+
+def test_alerts_say_what_is_wrong(trace):
+    assert alerts(trace, None) == []
+    moving = [
+        AllocationRecord(step=s, asked=4, reached=4, ranks=r) for s, r in ((10, [4, 0]), (20, [0, 4]), (30, [4, 0]))
+    ]
+    bad = two_layers(
+        target=3, allocations=moving, finished=False, steps_done=7, nonfinite_steps=[41, 43], alerts=["own words"]
+    )
+    texts = [alert.text for alert in alerts(bad, None)]
+    for words in (
+        "not finished: 7 of 240",
+        "budget was not met",
+        "still moving at the freeze: 4 of 4",
+        "2 steps with a non-finite",
+        "(at 41, 43)",
+        "1 layer of 2 ended at rank 0: a.1.q",
+        "largest rank allowed",
+        "own words",
+    ):
+        assert sum(words in text for text in texts) == 1, words
+    assert moved_at_freeze(bad) == (4, 4)
+    record = samples.sweep()
+    assert any("7 (loss became non-finite at step 41)" in a.text for a in alerts(trace, record))
+
+
+def test_trials():
+    record = samples.sweep()
+    rows = sweeps.trial_rows(record)
+    assert [r.number for r in rows if r.uniform] == [0, 5, 11, 17]
+    assert [r.number for r in rows if r.best] == [record.best]
+    assert rows[7].state == "failed" and 7 not in [r.number for r in sweeps.front_points(rows)]
+    assert {r.number for r in rows if r.front} == set(record.front)
+    assert "method" not in rows[3].params and "lr\u00a0=\u00a0" in rows[3].params
+    assert [name for name, _ in sweeps.importances(record)] == ["lr", "rank", "alpha", "method"]
+
+
+def test_slices():
+    cuts = {c.name: c for c in sweeps.slices(samples.sweep())}
+    assert set(cuts) == {"method", "rank", "lr", "alpha"}
+    assert cuts["lr"].log and cuts["lr"].numeric and not cuts["alpha"].log and not cuts["method"].numeric
+    assert all(len(c.points) == 23 for c in cuts.values())
+
+
+def test_uniform_is_read_from_the_role_when_no_method_is_recorded():
+    trial = samples.sweep().trials[0].model_copy(update={"params": {}})
+    assert sweeps.is_uniform(trial) and not sweeps.is_uniform(trial.model_copy(update={"role": "sampled"}))
+    assert not sweeps.is_uniform(trial.model_copy(update={"params": {"method": "adalora"}}))
+
+
+def test_control_is_the_best_uniform_trial_without_a_pair():
+    record = samples.sweep().model_copy(update={"pair": None})
+    uniform = [t for t in record.trials if t.params.get("method") == "uniform"]
+    assert sweeps.control_of(record) == min(uniform, key=lambda t: t.value)
+    most = record.model_copy(update={"direction": "maximize"})
+    assert sweeps.control_of(most) == max(uniform, key=lambda t: t.value)
+
+
+def test_wording():
+    assert wording.count(41472) == "41,472" and wording.count(None) == "–"
+    assert wording.number(-0.00041234) == "−0.0004123" and wording.number(123456.7) == "123,457"
+    assert wording.rank(6.0) == "6" and wording.rank(6.42) == "6.4"
+    assert (
+        wording.duration(0.6123) == "0.612 s"
+        and wording.duration(1900) == "31 min 40 s"
+        and wording.duration(7260) == "2 h 1 min"
+    )
+    assert wording.size(663552) == "648.0 KiB" and wording.percent(0.4977) == "49.8 %"
+    assert wording.some(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"
+    assert wording.printable("a\nb\x07\u202e") == "a b\ufffd\ufffd"
+    assert wording.moment("2025-03-01T12:00:00+00:00") == "2025-03-01 12:00 UTC" and wording.moment("noon") == "noon"
+
+
+@pytest.mark.parametrize(
+    "adaptive, uniform, size, words",
+    [
+        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 1000, None),
+        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 990, None),
+        ([2e-3, 4e-3, 8e-3], [2e-3, 2e-3, 4e-3], 1000, "uniform ranks were tried at 2 learning rates"),
+        ([2e-3, 4e-3, 8e-3], [4e-3, 2e-3, 1e-3], 1000, "uniform ranks did best at the highest learning rate"),
+        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 800, "holds 25.0 % more parameters than the uniform one"),
+    ],
+)
+def test_an_untuned_side_makes_the_comparison_a_probe(adaptive, uniform, size, words):
+    """The middle trial of each side is in the pair, except where the first is named as the best."""
+    record = samples.sweep(low=-0.02, high=-0.01)
+    one, other = record.trials[0], record.trials[1]
+    trials, best = [], 0 if uniform[0] == max(uniform) else 1
+    for index, (method, rate) in enumerate([("adalora", r) for r in adaptive] + [("uniform", r) for r in uniform]):
+        base = other if method == "uniform" else one
+        trials.append(base.model_copy(update={
+            "number": index, "state": "complete", "params": {"method": method, "learning_rate": rate},
+            "adapter_params": size if method == "uniform" else 1000,
+        }))
+    pair = record.pair.model_copy(update={"adaptive": 1, "uniform": 3 + best})
+    sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
+    assert (words in sentence) if words else ("probe" not in sentence)
+
+
+def test_a_rule_that_begins_below_the_peak_is_drawn_from_where_it_began(trace):
+    ranks = [1] * len(trace.layers)
+    began = AllocationRecord(step=0, asked=sum(ranks), reached=sum(ranks), ranks=ranks)
+    grown = trace.model_copy(update={"allocations": [began, *trace.allocations]})
+    course = tables.history(grown)
+    assert course.steps[:2] == [0, trace.allocations[0].step] and course.ranks[0] == ranks
+    assert {row.initial_rank for row in tables.layer_rows(grown)} == {1}
+    assert tables.history(trace).asked[0] == trace.budget.initial

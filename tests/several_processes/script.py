@@ -1,0 +1,179 @@
+"""One process of a run, as test_processes.py starts it with torchrun; the whole run when WORLD_SIZE is unset."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import rankalloc as ra
+from tests.support.models import make_bert, make_gpt2, make_mlp, token_data, token_ids
+from tests.support.training import make_trainer
+
+STEPS, ROWS = 20, 12
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def plain_loop(method: str) -> dict[str, torch.Tensor]:
+    """A loop of one's own under DDP; each process sees its part of the same global batch."""
+    model = make_mlp(depth=4)
+    torch.manual_seed(1)
+    adapters = ra.attach(model, rank=4, ranks={"2": 0}, init=ra.METHODS[method].init)
+    wrapped = DistributedDataParallel(model) if WORLD > 1 else model
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS, method, seed=3)
+    for step in range(STEPS):
+        x = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(step))
+        mine = x.chunk(WORLD)[RANK]
+        F.mse_loss(wrapped(mine), mine[:, :8].sin() + mine[:, 8:].cos()).backward()
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+    controller.finish()
+    return model.state_dict()
+
+
+def trainer(folder: Path) -> dict[str, torch.Tensor]:
+    """The Trainer, which wraps the model by itself."""
+    model = make_bert()
+    torch.manual_seed(1)
+    adapters = ra.attach(model, rank=4)
+    callback = ra.RankCallback(adapters, ra.RankBudget(fraction=0.4, every=2))
+    settings = {"per_device_train_batch_size": 8 // WORLD, "max_grad_norm": 1.0, "gradient_accumulation_steps": 2}
+    # one process and two draw another random order; and averaging tokens, the Trainer doubles this model's loss
+    settings |= {"train_sampling_strategy": "sequential", "average_tokens_across_devices": False}
+    make_trainer(model, folder / "trainer", [callback], steps=STEPS, **settings).train()
+    return model.state_dict()
+
+
+def disagreement() -> None:
+    """Gradients that nobody averages: an error in every process, and no hang."""
+    model = make_mlp()
+    torch.manual_seed(1)
+    adapters = ra.attach(model, rank=4)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-1)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS)
+    for step in range(STEPS):
+        model(torch.randn(4, 16, generator=torch.Generator().manual_seed(step + 1000 * RANK))).square().sum().backward()
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+
+
+def shard(adapters: ra.Adapters, blocks: list[nn.Module], **options) -> None:
+    """FSDP2 over both processes, block by block, as its tutorial does; nothing where there is but one."""
+    for module in (*blocks, adapters.model) if WORLD > 1 else ():
+        fully_shard(module, mesh=dist.init_device_mesh("cpu", (WORLD,)), **options)
+
+
+def sharded(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """A loop beside a base sharded by FSDP2: two backward passes a step, clipping, ranks that leave memory.
+
+    The processes attach with other seeds: what counts is the first one's.
+    """
+    model = make_bert() if name == "bert" else make_gpt2()
+    torch.manual_seed(1 + RANK)
+    adapters = ra.attach(model, rank=4)
+    blocks = model.bert.encoder.layer if name == "bert" else model.transformer.h
+    shard(adapters, list(blocks), ignored_params=adapters.ignored_params())
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(fraction=0.4, every=2), STEPS // 2, seed=3)
+    model.train()
+    for step in range(STEPS // 2):
+        for part in range(2):
+            rows = token_data(8, seed=2 * step + part)[4 * RANK:][: 8 // WORLD]
+            batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+            loss = model(**batch).loss if name == "bert" else model(batch["input_ids"], labels=batch["input_ids"]).loss
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(adapters.parameters(), 0.1)
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+    controller.finish()
+    model.eval()
+    outputs = model(token_ids()).logits.detach()  # every process takes part, so that all have the whole
+    if RANK == 0:
+        ra.save(adapters, folder / f"{name}-{WORLD}")
+    own = {
+        f"{layer}.{factor}": getattr(a, factor).detach()
+        for layer, a in adapters.modules.items() for factor in ("P", "lam", "Q")
+    }
+    heads = {f"{n}.{key}": value for n, head in adapters.heads.items() for key, value in head.state_dict().items()}
+    return {**own, **heads, "outputs": outputs, "norm": norm}
+
+
+def refusals() -> dict[str, str]:
+    """What is said where a sharding leaves no room for adapters that change."""
+
+    def control(adapters: ra.Adapters) -> ra.RankController:
+        return ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS)
+
+    def whole(adapters: ra.Adapters) -> None:
+        shard(adapters, [])
+        control(adapters)
+
+    def late(adapters: ra.Adapters, **options) -> None:
+        controller = control(adapters)
+        shard(adapters, [], **options)
+        adapters.model(torch.randn(4, 16)).square().sum().backward()
+        controller.observe()
+
+    def late_base(adapters: ra.Adapters) -> None:
+        late(adapters, ignored_params=adapters.ignored_params())
+
+    def flat(adapters: ra.Adapters) -> None:
+        held = FullyShardedDataParallel(adapters.model, use_orig_params=True, device_id=torch.device("cpu"))
+        control(adapters)
+        del held
+
+    def attached_after(adapters: ra.Adapters) -> None:
+        ra.detach(adapters)
+        shard(adapters, [])
+        ra.attach(adapters.model, rank=2)
+
+    def merged(adapters: ra.Adapters) -> None:
+        shard(adapters, [], ignored_params=adapters.ignored_params())
+        ra.merge(adapters)
+
+    said = {}
+    for attempt in (whole, late, late_base, flat, attached_after, merged):
+        adapters = ra.attach(make_mlp(), rank=4)
+        try:
+            attempt(adapters)
+        except ra.RankallocError as error:
+            said[attempt.__name__] = str(error)
+    return said
+
+
+def main(folder: Path, part: str) -> None:
+    if WORLD > 1:
+        dist.init_process_group("gloo")
+    if part == "sharded":
+        for name in ("bert", "gpt2"):
+            torch.save(sharded(folder, name), folder / f"{name}-{WORLD}-{RANK}.pt")
+        if WORLD > 1:
+            (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals()))
+        return
+    for method in ("auto", "adalora", "dylora"):
+        torch.save(plain_loop(method), folder / f"{method}-{WORLD}-{RANK}.pt")
+    if WORLD > 1:
+        try:
+            disagreement()
+        except ra.RankallocError as error:
+            (folder / f"disagreement-{RANK}.txt").write_text(str(error))
+    torch.save(trainer(folder), folder / f"trainer-{WORLD}-{RANK}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,66 @@
+"""Short training runs that many tests share: a plain loop, and transformers' Trainer."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+import rankalloc as ra
+
+from .models import make_llama, make_mlp, token_data, token_ids
+
+
+def train_mlp(model, controller, optimizer, steps, seed: int = 3, before_observe=None) -> None:
+    """A plain loop on a fixed regression problem, one fresh seeded batch a step."""
+    for step in range(controller.step, steps):
+        generator = torch.Generator().manual_seed(seed * 1000 + step)
+        x = torch.randn(12, 16, generator=generator)
+        target = torch.stack([x[:, :8].sin(), x[:, 8:].cos()]).sum(0)
+        F.mse_loss(model(x), target).backward()
+        if before_observe is not None:
+            before_observe(step + 1)
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer or None)
+        optimizer.zero_grad()
+
+
+def make_trainer(model, folder, callbacks=(), data=None, steps: int = 20, **settings):
+    """A quiet, seeded Trainer on the CPU; ``settings`` are TrainingArguments, trainer_class= apart."""
+    trainer_class = settings.pop("trainer_class", Trainer)
+    extra = {k: settings.pop(k) for k in ("optimizers", "eval_dataset", "compute_loss_func") if k in settings}
+    arguments = TrainingArguments(**{
+        "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": 1e-2,
+        "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 11,
+        "dataloader_pin_memory": False, "log_level": "error", **settings,
+    })
+    trainer = trainer_class(model, arguments, train_dataset=data or token_data(), callbacks=list(callbacks), **extra)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def controlled_mlp():
+    """The MLP, adapted, and the controller of a run of six steps."""
+    model = make_mlp()
+    return model, ra.RankController(ra.attach(model, rank=4), ra.RankBudget(ranks=5), 6)
+
+
+def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int]]:
+    """Losses, weights and ranks of a short run that shrinks, of a model whose layers share inputs."""
+    model = make_llama().train()
+    adapters = ra.attach(model, rank=6, modules_to_save=())
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(fraction=0.5, every=2), 12)
+    losses = []
+    for step in range(12):
+        ids = token_ids(step)
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        controller.observe()
+        optimizer.step()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return losses, weights, adapters.ranks()

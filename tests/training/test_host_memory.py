@@ -1,0 +1,76 @@
+"""A process that keeps what it frees pays for its pages once. Page faults are counted in processes of their own."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.runs import small_yaml
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's heap")
+
+ROOT = Path(__file__).parents[2]
+COUNT = """
+import resource
+import torch
+
+def faults():
+    # larger than what glibc ever keeps by itself, and of several sizes, as in a batch of long sequences
+    first = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in (40, 48, 64):
+        for _ in range(4):
+            held = [torch.ones(size << 18) for _ in range(2)]
+            del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - first
+"""
+
+
+def counted(script, **environment):
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT + script], capture_output=True, text=True, timeout=120, cwd=ROOT,
+        env={**surroundings, "HF_HUB_OFFLINE": "1", **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_pages_are_asked_for_once_and_not_at_every_step():
+    script = """
+from rankalloc import keep_freed_memory
+before = faults()
+kept = keep_freed_memory()
+faults()  # the heap grows to what it will keep
+print(kept, before, faults())
+"""
+    kept, before, after = counted(script)
+    assert kept == "True"
+    assert int(before) > 100_000 and int(after) < int(before) / 20
+
+
+@pytest.mark.parametrize("chosen", [
+    {"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
+])
+def test_what_the_environment_chose_stays(chosen):
+    script = """
+from rankalloc import keep_freed_memory
+print(keep_freed_memory(), faults())
+"""
+    kept, after = counted(script, **chosen)
+    assert kept == "False" and int(after) > 100_000
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for processes that train on the CPU")
+def test_a_command_that_trains_keeps_its_memory(tmp_path):
+    script = f"""
+from rankalloc.cli import app
+app({["train", str(small_yaml(tmp_path)), "--output", str(tmp_path / "out")]!r}, standalone_mode=False)
+faults()
+print(faults())
+"""
+    *_, after = counted(script)
+    assert int(after) < 10_000

@@ -1,0 +1,187 @@
+"""An interrupted Trainer run goes on bit for bit, wherever it was cut."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+import rankalloc as ra
+from rankalloc.errors import AdapterFileError, RankallocError
+from rankalloc.training.callback import STATE_NAME
+from tests.support.models import assert_same, make_bert, make_gpt2, tensors_of, token_ids
+from tests.support.training import make_trainer
+
+BUDGET = ra.RankBudget(ranks=20, every=2)
+SETTINGS = {"save_strategy": "steps", "save_steps": 1, "steps": 20}
+
+
+def begin(budget=BUDGET, dropout=0.1, make=None, attach=None, seed=1, **options):
+    model = make() if make else make_bert(dropout=dropout)
+    torch.manual_seed(seed)
+    adapters = ra.attach(model, **{"rank": 4, "dropout": dropout, **(attach or {})})
+    return model, adapters, ra.RankCallback(adapters, budget, **{"method": "adalora", **options})
+
+
+def outcome(model, callback):
+    trace = callback.trace
+    return tensors_of(model), trace.allocations, trace.scores, trace.singular_values, [
+        (log.step, log.values["loss"]) for log in trace.logs if "loss" in log.values
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run with a checkpoint after every step: (folder, its outcome)."""
+    folder = tmp_path_factory.mktemp("whole")
+    model, adapters, callback = begin()
+    make_trainer(model, folder, [callback], **SETTINGS).train()
+    assert callback.controller.plan.freeze_step == 14 and sum(adapters.ranks().values()) == 20
+    return folder, outcome(model, callback)
+
+
+def assert_equal_outcome(got, expected):
+    assert_same(got[0], expected[0])
+    assert got[1:] == expected[1:]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 14, 17])
+def test_before_while_and_after_ranks_are_chosen(whole, cut, tmp_path):
+    model, adapters, callback = begin(seed=77)
+    shutil.copytree(whole[0] / f"checkpoint-{cut}", tmp_path / f"checkpoint-{cut}")
+    trainer = make_trainer(model, tmp_path, [callback], steps=20)
+    trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{cut}"))
+    assert_equal_outcome(outcome(model, callback), whole[1])
+
+
+def test_the_latest_checkpoint_by_itself(whole, tmp_path):
+    for cut in (5, 9):
+        shutil.copytree(whole[0] / f"checkpoint-{cut}", tmp_path / f"checkpoint-{cut}")
+    model, _, callback = begin(seed=77)
+    trainer = make_trainer(model, tmp_path, [callback], steps=20)
+    trainer.train(resume_from_checkpoint=True)
+    assert_equal_outcome(outcome(model, callback), whole[1])
+
+
+def test_a_checkpoint_that_was_moved(whole, tmp_path):
+    moved = tmp_path / "elsewhere" / "my-checkpoint"
+    shutil.copytree(whole[0] / "checkpoint-9", moved)
+    model, _, callback = begin(seed=77)
+    with pytest.raises(AdapterFileError, match="resume_from="):
+        make_trainer(model, tmp_path / "out", [callback], steps=20).train(resume_from_checkpoint=str(moved))
+    model, _, callback = begin(seed=77, resume_from=moved)
+    make_trainer(model, tmp_path / "out", [callback], steps=20).train(resume_from_checkpoint=str(moved))
+    assert_equal_outcome(outcome(model, callback), whole[1])
+
+
+@pytest.mark.parametrize(
+    ("budget", "cut"),
+    [
+        (ra.RankBudget(params=1500, every=2), 16), (ra.RankBudget(fraction=0.4, every=3, min_rank=1), 15),
+        (ra.RankBudget(bytes=6000, every=2, multiple_of=2), 18), (ra.RankBudget(ranks=0, every=2), 15),
+    ],
+    ids=["params", "fraction with a floor", "bytes in blocks", "nothing left"],
+)
+def test_other_budgets_after_the_freeze(budget, cut, tmp_path):
+    model, adapters, callback = begin(budget)
+    make_trainer(model, tmp_path, [callback], save_strategy="steps", save_steps=cut).train()
+    expected = outcome(model, callback)
+    assert all(a.rank == a.live_rank for a in adapters)
+    model, _, callback = begin(budget, seed=77)
+    make_trainer(model, tmp_path, [callback]).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{cut}"))
+    assert_equal_outcome(outcome(model, callback), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"), [({"shrink": False}, 16), ({"orthogonal": 0.3, "beta1": 0.9}, 7)],
+    ids=["held at zero", "options"],
+)
+def test_options_come_along(options, cut, tmp_path):
+    model, _, callback = begin(**options)
+    make_trainer(model, tmp_path, [callback], save_strategy="steps", save_steps=cut).train()
+    expected = outcome(model, callback)
+    model, _, callback = begin(seed=77, **options)
+    make_trainer(model, tmp_path, [callback]).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{cut}"))
+    assert_equal_outcome(outcome(model, callback), expected)
+
+
+def test_gpt2_with_tied_embeddings(tmp_path, cut=16):
+    data = [{"input_ids": i, "labels": i.clone()} for i in token_ids(5, 64)]
+    budget = ra.RankBudget(ranks=11, every=2)
+    model, _, callback = begin(budget, dropout=0.0, make=make_gpt2)
+    make_trainer(model, tmp_path, [callback], data=data, save_strategy="steps", save_steps=cut).train()
+    expected = outcome(model, callback)
+    model, _, callback = begin(budget, dropout=0.0, make=make_gpt2, seed=77)
+    trainer = make_trainer(model, tmp_path, [callback], data=data)
+    trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{cut}"))
+    assert_equal_outcome(outcome(model, callback), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "words"),
+    [
+        ({"budget": ra.RankBudget(ranks=21, every=2)}, {}, "target was 20 and now is 21"),
+        ({"budget": ra.RankBudget(ranks=20, every=4)}, {}, "every was 2 and now is 4"),
+        ({}, {"steps": 30}, "total_steps was 20 and now is 30"),
+        ({"method": "uniform"}, {}, "began with method 'adalora'"),
+        ({"beta2": 0.5}, {}, "beta2"),
+        ({"attach": {"alpha": 3}}, {}, "scaling"),
+    ],
+    ids=["budget", "interval", "length", "method", "option", "alpha"],
+)
+def test_other_settings_are_refused(whole, change, settings, words, tmp_path):
+    model, _, callback = begin(**change)
+    shutil.copytree(whole[0] / "checkpoint-9", tmp_path / "checkpoint-9")
+    trainer = make_trainer(model, tmp_path, [callback], **{"steps": 20, **settings})
+    with pytest.raises(RankallocError) as caught:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    assert words in str(caught.value) and "cannot resume" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def missing(state):
+    state.unlink()
+
+
+def truncated(state):
+    state.write_bytes(state.read_bytes()[:-100])
+
+
+def foreign(state):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, state)
+
+
+def of_another_step(state):
+    shutil.copy(state.parent.parent / "other" / STATE_NAME, state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (missing, "no rank state at"), (truncated, "damaged"), (foreign, "was not written by rankalloc"),
+        (of_another_step, "not those the rank state was saved with"),
+    ],
+)
+def test_a_state_that_is_missing_or_damaged_is_refused(whole, damage, words, tmp_path):
+    shutil.copytree(whole[0] / "checkpoint-9", tmp_path / "checkpoint-9")
+    shutil.copytree(whole[0] / "checkpoint-8", tmp_path / "other")
+    damage(tmp_path / "checkpoint-9" / STATE_NAME)
+    model, _, callback = begin()
+    with pytest.raises(RankallocError) as caught:
+        make_trainer(model, tmp_path, [callback], steps=20).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    assert words in str(caught.value) and "cannot resume" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_state_files_are_the_same_bytes_for_the_same_run(tmp_path):
+    """Apart from the clock: everything that decides how the run goes on."""
+    from safetensors.torch import load_file
+
+    states = []
+    for name in ("a", "b"):
+        model, _, callback = begin()
+        make_trainer(model, tmp_path / name, [callback], save_strategy="steps", save_steps=7).train()
+        states.append(load_file(tmp_path / name / "checkpoint-7" / STATE_NAME))
+        assert len(states[-1]) == 2 * 3 * 12
+    assert_same(*states)
