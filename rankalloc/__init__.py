@@ -44,6 +44,17 @@ _HOMES = {
     "frontier": "posthoc.frontier",
     "smallest": "posthoc.smallest",
     "TaskEvaluator": "experiments.judging",
+    # what a score, an allocator, a rule or a planner of one's own is made from (docs/extending.md)
+    "Method": "methods",
+    "Score": "methods.scores",
+    "LambdaScore": "methods.scores",
+    "Demand": "methods.allocators",
+    "fill": "methods.allocators.base",
+    "Rule": "methods.rules",
+    "RULES": "methods.rules",
+    "Planner": "methods.planners",
+    "PLANNERS": "methods.planners",
+    "constant": "methods.planners.base",
 }
 
 __all__ = ["__version__", *_HOMES]

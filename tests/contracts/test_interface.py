@@ -37,7 +37,7 @@ def _lost(then: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _still_called(then: list[str], now: list[str] | None) -> bool:
-    """Whether every call that ``then`` allowed means the same: same order and defaults, additions by keyword or last."""
+    """Whether every call that ``then`` allowed means the same: same order, same defaults, additions at the end."""
     if now is None:
         return False
     positional = [list(p[: p.index("*")] if "*" in p else p) for p in (then, now)]
