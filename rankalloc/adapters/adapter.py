@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -44,9 +44,20 @@ INITS = tuple(TRAINED)
 FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
 """Parametrisations whose basis must stay as it is."""
 
+TRIPLET_DIMS = {"P": 1, "lam": 0, "Q": 0}
+"""{factor: the dimension of it that counts triplets}."""
+
 COPIES: WeakSet[Adapter] = WeakSet()
 """Living adapters that were made by copying another one; :mod:`rankalloc.training.averages` looks for
 averages among them."""
+
+
+class Factor(NamedTuple):
+    """One factor of an adapter: its name, the parameter, and the dimension that counts triplets."""
+
+    name: str
+    parameter: nn.Parameter
+    dim: int
 
 
 class Adapter(nn.Module):
@@ -219,6 +230,10 @@ class Adapter(nn.Module):
         # d_out · r numbers are scaled, and not one row of outputs a token
         return self.left() * (self.lam * self.scaling)
 
+    def factors(self) -> tuple[Factor, ...]:
+        """P, lam and Q, trained or not, each with the dimension that counts triplets."""
+        return tuple(Factor(name, self._parameters[name], dim) for name, dim in TRIPLET_DIMS.items())
+
     def trained(self) -> list[nn.Parameter]:
         """The factors that are trained."""
         return [p for p in self._parameters.values() if p is not None and p.requires_grad]
@@ -279,9 +294,10 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def resize(self, rank: int) -> None:
         """Hold exactly ``rank`` triplets, contents undefined: room for loaded weights."""
-        replace_data(self.P, self.P.data.new_empty(self.d_out, rank))
-        replace_data(self.lam, self.lam.data.new_empty(rank))
-        replace_data(self.Q, self.Q.data.new_empty(rank, self.d_in))
+        for _, parameter, dim in self.factors():
+            shape = [*parameter.shape]
+            shape[dim] = rank
+            replace_data(parameter, parameter.data.new_empty(shape))
         self.kept = self.kept.new_ones(rank)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,13 +12,9 @@ from torch import nn
 from ..budget import LayerShape
 from ..layer_names import places
 from ..trace import LayerRecord
-from ..training.sharding import Averaging, whole
 from .adapter import Adapter
 from .parameter_groups import parameter_groups
-
-if TYPE_CHECKING:
-    from .plan import RankPlan
-
+from .plan import RankPlan
 
 SCALES = {"lora": 1.0, "rslora": 0.5}
 """{scale: e} of s = alpha / rank^e, with the rank at the start: LoRA's, and rsLoRA's, whose updates do not vanish as
@@ -51,7 +47,7 @@ class Adapters:
         nested: whether they are trained so that the first triplets of each are an adapter too
             (:func:`rankalloc.at_rank`).
         notes: what the user should know, one sentence each; they become alerts of a run's trace.
-        averaging: what averages their gradients over processes, beside a base that FSDP2 shards.
+        on_detach: called when the adapters leave the model, for what was set up for their training.
     """
 
     model: nn.Module
@@ -67,7 +63,7 @@ class Adapters:
     scale: str = "lora"
     nested: bool = False
     notes: list[str] = field(repr=False, default_factory=list)
-    averaging: Averaging | None = field(repr=False, default=None)
+    on_detach: list[Callable[[], None]] = field(repr=False, default_factory=list)
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -104,7 +100,14 @@ class Adapters:
     def ignored_params(self) -> set[nn.Parameter]:
         """What FSDP2's ``fully_shard(..., ignored_params=)`` has to leave whole: every factor, trained or not, and the
         heads; see :mod:`rankalloc.training.sharding`."""
-        return set(whole(self))
+        return set(self.whole_parameters())
+
+    def whole_parameters(self) -> Iterator[nn.Parameter]:
+        """What every process has to hold whole, in the same order in each: all factors, then the heads."""
+        for adapter in self:
+            yield from adapter.parameters(recurse=False)
+        for head in self.heads.values():
+            yield from head.parameters()
 
     def trainable_params(self) -> int:
         """Numbers that the optimizer trains in the adapters now, heads apart: fewer than :meth:`num_params` where
@@ -115,7 +118,7 @@ class Adapters:
         self, lr: float, plus_ratio: float = 16.0, weight_decay: float = 0.0
     ) -> list[dict[str, Any]]:
         """Groups for a torch optimizer with LoRA+'s two rates; see :mod:`rankalloc.adapters.parameter_groups`."""
-        return parameter_groups(self, lr, plus_ratio, weight_decay)
+        return parameter_groups(self, self.heads, lr, plus_ratio, weight_decay)
 
     def shapes(self) -> list[LayerShape]:
         """The layers as a budget sees them; ``rank`` is the number of triplets held now."""

@@ -11,9 +11,9 @@ from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
 from ..layers.targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets, unadapted
-from ..training import processes
 from .adapter import INITS, Adapter
 from .adapter_set import SCALES, Adapters, parents_of
+from .ddp import leave_out_empty
 from .plan import RankPlan, initialise
 from .vera import shared_pair
 
@@ -121,8 +121,9 @@ def attach(
         model, modules, head_modules, rank, alpha, init, trainable_before, scale=scale, notes=notes
     )
     if plan is not None:
-        initialise(adapters, plan)
-    processes.leave_out_empty(model)
+        initialise(adapters.modules, plan)
+        adapters.plan = plan
+    leave_out_empty(model)
     quantized.let_trainer_train(model)
     return adapters
 
@@ -138,9 +139,9 @@ def detach(adapters: Adapters) -> nn.Module:
     for name, parameter in adapters.model.named_parameters():
         parameter.requires_grad_(name in adapters.trainable_before)
     adapters.modules.clear()
-    if adapters.averaging is not None:
-        adapters.averaging.end()
-        adapters.averaging = None
+    for end in adapters.on_detach:
+        end()
+    adapters.on_detach.clear()
     quantized.take_back(adapters.model)
     return adapters.model
 

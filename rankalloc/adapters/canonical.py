@@ -122,7 +122,7 @@ def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | Non
     for indices, new in columns:
         sign[indices] = torch.sign(new.gather(1, new.abs().argmax(1, keepdim=True)))[:, 0]
     sign = torch.where(sign == 0, 1.0, sign)[:, None]
-    turns = {"p": (r_p.mT @ u) * sign, "lam": a * b, "q": (v.mT @ r_q) * sign.mT}
+    turns = {"P": (r_p.mT @ u) * sign, "lam": a * b, "Q": (v.mT @ r_q) * sign.mT}
     weight = turns["lam"].square()
     total, even = weight.sum(1, keepdim=True), lam.new_tensor([1 / rank for rank in ranks])
     mixing = torch.where(total > 0, weight / total.clamp_min(1e-300), even[:, None, None])
@@ -136,7 +136,7 @@ def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | Non
     kept = torch.arange(lam.shape[1], device=lam.device) < live
     if optimizer is not None:  # before any weight is written, for it may raise
         for i, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
-            optimizer_state.carry(adapter, optimizer, lambda *asked, i=i, rank=rank: turned(*asked)[i][:rank, :rank])
+            optimizer_state.turn(adapter, optimizer, lambda *asked, i=i, rank=rank: turned(*asked)[i][:rank, :rank])
     for i, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
         adapter.kept.copy_(kept[i, :rank])
         adapter.lam.copy_(sigma[i, :rank])
@@ -146,7 +146,7 @@ def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | Non
     for indices, new in rows:
         for index, own in zip(indices, new.mul_(sign[indices]), strict=True):
             adapters[index].Q.copy_(own[:, : ranks[index]].T)
-    of_each = zip(*(pile.unbind() for pile in (turns["p"], turns["lam"], turns["q"], mixing)), strict=True)
+    of_each = zip(*(pile.unbind() for pile in (*turns.values(), mixing)), strict=True)
     return [Change(*(pile[:rank, :rank] for pile in own)) for own, rank in zip(of_each, ranks, strict=True)]
 
 

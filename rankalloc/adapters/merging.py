@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import RankallocError
 from ..layers.adaptable import weight_view
 from ..layers.quantized import no_longer_quantized, plain_linear, scheme_of
-from ..training.sharding import is_sharded
+from ..layers.sharding import is_sharded
 from .adapter import Adapter
 from .adapter_set import Adapters, parents_of
 from .attaching import detach

@@ -24,22 +24,23 @@ Cost: none. Known weakness: the best ratio depends on the task, and a rate searc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
 from ..options import number
-
-if TYPE_CHECKING:
-    from .adapter_set import Adapters
+from .adapter import Adapter
 
 
 def parameter_groups(
-    adapters: Adapters, lr: float, plus_ratio: float = 16.0, weight_decay: float = 0.0
+    adapters: Iterable[Adapter], heads: Mapping[str, nn.Module], lr: float, plus_ratio: float = 16.0,
+    weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Everything that trains, as groups for a torch optimizer; the formula is in the module docstring.
 
     Args:
+        adapters, heads: what trains; usually called as ``adapters.parameter_groups(lr)``.
         lr: rate of Q and of the heads.
         plus_ratio: rate of P and Λ, in multiples of ``lr``; 1 for plain LoRA.
         weight_decay: of matrices; vectors have none.
@@ -59,13 +60,14 @@ def parameter_groups(
     """
     lr, plus_ratio = number("lr", lr), number("plus_ratio", plus_ratio, 0, ends=False)
     weight_decay = number("weight_decay", weight_decay)
-    heads = [p for head in adapters.heads.values() for p in head.parameters()]
+    adapters = list(adapters)
+    of_heads = [p for head in heads.values() for p in head.parameters()]
     groups = [
         ("P", plus_ratio * lr, weight_decay, [a.P for a in adapters]),
         ("lam", plus_ratio * lr, 0.0, [p for a in adapters for p in (a.lam, a.lam_out) if p is not None]),
         ("Q", lr, weight_decay, [a.Q for a in adapters]),
-        ("heads", lr, weight_decay, [p for p in heads if p.dim() > 1]),
-        ("heads' vectors", lr, 0.0, [p for p in heads if p.dim() <= 1]),
+        ("heads", lr, weight_decay, [p for p in of_heads if p.dim() > 1]),
+        ("heads' vectors", lr, 0.0, [p for p in of_heads if p.dim() <= 1]),
     ]
     return [
         {"params": trained, "lr": rate, "weight_decay": decay, "name": name}

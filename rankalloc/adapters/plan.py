@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from ..budget import LayerShape, RankBudget
-from ..errors import BudgetError, ConfigError, NotAdaptedError
-from ..methods.base import Method
-from .adapter_set import Adapters
+from ..errors import ConfigError
+from .adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -57,25 +56,24 @@ class RankPlan(dict[str, int]):
 
 
 @torch.no_grad()
-def initialise(adapters: Adapters, plan: RankPlan) -> None:
+def initialise(modules: Mapping[str, Adapter], plan: RankPlan) -> None:
     """Write the plan's factors into adapters that hold its ranks; the others stay as they are.
 
     Raises:
         ConfigError: a rank of the plan was changed after its factors were made; nothing has changed then.
     """
     for name, factors in plan.factors.items():
-        if name in adapters.modules and adapters.modules[name].rank != len(factors.Q):
+        if name in modules and modules[name].rank != len(factors.Q):
             raise ConfigError(
                 f"the plan begins {name} with factors of rank {len(factors.Q)}, and its rank is now "
-                f"{adapters.modules[name].rank}; plan again, or pass dict(plan) to leave the plan's factors out"
+                f"{modules[name].rank}; plan again, or pass dict(plan) to leave the plan's factors out"
             )
     for name, factors in plan.factors.items():
-        if name in adapters.modules:
-            adapter = adapters.modules[name]
+        if name in modules:
+            adapter = modules[name]
             adapter.P.copy_(factors.P / adapter.scaling)
             adapter.Q.copy_(factors.Q)
             adapter.lam.fill_(1.0)
-    adapters.plan = plan
 
 
 def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param: int = 4) -> RankBudget:
@@ -85,30 +83,3 @@ def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param:
     each = {"ranks": 0, "params": 1, "bytes": bytes_per_param}[unit]
     spent = sum((shape.params_per_rank * each or 1) * shape.rank for shape in shapes)
     return replace(budget, **{"ranks": None, "params": None, "bytes": None, "fraction": None, unit: spent})
-
-
-def budget_after(adapters: Adapters, budget: RankBudget, method: Method) -> RankBudget:
-    """``budget`` as a controller holds it over adapters whose ranks ``method`` has chosen already: restated as
-    what they hold.
-
-    Raises:
-        NotAdaptedError: no plan was made for these adapters.
-        BudgetError: it was made for another budget.
-    """
-    if adapters.plan is None:
-        raise NotAdaptedError(
-            f"method {method.name!r} chooses ranks before training, and these adapters begin with no plan: attach with "
-            f"ranks=rankalloc.plan_ranks(model, batches, budget, {method.name!r}), or give the Trainer a RankCallback, "
-            "which plans from its training data"
-        )
-    shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
-    held = budget_of(shapes, budget, adapters.bytes_per_param())
-    planned = adapters.plan.budget
-    if planned is not None and budget.given != planned.given and budget.given != held.given:
-        (unit, spent), = held.given.items()
-        said = ", ".join(f"{name}={value:,}" for name, value in budget.given.items())
-        raise BudgetError(
-            f"the budget says {said}, and the plan these adapters began with spends {spent:,} {unit} of "
-            f"{planned.given}: plan for the same budget"
-        )
-    return held

@@ -2,80 +2,91 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from ..adapters import canonical, memory
+from ..adapters.adapter_set import Adapters
+from ..budget import BudgetPlan
 from ..methods.allocators import Demand
 from . import averages, processes
 from .recording import allocation_record, score_record
-
-if TYPE_CHECKING:
-    from .controller import RankController
+from .run_state import RunState
 
 
-def allocate(controller: RankController, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+def allocate(state: RunState, step: int, optimizer: torch.optim.Optimizer | None) -> None:
     """Choose ranks for what ``step`` of the schedule asks, and let what is dropped leave memory where it may."""
-    adapters, plan, rule, trace = controller.adapters, controller.plan, controller.rule, controller.trace
-    averages.check_told(adapters, controller.averages)
-    if controller.canonical:
-        changes = canonical.canonicalize_all(list(adapters), optimizer)
-        averages.align(controller.averages, adapters)
-        controller.score.rebase([change.mixing for change in changes])
+    adapters, schedule, rule, trace = state.adapters, state.schedule, state.rule, state.trace
+    last = step == schedule.freeze_step
+    averages.require_followed(adapters, state.averages)
+    if state.settings.canonical:
+        _canonicalize(state, optimizer)
+    scores = None if state.score is None else state.score.arrays(list(adapters.modules), state.step)
     flat = [np.zeros(adapter.rank) for adapter in adapters]
-    scores = None if controller.score is None else controller.score.arrays(list(adapters.modules), controller.step)
-    demand = Demand.of(plan, rule.asked(step), controller.seed)
+    demand = Demand.of(schedule, rule.asked(step), state.settings.seed)
     masks = [adapter.kept.clone() for adapter in adapters]
     before = [mask.cpu().numpy() for mask in masks]
-    kept = controller.allocate(rule.preferences(flat if scores is None else scores, before, step), demand)
-    for adapter, mask in zip(adapters, kept, strict=True):
-        adapter.drop(torch.from_numpy(mask), erase=rule.holds)
+    kept = state.settings.allocator(rule.preferences(flat if scores is None else scores, before, step), demand)
+    _drop(state, kept)
     rule.allocated(masks, step, optimizer)
-    averages.drop(controller.averages, adapters, masks, rule.holds)
-    processes.check_agreement(adapters, controller.step)
-    trace.allocations.append(allocation_record(controller.step, demand.amount, plan, before, kept, scores))
-    last = step == plan.freeze_step
-    shrinks = optimizer is not None and (controller.shrink == "events" or controller.shrink and last)
-    held = [adapter.kept for adapter in adapters] if last else _held(controller)
-    if scores is not None:
+    averages.drop(state.averages, adapters, masks, rule.pins_dropped)
+    processes.check_agreement(adapters, state.step)
+    trace.allocations.append(allocation_record(state.step, demand.amount, schedule, before, kept, scores))
+    when = state.settings.shrink
+    leaving = optimizer if when == "events" or when and last else None
+    in_memory = [adapter.kept for adapter in adapters] if last else _in_memory(adapters, schedule)
+    if scores is not None and state.settings.method.score is not None:
         # what leaves at the last allocation was weighed against what stays: the record shows it as dropped
-        room = [mask.cpu().numpy() for mask in held] if shrinks and not last else [np.ones_like(k) for k in kept]
-        trace.scores = score_record(controller.method.score, controller.step, kept, scores, room, trace.scores)
-    if shrinks:
-        if controller.score is not None and not last:
-            controller.score.select(held)
-        memory.shrink(adapters, optimizer, held)
-        averages.shrink(controller.averages, held)
+        stays = [m.cpu().numpy() for m in in_memory] if leaving and not last else [np.ones_like(k) for k in kept]
+        trace.scores = score_record(state.settings.method.score, state.step, kept, scores, stays, trace.scores)
+    if leaving is not None:
+        if state.score is not None and not last:
+            state.score.select(in_memory)
+        memory.shrink(adapters, leaving, in_memory)
+        averages.shrink(state.averages, in_memory)
         processes.rebuild(adapters.model)
     if last:
-        controller.score = None  # nothing is scored any more: its state leaves memory too
+        state.score = None  # nothing is scored any more: its state leaves memory too
 
 
 @torch.no_grad()
-def begin(controller: RankController) -> None:
+def begin(state: RunState) -> None:
     """What the rule does before the first forward pass: its start, and ranks that begin below the peak."""
-    adapters, plan, rule = controller.adapters, controller.plan, controller.rule
+    adapters, schedule, rule = state.adapters, state.schedule, state.rule
     rule.begin()
     asked = rule.asked(0)
-    if asked < plan.spent([adapter.live_rank for adapter in adapters]):
+    if asked < schedule.spent([adapter.live_rank for adapter in adapters]):
         live = [adapter.kept.cpu().numpy().copy() for adapter in adapters]
         flat = [np.zeros(len(mask)) for mask in live]
-        kept = controller.allocate(rule.preferences(flat, live, 0), Demand.of(plan, asked, controller.seed))
-        for adapter, mask in zip(adapters, kept, strict=True):
-            adapter.drop(torch.from_numpy(mask), erase=rule.holds)
-        controller.trace.allocations.append(allocation_record(0, asked, plan, live, kept, None))
+        demand = Demand.of(schedule, asked, state.settings.seed)
+        kept = state.settings.allocator(rule.preferences(flat, live, 0), demand)
+        _drop(state, kept)
+        state.trace.allocations.append(allocation_record(0, asked, schedule, live, kept, None))
     rule.prepare(1)
 
 
-def _held(controller: RankController) -> list[torch.Tensor]:
+def _canonicalize(state: RunState, optimizer: torch.optim.Optimizer | None) -> None:
+    """Bring the adapters to canonical form; averages of them and their scores follow."""
+    changes = canonical.canonicalize_all(list(state.adapters), optimizer)
+    averages.align(state.averages, state.adapters)
+    if state.score is not None:
+        state.score.rebase([change.mixing for change in changes])
+
+
+def _drop(state: RunState, kept: Sequence[np.ndarray]) -> None:
+    for adapter, mask in zip(state.adapters, kept, strict=True):
+        adapter.drop(torch.from_numpy(mask), erase=state.rule.pins_dropped)
+
+
+def _in_memory(adapters: Adapters, schedule: BudgetPlan) -> list[torch.Tensor]:
     """What stays in memory at an allocation before the last one: what is kept and, where ranks differ in
     cost, as many more of each layer as a later allocation may need to spend what no dearer rank fits into."""
-    costs = controller.plan.costs
-    dearest, held = max(costs), []
-    for adapter, cost in zip(controller.adapters, costs, strict=True):
-        spare = 0 if cost == dearest == min(costs) else -(-dearest // cost) * controller.plan.multiple_of
+    costs = schedule.costs
+    dearest, masks = max(costs), []
+    for adapter, cost in zip(adapters, costs, strict=True):
+        spare = 0 if cost == dearest == min(costs) else -(-dearest // cost) * schedule.multiple_of
         empty = torch.cumsum(~adapter.kept, 0)
-        held.append(adapter.kept | (~adapter.kept & (empty <= spare)))
-    return held
+        masks.append(adapter.kept | (~adapter.kept & (empty <= spare)))
+    return masks

@@ -15,12 +15,11 @@ trained ones: with ΔW = U Σ Vᵀ and the trained, canonical P, σ, Q,
 A copy that is equal to the trained adapters is so afterwards.
 
 Cost: a copy of the model, as an average always is; a QR and two r × r SVDs a layer where the basis changes. Weakness:
-what a dropped triplet still contributed to the average leaves it at once, and not by and by.
+what a dropped triplet still contributed to the average is removed at once instead of decaying.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -32,8 +31,7 @@ from ..adapters.adapter import COPIES, TRAINED, Adapter
 from ..adapters.adapter_set import Adapters
 from ..adapters.memory import cut
 from ..errors import RankallocError
-
-_FACTORS = ("P", "lam", "Q")
+from .wrappers import wrappers_of
 
 
 def copy_of(adapters: Adapters, averaged: nn.Module) -> Adapters:
@@ -60,67 +58,65 @@ def copy_of(adapters: Adapters, averaged: nn.Module) -> Adapters:
     model = averaged.get_submodule(found[adapters.modules[first].origin][0].removesuffix(first).rstrip("."))
     heads = {name: model.get_submodule(name) for name in adapters.heads}
     return replace(
-        adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, averaging=None
+        adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, on_detach=[]
     )
 
 
-def check_told(adapters: Adapters, told: Sequence[Adapters]) -> None:
+def require_followed(adapters: Adapters, followed: Sequence[Adapters]) -> None:
     """Raise RankallocError when there is an AveragedModel of these adapters that is not followed."""
-    origins, known = {a.origin for a in adapters}, {id(a) for copies in told for a in copies}
-    strangers = {id(copy) for copy in COPIES if copy.origin in origins and id(copy) not in known}
-    if not strangers:  # looking through all objects in memory takes some time
-        return
-    for item in gc.get_objects():
-        if issubclass(type(item), AveragedModel) and any(id(m) in strangers for m in item.modules()):
-            raise RankallocError(
-                "there is an AveragedModel of this model whose adapters do not follow when triplets leave or change "
-                "their basis; call controller.follow(averaged) before training"
-            )
+    origins, known = {a.origin for a in adapters}, {id(a) for copies in followed for a in copies}
+    strangers = [copy for copy in COPIES if copy.origin in origins and id(copy) not in known]
+    if strangers and wrappers_of(strangers, AveragedModel):  # memory is searched only where there are copies at all
+        raise RankallocError(
+            "there is an AveragedModel of this model whose adapters do not follow when triplets leave or change "
+            "their basis; call controller.follow(averaged) before training"
+        )
 
 
-def drop(told: Iterable[Adapters], adapters: Adapters, before: Sequence[torch.Tensor] | None, holds: bool) -> None:
+def drop(
+    followed: Iterable[Adapters], adapters: Adapters, before: Sequence[torch.Tensor] | None, pins_dropped: bool
+) -> None:
     """Drop in every copy what is dropped in ``adapters``.
 
     Args:
         before: the masks of until now, after an allocation.
-        holds: whether dropped triplets are zero throughout, and those that come are new ones.
+        pins_dropped: whether dropped triplets are zero throughout, and those that come are new ones.
     """
-    for copies in told:
+    for copies in followed:
         for index, (copy, adapter) in enumerate(zip(copies, adapters, strict=True)):
-            copy.drop(adapter.kept, erase=holds)
+            copy.drop(adapter.kept, erase=pins_dropped)
             if before is None:
                 continue
-            fresh = adapter.kept & ~before[index] if holds else torch.zeros_like(adapter.kept)
+            fresh = adapter.kept & ~before[index] if pins_dropped else torch.zeros_like(adapter.kept)
             _take_over(copy, adapter, fresh)
 
 
 @torch.no_grad()
 def _take_over(copy: Adapter, adapter: Adapter, fresh: torch.Tensor) -> None:
     """Triplets that have just come have no past to be averaged; nor has a factor that is not trained."""
-    for name, dim in zip(_FACTORS, (1, 0, 0), strict=True):
-        own, theirs = getattr(copy, name), getattr(adapter, name)
+    for (name, own, dim), (_, theirs, _) in zip(copy.factors(), adapter.factors(), strict=True):
         where = fresh.nonzero().flatten() if name in TRAINED[adapter.init] else torch.arange(adapter.rank)
         where = where.to(own.device)
         own.index_copy_(dim, where, theirs.index_select(dim, where.to(theirs.device)).to(own))
 
 
-def shrink(told: Iterable[Adapters], held: Sequence[torch.Tensor]) -> None:
-    """Take out of memory what has left the trained adapters; ``held`` are the masks (r,) of what stayed."""
-    for copies in told:
-        for copy, mask in zip(copies, held, strict=True):
+def shrink(followed: Iterable[Adapters], in_memory: Sequence[torch.Tensor]) -> None:
+    """Take out of memory what has left the trained adapters; ``in_memory`` are the masks (r,) of what stayed."""
+    for copies in followed:
+        for copy, mask in zip(copies, in_memory, strict=True):
             if not mask.all():
                 cut(copy, mask.nonzero().flatten().to(copy.kept.device))
 
 
 @torch.no_grad()
-def align(told: Iterable[Adapters], adapters: Adapters) -> None:
+def align(followed: Iterable[Adapters], adapters: Adapters) -> None:
     """Write every copy in the basis of ``adapters``, which have just been brought to canonical form; each copy's ΔW
     stays what it is.
 
     Raises:
         RankallocError: an average is not finite.
     """
-    for copies in told:
+    for copies in followed:
         for copy, adapter in zip(copies, adapters, strict=True):
             if not copy.is_finite():
                 raise RankallocError(
@@ -131,7 +127,7 @@ def align(told: Iterable[Adapters], adapters: Adapters) -> None:
 
 
 def _align(copy: Adapter, adapter: Adapter) -> None:
-    p, lam, q = (getattr(adapter, name).to(copy.P.device).double() for name in _FACTORS)
+    p, lam, q = (factor.parameter.to(copy.P.device).double() for factor in adapter.factors())
     q_p, r_p = torch.linalg.qr(copy.P.double())
     q_q, r_q = torch.linalg.qr(copy.Q.double().T)
     u, sigma, vh = torch.linalg.svd((r_p * copy.lam.double()) @ r_q.T)

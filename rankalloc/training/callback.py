@@ -18,6 +18,7 @@ from ..methods.planners.probe import LossFn
 from ..storage.tensors import read_tensors, write_tensors
 from ..trace import RankTrace
 from .controller import RankController
+from .settings import settle
 from .subspace_penalty import OPTIONS, penalty_of
 
 STATE_NAME = "rankalloc_state.safetensors"
@@ -63,12 +64,16 @@ class RankCallback(TrainerCallback):
         loss_fn: LossFn | None = None,
         **options: Any,
     ) -> None:
-        # fail now, not when training begins: a trial controller checks budget, method and options
+        # fail now, not when training begins
         if find_method(method).planner is not None and adapters.plan is None:
             prepare_adapters(adapters, budget, method, **_planning(options))
-            penalty_of(adapters, **{name: options[name] for name in OPTIONS if name in options})
         else:
-            RankController(adapters, budget, total_steps=1, method=method, **{**options, "fresh": False})
+            settings = {name: options[name] for name in ("shrink", "seed") if name in options}
+            rest = {name: value for name, value in options.items() if name not in ("shrink", "seed", "fresh", *OPTIONS)}
+            settle(adapters, budget, 1, method, **settings, options=rest)
+        # subspaces cost a QR of every layer, so they are found once
+        away = penalty_of(adapters, **{name: options[name] for name in OPTIONS if name in options})
+        options = {name: value for name, value in options.items() if name not in OPTIONS} | {"away_from": away}
         self.adapters = adapters
         self.budget = budget
         self.method = method

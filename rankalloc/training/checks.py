@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..adapters.adapter import FIXED_Q
 from ..adapters.adapter_set import Adapters
-from ..budget import BudgetPlan
-from ..errors import BudgetError, ConfigError
+from ..adapters.plan import budget_of
+from ..budget import BudgetPlan, RankBudget
+from ..errors import BudgetError, ConfigError, NotAdaptedError
 from ..methods import METHODS, Method
 from ..methods.planners import PLANNERS, Planner
 from ..methods.scores import SCORES
@@ -100,3 +102,30 @@ def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
         for some in alike.values()
     ]
     return bool(torch.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms])).all())
+
+
+def budget_after(adapters: Adapters, budget: RankBudget, method: Method) -> RankBudget:
+    """``budget`` as a controller holds it over adapters whose ranks ``method`` has chosen already: restated as
+    what they hold.
+
+    Raises:
+        NotAdaptedError: no plan was made for these adapters.
+        BudgetError: it was made for another budget.
+    """
+    if adapters.plan is None:
+        raise NotAdaptedError(
+            f"method {method.name!r} chooses ranks before training, and these adapters begin with no plan: attach with "
+            f"ranks=rankalloc.plan_ranks(model, batches, budget, {method.name!r}), or give the Trainer a RankCallback, "
+            "which plans from its training data"
+        )
+    shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
+    held = budget_of(shapes, budget, adapters.bytes_per_param())
+    planned = adapters.plan.budget
+    if planned is not None and budget.given != planned.given and budget.given != held.given:
+        (unit, spent), = held.given.items()
+        said = ", ".join(f"{name}={value:,}" for name, value in budget.given.items())
+        raise BudgetError(
+            f"the budget says {said}, and the plan these adapters began with spends {spent:,} {unit} of "
+            f"{planned.given}: plan for the same budget"
+        )
+    return held

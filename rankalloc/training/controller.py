@@ -6,10 +6,8 @@ transformers' Trainer.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,23 +16,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..adapters import memory, optimizer_state
 from ..adapters.adapter_set import Adapters
-from ..adapters.plan import budget_after
-from ..budget import RankBudget
-from ..errors import ConfigError, NotAdaptedError, unknown
-from ..methods import PLACEMENTS, find_method
-from ..methods.allocators import ALLOCATORS
-from ..methods.rules import RULES
-from ..methods.scores import SCORES, Score
-from ..options import flag
+from ..budget import BudgetPlan, RankBudget
+from ..errors import NotAdaptedError
 from ..trace import TRACE_NAME, LogRecord, RankTrace
 from . import allocation, averages, resuming, sharding
-from .checks import all_finite, basis_of, check_init, check_spendable
+from .checks import all_finite
 from .clock import StepClock
+from .first_step import require_trainable, require_usable
 from .recording import close_trace, new_trace
 from .regularizer import add_orthogonal_gradient
-from .subspace_penalty import penalty_of
+from .run_state import RunState
+from .settings import settle
+from .subspace_penalty import SubspacePenalty, penalty_of
 from .subspaces import Given
 
 
@@ -92,79 +86,64 @@ class RankController:
         shrink: bool | str = True,
         seed: int | None = None,
         fresh: bool = True,
-        away_from: Given | Sequence[Given] | None = None,
+        away_from: Given | Sequence[Given] | SubspacePenalty | None = None,
         away_weight: float | None = None,
         away_side: str | None = None,
         **options: Any,
     ) -> None:
-        self.adapters = adapters
-        self.method = find_method(method)
-        strangers = [name for name in options if name not in self.method.options]
-        if strangers:
-            raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
-        check_init(self.method, adapters.init)
+        settings = settle(adapters, budget, total_steps, method, shrink=shrink, seed=seed, options=options)
         sharding.prepare(adapters)
-        self.canonical, self.orthogonal = basis_of(self.method, adapters.init, options)
-        self.score_after_step = flag("score_after_step", options.pop("score_after_step", False))
-        self.placement = options.pop("placement", "chosen")
-        if self.placement not in PLACEMENTS:
-            raise ConfigError(unknown("placement", self.placement, PLACEMENTS))
-        self.seed = seed or 0
-        self.budget = budget if self.method.planner is None else budget_after(adapters, budget, self.method)
-        # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
-        shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
-        self.plan = self.budget.resolve(shapes, total_steps, adapters.bytes_per_param())
-        check_spendable(self.plan, adapters)
-        rule = RULES[self.method.rule]
-        of_rule = {name: options[name] for name in set(options) & set(inspect.signature(rule).parameters)}
-        of_score = {name: value for name, value in options.items() if name not in of_rule}
-        self.rule = rule(list(adapters), self.plan, self.seed, **of_rule)
-        self._of_score = of_score
-        self.score = self.new_score()
-        self.allocate = ALLOCATORS[self.method.allocator if self.placement == "chosen" else self.placement]
-        rooms = self.method.rule != "shrink" or self.placement == "shuffled"  # what must not leave before the freeze
-        self.shrink = ("freeze" if rooms else self.method.shrinks) if shrink is True else shrink
-        if self.shrink not in ("events", "freeze", False):
-            raise ConfigError(f'shrink takes True, False, "events" or "freeze", got {shrink!r}')
-        if self.shrink == "events" and rooms:
-            raise ConfigError(
-                f"method {method!r}, placement {self.placement!r}, needs the room of dropped ranks until the freeze; "
-                'use shrink="freeze"'
-            )
         self.away = penalty_of(adapters, away_from, away_weight, away_side)
-        self.step = 0
-        self._observed = False
-        self.averages: list[Adapters] = []
-        self.clock = StepClock()
-        effective = {
-            "canonical": self.canonical, "orthogonal": self.orthogonal, "placement": self.placement,
-            "shrink": self.shrink,
-        }
-        if self.score_after_step:
-            effective["score_after_step"] = True
-        self.trace = new_trace(
-            adapters, self.method.name, options | (effective if self.method.options else {}), self.budget,
-            self.plan, seed, self.score.state_bytes() if self.score is not None else 0,
+        score = settings.new_score(list(adapters))
+        trace = new_trace(
+            adapters, settings.method.name, settings.recorded, settings.budget, settings.schedule, seed,
+            score.state_bytes() if score is not None else 0,
         )
         if self.away is not None:
-            self.trace.method_options |= self.away.record()
-            self.trace.alerts += self.away.notes
+            trace.method_options |= self.away.record()
+            trace.alerts += self.away.notes
+        self.settings = settings
+        self.state = RunState(adapters, settings, settings.schedule, settings.new_rule(list(adapters)), score, trace)
+        self.clock = StepClock()
+        self._observed = False
         adapters.adaptation = self
-        adapters.nested = self.rule.nested
+        adapters.nested = self.state.rule.nested
         if fresh:
-            allocation.begin(self)
+            allocation.begin(self.state)
+
+    @property
+    def adapters(self) -> Adapters:
+        """Whose ranks are chosen."""
+        return self.state.adapters
+
+    @property
+    def schedule(self) -> BudgetPlan:
+        """The budget resolved for these layers and steps."""
+        return self.state.schedule
+
+    plan = schedule  # its name in 0.1
+
+    @property
+    def trace(self) -> RankTrace:
+        """The record of the run so far."""
+        return self.state.trace
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far."""
+        return self.state.step
 
     @property
     def frozen(self) -> bool:
         """Whether ranks are final."""
-        return self.trace.finished or self.step >= self.plan.freeze_step
+        return self.state.frozen
 
     def check_adapted(self) -> None:
         """Raise NotAdaptedError when :meth:`update` was never called."""
         if self.step == 0:
             raise NotAdaptedError(
-                f"ranks were to be chosen by {self.method.name!r} and never were: call controller.observe() after "
-                "backward and controller.update(optimizer) after every optimizer step, or give the Trainer a "
+                f"ranks were to be chosen by {self.settings.method.name!r} and never were: call controller.observe() "
+                "after backward and controller.update(optimizer) after every optimizer step, or give the Trainer a "
                 "RankCallback"
             )
 
@@ -184,11 +163,11 @@ class RankController:
             RankallocError: it holds no copy of these adapters, or other ranks.
         """
         copies = averages.copy_of(self.adapters, averaged)
-        for known in self.averages:
+        for known in self.state.averages:
             if next(iter(known)) is next(iter(copies)):
                 return known
-        self.averages.append(copies)
-        if self.rule.holds:
+        self.state.averages.append(copies)
+        if self.state.rule.pins_dropped:
             averages.drop([copies], self.adapters, None, True)
         return copies
 
@@ -204,28 +183,34 @@ class RankController:
         """
         self._observed = True
         if not self.clock.started:
-            sharding.check(self.adapters)
-        grads = [p.grad for p in self.adapters.parameters() if p.grad is not None]
-        if not any(p.grad is not None for a in self.adapters for p in (a.P, a.lam, a.Q)):
-            if not any(a.rank for a in self.adapters):
-                return
-            raise NotAdaptedError(
-                "no adapter received a gradient. Call observe() after backward and before zero_grad(); with reentrant "
-                "gradient checkpointing call model.enable_input_require_grads() or use use_reentrant=False"
-            )
-        if not all_finite(grads):
+            require_trainable(self.adapters)
+        if not self._gradients_arrived():
+            return
+        if not all_finite([p.grad for p in self.adapters.parameters() if p.grad is not None]):
             self.trace.nonfinite_steps.append(self.step + 1)
             return
-        if self.orthogonal:
-            held = self.frozen and self.shrink is False
-            add_orthogonal_gradient(list(self.adapters), self.orthogonal, live_only=held)
-        if self.score is not None and not self.frozen and not self.score_after_step:
-            self.score.observe()
+        settings, score = self.settings, self.state.score
+        if settings.orthogonal:
+            live_only = self.frozen and settings.shrink is False
+            add_orthogonal_gradient(list(self.adapters), settings.orthogonal, live_only=live_only)
+        if score is not None and not self.frozen and not settings.score_after_step:
+            score.observe()
         if self.away is not None:
             if self.step == 0:
                 self.log(0, {"away_share": self.away.share()})
             self.away.add_gradient()
-        self.rule.before_step(self.step + 1)
+        self.state.rule.before_step(self.step + 1)
+
+    def _gradients_arrived(self) -> bool:
+        """Whether there is anything to observe; False only when no triplet is left."""
+        if any(p.grad is not None for a in self.adapters for p in (a.P, a.lam, a.Q)):
+            return True
+        if not any(a.rank for a in self.adapters):
+            return False
+        raise NotAdaptedError(
+            "no adapter received a gradient. Call observe() after backward and before zero_grad(); with reentrant "
+            "gradient checkpointing call model.enable_input_require_grads() or use use_reentrant=False"
+        )
 
     @torch.no_grad()
     def update(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -237,6 +222,7 @@ class RankController:
         Raises:
             NotAdaptedError: :meth:`observe` was not called for this step, or the optimizer does not
                 hold the adapters.
+            RankallocError: the optimizer's state cannot follow what the method does.
         """
         if not self._observed:
             raise NotAdaptedError(
@@ -244,24 +230,22 @@ class RankController:
                 "before optimizer.step()"
             )
         self._observed = False
+        state, rule, settings = self.state, self.state.rule, self.settings
         if not self.clock.started:
-            memory.check(self.adapters, optimizer, bool(self.shrink))
-            if self.canonical:
-                optimizer_state.check(self.adapters, optimizer)
-            if not self.frozen:
-                averages.check_told(self.adapters, self.averages)
-        self.step += 1
-        if self.score_after_step and self.score is not None and self._scorable():
-            self.score.observe()
-        self.clock.step(self.step > self.plan.freeze_step)
-        self.rule.after_step(self.step, self.step > self.plan.freeze_step)
-        if self.rule.allocates(self.step):
-            allocation.allocate(self, self.step, optimizer)
-        elif self.rule.holds or (self.frozen and self.shrink is False):
+            require_usable(optimizer, state)
+        state.step += 1
+        if settings.score_after_step and state.score is not None and self._scorable():
+            state.score.observe()
+        after_freeze = self.step > self.schedule.freeze_step
+        self.clock.step(after_freeze)
+        rule.after_step(self.step, after_freeze)
+        if rule.allocates(self.step):
+            allocation.allocate(state, self.step, optimizer)
+        elif rule.pins_dropped or (self.frozen and settings.shrink is False):
             for adapter in self.adapters:
-                adapter.drop(adapter.kept, erase=self.rule.holds)  # momentum still moves what no gradient reaches
-            averages.drop(self.averages, self.adapters, None, self.rule.holds)
-        self.rule.prepare(self.step + 1)
+                adapter.drop(adapter.kept, erase=rule.pins_dropped)  # momentum still moves what no gradient reaches
+            averages.drop(state.averages, self.adapters, None, rule.pins_dropped)
+        rule.prepare(self.step + 1)
 
     def finish(
         self, path: str | os.PathLike | None = None, optimizer: torch.optim.Optimizer | None = None
@@ -280,11 +264,11 @@ class RankController:
         self.check_adapted()
         if not self.frozen:
             self.trace.alerts.append(
-                f"training ended after step {self.step}, before the freeze at step {self.plan.freeze_step}; the ranks "
-                "were brought to the budget at once, without training afterwards"
+                f"training ended after step {self.step}, before the freeze at step {self.schedule.freeze_step}; the "
+                "ranks were brought to the budget at once, without training afterwards"
             )
-            allocation.allocate(self, self.plan.freeze_step, optimizer)
-        self.rule.end()
+            allocation.allocate(self.state, self.schedule.freeze_step, optimizer)
+        self.state.rule.end()
         if self.away is not None:
             self.log(self.step, {"away_share": self.away.share()})
         self.count_time()
@@ -308,7 +292,8 @@ class RankController:
 
         The adapters' own weights are the model's and not in it; a fingerprint of them is.
         """
-        return resuming.state_of(self)
+        self.count_time()
+        return resuming.state_of(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` left off; load the model's weights first.
@@ -317,11 +302,8 @@ class RankController:
             RankallocError: the state is damaged, or of another budget, method, run length or model;
                 nothing has been changed then.
         """
-        resuming.restore(self, state)
-
-    def new_score(self) -> Score | None:
-        """The method's score over the adapters as they are now, with empty state."""
-        return SCORES[self.method.score](list(self.adapters), **self._of_score) if self.method.score else None
+        resuming.restore(self.state, state)
+        self.clock.restart()
 
     def count_time(self) -> None:
         """Add the time since the last count to the trace's wall time."""
@@ -329,4 +311,4 @@ class RankController:
 
     def _scorable(self) -> bool:
         """Whether PEFT would score after this step: it no longer does at the freeze itself."""
-        return self.step < self.plan.freeze_step and self.step not in self.trace.nonfinite_steps[-1:]
+        return self.step < self.schedule.freeze_step and self.step not in self.trace.nonfinite_steps[-1:]

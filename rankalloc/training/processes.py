@@ -1,15 +1,14 @@
 """Several processes: adapters that change size under DistributedDataParallel, and the proof that all agree.
 
-DDP averages gradients before any score sees them, so every process scores, and allocates, alike without a word
-said; one all-reduce of two numbers an allocation makes sure of it. What DDP cannot do is go on when parameters
-change their size: its buckets are of the old one. They are built anew, as DDP does when it is unpickled.
+DDP averages gradients before any score sees them, so all processes compute the same scores and ranks without
+communicating; one all-reduce of two numbers an allocation verifies it. What DDP cannot do is go on when parameters
+change their size: its buckets have the old one. They are rebuilt as DDP does when it is unpickled.
 
-A base that is sharded over processes is the matter of :mod:`rankalloc.training.sharding`.
+For a base that is sharded over processes see :mod:`rankalloc.training.sharding`.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Iterable
 
@@ -19,7 +18,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..adapters.adapter import Adapter
+from ..adapters.ddp import empty_parameters
 from ..errors import RankallocError
+from .wrappers import wrappers_of
 
 
 def several_processes() -> bool:
@@ -27,44 +28,23 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def wrappers_of(model: nn.Module) -> list[DistributedDataParallel]:
-    """The living DDP wrappers around ``model``, whoever made them: the user, accelerate or the Trainer."""
-    # the type, and not isinstance, which asks every object in memory for its __class__
-    found = [item for item in gc.get_objects() if issubclass(type(item), DistributedDataParallel)]
-    return [wrapper for wrapper in found if any(module is model for module in wrapper.module.modules())]
-
-
 def rebuild(model: nn.Module) -> None:
     """Give every DDP wrapper of ``model`` new buckets, after parameters have changed their size.
 
     Raises:
-        RankallocError: a wrapper was told that its graph never changes (static_graph).
+        RankallocError: a wrapper was made with static_graph=True, so its graph may not change.
     """
-    for wrapper in wrappers_of(model) if several_processes() else ():
+    for wrapper in wrappers_of([model], DistributedDataParallel) if several_processes() else ():
         if wrapper.static_graph:
             raise RankallocError(
                 "DistributedDataParallel(static_graph=True) cannot follow ranks that leave memory; drop that option, "
                 "or use shrink=False"
             )
-        wrapper.parameters_to_ignore |= _empty(wrapper.module)
+        wrapper.parameters_to_ignore |= empty_parameters(wrapper.module)
         parameters, sparse = wrapper._build_params_for_reducer()
         if parameters:
             names = wrapper._build_debug_param_to_name_mapping(parameters)
             wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
-
-
-def leave_out_empty(model: nn.Module) -> None:
-    """Tell the DDP wrapper that may come not to wait for gradients of adapters without a rank."""
-    if empty := _empty(model):
-        others = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(empty | others))
-
-
-def _empty(model: nn.Module) -> set[str]:
-    return {
-        f"{name}.{factor}" for name, module in model.named_modules() if isinstance(module, Adapter) and not module.rank
-        for factor, _ in module.named_parameters(recurse=False)
-    }
 
 
 def check_agreement(adapters: Iterable[Adapter], step: int) -> None:

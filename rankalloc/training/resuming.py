@@ -1,4 +1,4 @@
-"""The state of a controller between two processes: what is kept, and what must not have changed."""
+"""The state of a run between two processes: what is kept, and what must not have changed."""
 
 from __future__ import annotations
 
@@ -6,51 +6,46 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from ..adapters.adapter_set import Adapters
+from ..budget import BudgetPlan
 from ..errors import RankallocError
 from ..layers import families, native, products
+from ..methods.scores import Score
 from ..trace import RankTrace
-
-if TYPE_CHECKING:
-    from .controller import RankController
+from .run_state import RunState
 
 STATE_VERSION = 1
 
 logger = logging.getLogger(__name__)
 
 
-def state_of(controller: RankController) -> dict[str, Any]:
+def state_of(state: RunState) -> dict[str, Any]:
     """{"tensors": the score's state, "meta": JSON text of everything else}."""
-    controller.count_time()
-    trace = controller.trace
     meta = {
-        "version": STATE_VERSION, "step": controller.step, "method": controller.method.name,
-        "plan": asdict(controller.plan), "initial_ranks": [layer.initial_rank for layer in trace.layers],
-        "weights": weights_key(controller.adapters), "siblings": families.known(controller.adapters.modules),
-        "trace": trace.model_dump(mode="json"),
+        "version": STATE_VERSION, "step": state.step, "method": state.settings.method.name,
+        "plan": asdict(state.schedule), "initial_ranks": [layer.initial_rank for layer in state.trace.layers],
+        "weights": weights_key(state.adapters), "siblings": families.known(state.adapters.modules),
+        "trace": state.trace.model_dump(mode="json"),
     }
-    scoring = controller.score is not None and not controller.frozen
-    return {"tensors": dict(controller.score.tensors()) if scoring else {}, "meta": json.dumps(meta)}
+    scoring = state.score is not None and not state.frozen
+    return {"tensors": dict(state.score.tensors()) if scoring else {}, "meta": json.dumps(meta)}
 
 
-def restore(controller: RankController, state: dict[str, Any]) -> None:
-    """Bring ``controller`` to a saved state; everything is checked before anything is changed.
+def restore(state: RunState, saved: dict[str, Any]) -> None:
+    """Bring ``state`` to a saved one; everything is checked before anything is changed.
 
     Raises:
-        RankallocError: the state is damaged or belongs to another run.
+        RankallocError: the saved state is damaged or belongs to another run.
     """
-    adapters = controller.adapters
-    try:
-        meta = json.loads(state["meta"])
-    except ValueError as error:
-        raise RankallocError(f"cannot resume: the rank state is damaged ({error})") from None
-    if meta.get("version") != STATE_VERSION:
-        raise RankallocError(f"rank state of version {meta.get('version')!r}; this rankalloc reads {STATE_VERSION}")
-    if meta["method"] != controller.method.name:
+    adapters = state.adapters
+    meta = _meta_of(saved)
+    if meta["method"] != state.settings.method.name:
         raise RankallocError(
-            f"cannot resume: the run began with method {meta['method']!r} and now has {controller.method.name!r}"
+            f"cannot resume: the run began with method {meta['method']!r} and now has {state.settings.method.name!r}"
         )
     if len(meta["initial_ranks"]) != len(adapters):
         raise RankallocError(
@@ -58,37 +53,54 @@ def restore(controller: RankController, state: dict[str, Any]) -> None:
             f"{len(adapters)} adapted ones"
         )
     shapes = [replace(s, rank=r) for s, r in zip(adapters.shapes(), meta["initial_ranks"], strict=True)]
-    plan = controller.budget.resolve(shapes, controller.plan.total_steps, adapters.bytes_per_param())
+    schedule = state.settings.budget.resolve(shapes, state.schedule.total_steps, adapters.bytes_per_param())
     trace = RankTrace.model_validate(meta["trace"])
+    _require_same_settings(meta, trace, schedule, state.trace)
+    if meta["weights"] != weights_key(adapters):
+        raise RankallocError(
+            "cannot resume: the model's adapter weights are not those the rank state was saved with; resume from the "
+            "folder that holds both"
+        )
+    if state.score is not None and meta["step"] < schedule.freeze_step:
+        state.score = _restored_score(state, saved["tensors"])
+    families.remember(adapters.modules, meta.get("siblings", []))
+    for note in _other_sums(trace, state.trace):
+        trace.alerts += [note] * (note not in trace.alerts)
+        logger.warning(note)
+    state.step, state.trace = meta["step"], trace
+    state.reschedule(schedule)
+    state.rule.prepare(state.step + 1)
+
+
+def _meta_of(saved: dict[str, Any]) -> dict[str, Any]:
+    try:
+        meta = json.loads(saved["meta"])
+    except ValueError as error:
+        raise RankallocError(f"cannot resume: the rank state is damaged ({error})") from None
+    if meta.get("version") != STATE_VERSION:
+        raise RankallocError(f"rank state of version {meta.get('version')!r}; this rankalloc reads {STATE_VERSION}")
+    return meta
+
+
+def _require_same_settings(meta: dict[str, Any], trace: RankTrace, schedule: BudgetPlan, current: RankTrace) -> None:
     then = {**meta["plan"], **trace.method_options, "scaling": trace.scaling}
-    now = json.loads(json.dumps(asdict(plan)))
-    now |= {**controller.trace.method_options, "scaling": controller.trace.scaling}
+    now = json.loads(json.dumps(asdict(schedule)))
+    now |= {**current.method_options, "scaling": current.scaling}
     changed = [
         f"{key} was {then.get(key, 'its default')} and now is {now.get(key, 'its default')}"
         for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)
     ]
     if changed:
         raise RankallocError(f"cannot resume with other settings than the run began with: {'; '.join(changed)}")
-    if meta["weights"] != weights_key(adapters):
-        raise RankallocError(
-            "cannot resume: the model's adapter weights are not those the rank state was saved with; resume from the "
-            "folder that holds both"
-        )
-    if controller.score is not None and meta["step"] < plan.freeze_step:
-        saved, score = state["tensors"], controller.new_score()  # the adapters may have shrunk since it was made
-        for name, tensor in score.tensors().items():
-            if name not in saved or saved[name].shape != tensor.shape:
-                raise RankallocError(f"cannot resume: the rank state lacks {name} in the shape these adapters need")
-        score.load_tensors(saved)
-        controller.score = score
-    families.remember(adapters.modules, meta.get("siblings", []))
-    for note in _other_sums(trace, controller.trace):
-        trace.alerts += [note] * (note not in trace.alerts)
-        logger.warning(note)
-    controller.plan, controller.step, controller.trace = plan, meta["step"], trace
-    controller.rule.plan = plan
-    controller.rule.prepare(controller.step + 1)
-    controller.clock.restart()
+
+
+def _restored_score(state: RunState, saved: dict[str, torch.Tensor]) -> Score:
+    score = state.new_score()  # the adapters may have shrunk since the present one was made
+    for name, tensor in score.tensors().items():
+        if name not in saved or saved[name].shape != tensor.shape:
+            raise RankallocError(f"cannot resume: the rank state lacks {name} in the shape these adapters need")
+    score.load_tensors(saved)
+    return score
 
 
 def _other_sums(then: RankTrace, now: RankTrace) -> list[str]:

@@ -14,26 +14,19 @@ accumulation that is one for each backward pass, where one a step would do; the 
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed as dist
 from torch import nn
 from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
 
+from ..adapters.adapter_set import Adapters
 from ..errors import RankallocError
-from .processes import several_processes, wrappers_of
-
-if TYPE_CHECKING:
-    from ..adapters.adapter_set import Adapters
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether this is one process's part of a tensor (DTensor: FSDP2, tensor parallelism)."""
-    return hasattr(tensor, "device_mesh")
+from ..layers.sharding import has_shards, is_sharded
+from .processes import several_processes
+from .wrappers import wrappers_of
 
 
 def prepare(adapters: Adapters) -> None:
@@ -43,10 +36,8 @@ def prepare(adapters: Adapters) -> None:
         RankallocError: the adapters are sharded themselves, or the base in a way that is not known here.
     """
     check_whole(adapters)
-    if adapters.averaging is not None or not several_processes() or not has_shards(adapters.model):
+    if not _needs_averaging(adapters):
         return
-    if wrappers_of(adapters.model):
-        return  # DDP averages them
     for parameter in adapters.model.parameters():
         if is_sharded(parameter) and parameter.device_mesh.size() != dist.get_world_size():
             raise RankallocError(
@@ -54,16 +45,15 @@ def prepare(adapters: Adapters) -> None:
                 "gradients of the adapters are averaged over all; shard it over all of them"
             )
     with torch.no_grad():
-        for tensor in whole(adapters):
+        for tensor in adapters.whole_parameters():
             dist.broadcast(tensor.data, src=0)
-    adapters.averaging = Averaging(adapters.parameters())
+    adapters.on_detach.append(Averaging(adapters.parameters()))
 
 
 def check(adapters: Adapters) -> None:
     """At the first step: raise RankallocError when gradients were not averaged, or the adapters are sharded."""
     check_whole(adapters)
-    unprepared = adapters.averaging is None and several_processes() and has_shards(adapters.model)
-    if unprepared and not wrappers_of(adapters.model):
+    if _needs_averaging(adapters):
         raise RankallocError(
             "the model was sharded (fully_shard) after the RankController was made, so nobody averages the adapters' "
             "gradients; make the controller after sharding"
@@ -72,7 +62,7 @@ def check(adapters: Adapters) -> None:
 
 def check_whole(adapters: Adapters) -> None:
     """Raise RankallocError when adapters or task heads are sharded over processes (FSDP, tensor parallelism)."""
-    if any(is_sharded(parameter) for parameter in whole(adapters)):
+    if any(is_sharded(parameter) for parameter in adapters.whole_parameters()):
         raise RankallocError(
             "these adapters are sharded over processes (FSDP), and scoring a triplet takes all of it: keep them and "
             "the task heads out of the sharding with ignored_params=adapters.ignored_params() in every fully_shard, or "
@@ -98,8 +88,8 @@ class Averaging:
         self._pass = -1
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in parameters]
 
-    def end(self) -> None:
-        """Leave gradients alone from now on."""
+    def __call__(self) -> None:
+        """End: leave gradients alone from now on. Called when the adapters are detached."""
         for handle in self._handles:
             handle.remove()
 
@@ -128,20 +118,6 @@ class Averaging:
                     parameter.grad = mean.view_as(parameter).clone()
 
 
-def whole(adapters: Adapters) -> Iterator[nn.Parameter]:
-    """What has to be whole in every process, in the same order in each."""
-    for adapter in adapters:
-        yield from adapter.parameters(recurse=False)
-    for head in adapters.heads.values():
-        yield from head.parameters()
-
-
-def has_shards(model: nn.Module) -> bool:
-    """Whether any weight of ``model`` is sharded over processes."""
-    # between a forward and a backward pass FSDP2 may hold a module's weights whole, and the module tells
-    return any(hasattr(m, "_get_fsdp_state") for m in model.modules()) or any(map(is_sharded, model.parameters()))
-
-
 def _flattened(model: nn.Module) -> bool:
     """Whether the first FullyShardedDataParallel holds ``model`` or a part of it."""
     module = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
@@ -150,5 +126,12 @@ def _flattened(model: nn.Module) -> bool:
     kind = module.FullyShardedDataParallel
     if any(isinstance(part, kind) for part in model.modules()):
         return True
-    around = [item for item in gc.get_objects() if issubclass(type(item), kind)]
-    return any(part is model for wrapper in around for part in wrapper.modules())
+    return bool(wrappers_of([model], kind))
+
+
+def _needs_averaging(adapters: Adapters) -> bool:
+    """Whether the base is sharded and nobody averages the adapters' gradients yet."""
+    if any(isinstance(called, Averaging) for called in adapters.on_detach):
+        return False
+    sharded = several_processes() and has_shards(adapters.model)
+    return sharded and not wrappers_of([adapters.model], DistributedDataParallel)

@@ -145,14 +145,16 @@ def _measured(
 
 
 def penalty_of(
-    adapters: Adapters, away_from: Given | Sequence[Given] | None = None, away_weight: float | None = None,
-    away_side: str | None = None,
+    adapters: Adapters, away_from: Given | Sequence[Given] | SubspacePenalty | None = None,
+    away_weight: float | None = None, away_side: str | None = None,
 ) -> SubspacePenalty | None:
-    """The penalty that a controller's options ask for; None for none.
+    """The penalty that a controller's options ask for, one that was made before as it is; None for none.
 
     Raises:
         ConfigError: a weight or a side is given and nothing to keep away from.
     """
+    if isinstance(away_from, SubspacePenalty):
+        return away_from
     if away_from is None:
         for name, value in (("away_weight", away_weight), ("away_side", away_side)):
             if value is not None:

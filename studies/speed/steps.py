@@ -75,8 +75,8 @@ def arm_bytes(arm: Arm) -> dict[str, int]:
     state = arm.optimizer.state
     optimizer = [t for p in trained for t in state.get(p, {}).values() if isinstance(t, torch.Tensor)]
     allocator: list[torch.Tensor] = []
-    if arm.controller is not None and arm.controller.score is not None:
-        allocator = list(arm.controller.score.tensors().values())
+    if arm.controller is not None and arm.controller.state.score is not None:
+        allocator = list(arm.controller.state.score.tensors().values())
     elif arm.kind == PEFT_ADALORA:
         peft = arm.model.base_model.rankallocator
         allocator = [t for kept in (peft.ipt, peft.exp_avg_ipt, peft.exp_avg_unc) for t in kept.values()]

@@ -5,24 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import Adafactor
 
 import rankalloc as ra
-from rankalloc.adapters import memory
+from rankalloc.adapters import memory, optimizer_state
 from rankalloc.errors import NotAdaptedError, RankallocError
 from tests.support.models import make_mlp
-
-OPTIMIZERS = {
-    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
-    "adam, foreach, amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, foreach=True, amsgrad=True),
-    "sgd": lambda p: torch.optim.SGD(p, lr=1e-2),
-    "sgd, momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
-    "torch's adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
-    "transformers' adafactor": lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=False, beta1=0.9),
-    "transformers' adafactor, own rate": lambda p: Adafactor(p, relative_step=True, warmup_init=True),
-}
+from tests.support.optimizers import OPTIMIZERS
 
 KEEP = {"0": [1, 3], "2": [], "4": [0, 1, 2, 3]}
 
@@ -53,7 +41,7 @@ def test_function_and_objects_stay_and_training_goes_on(make):
     x = torch.randn(6, 16)
     before = model(x).detach()
     held = model(x).sum()  # a graph someone still holds on to
-    memory.check(adapters, optimizer, shrink=True)
+    optimizer_state.require_support(adapters, optimizer, ["select"])
     memory.shrink(adapters, optimizer)
     torch.testing.assert_close(model(x).detach(), before, rtol=1e-6, atol=1e-6)
     assert [id(p) for p in adapters.parameters()] == before_objects
@@ -119,11 +107,11 @@ def test_nothing_changes_when_an_optimizers_state_cannot_be_sliced():
     optimizer.state[adapters.modules["4"].Q]["sketch"] = torch.zeros(5, 5)
     optimizer.state[adapters.modules["0"].Q]["sketch"] = torch.zeros(5, 5)
     with pytest.raises(RankallocError, match=r"AdamW keeps sketch of shape \(5, 5\).*shrink=False"):
-        memory.check(adapters, optimizer, shrink=True)
+        optimizer_state.require_support(adapters, optimizer, ["select"])
     with pytest.raises(RankallocError):
         memory.shrink(adapters, optimizer)
     assert {a.rank for a in adapters} == {4}
-    memory.check(adapters, optimizer, shrink=False)
+    optimizer_state.require_support(adapters, optimizer, [])
 
 
 def test_an_optimizer_that_holds_other_parameters_is_told_at_once():
@@ -131,11 +119,21 @@ def test_an_optimizer_that_holds_other_parameters_is_told_at_once():
     early = torch.optim.AdamW(model.parameters(), lr=1e-3)
     adapters = ra.attach(model, rank=4)
     for shrink in (True, False):
+        controller = observed(ra.RankController(adapters, ra.RankBudget(ranks=5), 10, shrink=shrink))
         with pytest.raises(NotAdaptedError, match="after rankalloc.attach"):
-            memory.check(adapters, early, shrink)
+            controller.update(early)
     with pytest.raises(NotAdaptedError, match=r"controller\.update\(optimizer\)"):
-        memory.check(adapters, None, shrink=True)
-    memory.check(adapters, None, shrink=False)
+        observed(ra.RankController(adapters, ra.RankBudget(ranks=5), 10)).update(None)
+    with pytest.raises(NotAdaptedError, match="canonical=False"):
+        observed(ra.RankController(adapters, ra.RankBudget(ranks=5), 10, shrink=False)).update(None)
+    observed(ra.RankController(adapters, ra.RankBudget(ranks=5), 10, shrink=False, canonical=False)).update(None)
+
+
+def observed(controller):
+    """The controller after a backward pass."""
+    controller.adapters.model(torch.randn(8, 16)).square().mean().backward()
+    controller.observe()
+    return controller
 
 
 def test_wrapped_optimizers_are_unwrapped():
@@ -144,7 +142,7 @@ def test_wrapped_optimizers_are_unwrapped():
     model, adapters, optimizer = trained(OPTIMIZERS["adamw"])
     wrapped = Accelerator(cpu=True).prepare_optimizer(optimizer)
     assert wrapped is not optimizer
-    memory.check(adapters, wrapped, shrink=True)
+    optimizer_state.require_support(adapters, wrapped, ["select", "turn", "forget"])
     memory.shrink(adapters, wrapped)
     assert optimizer.state[adapters.modules["0"].P]["exp_avg"].shape == (24, 2)
     step(model, wrapped, 9)

@@ -269,7 +269,7 @@ def test_what_would_turn_the_basis_is_refused(init, options):
     with pytest.raises(ConfigError, match="changes both P and Q"):
         ra.RankController(adapters, ra.RankBudget(ranks=6), STEPS, "first-order", **options)
     controller = ra.RankController(adapters, ra.RankBudget(ranks=6), STEPS, "first-order", canonical=False)
-    assert controller.orthogonal == 0.0
+    assert controller.settings.orthogonal == 0.0
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_budgets_are_met_and_runs_resume_to_the_bit(init, method, shrink, budget
     saved, memory, state = tensors_of(model), copy.deepcopy(optimizer.state_dict()), controller.state_dict()
     state = {"meta": state["meta"], "tensors": {k: v.clone() for k, v in state["tensors"].items()}}
     train_mlp(model, controller, optimizer, STEPS)
-    plan, ranks = controller.plan, list(adapters.ranks().values())
+    plan, ranks = controller.schedule, list(adapters.ranks().values())
     assert 0 <= plan.target - plan.spent(ranks) < min(c for c, r in zip(plan.costs, ranks, strict=True) if r < 4)
     assert shrink is False or all(a.rank == a.live_rank for a in adapters)
     whole = tensors_of(model)

@@ -15,6 +15,7 @@ from rankalloc.errors import RankallocError
 from rankalloc.layers.adaptable import full_weight, shape_of
 from rankalloc.layers.quantized import dequantized, scheme_of
 from tests.support.models import logits_of, randomize, token_ids
+from tests.support.optimizers import EIGHT_BIT
 from tests.support.training import make_trainer
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -265,12 +266,6 @@ def test_ranks_are_planned_on_a_quantised_base(folder, method):
 
 # --- 8-bit optimizers ------------------------------------------------------------------------------------------
 
-OPTIMIZERS = {
-    "adamw": lambda p: bnb.optim.AdamW8bit(p, lr=1e-2), "adamw, 32 bit": lambda p: bnb.optim.AdamW32bit(p, lr=1e-2),
-    "lion": lambda p: bnb.optim.Lion8bit(p, lr=1e-3), "sgd": lambda p: bnb.optim.SGD8bit(p, lr=1e-2, momentum=0.9),
-    "paged adamw": lambda p: bnb.optim.PagedAdamW8bit(p, lr=1e-2),
-}
-
 
 def eight_bit_run(make, method="auto", steps=14, **options):
     """A model whose factors have 4096 numbers and more, so that their state is 8-bit."""
@@ -291,7 +286,7 @@ def eight_bit_run(make, method="auto", steps=14, **options):
     return adapters, optimizer
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("make", EIGHT_BIT.values(), ids=EIGHT_BIT)
 def test_ranks_leave_the_memory_of_an_8_bit_optimizer(make):
     adapters, optimizer = eight_bit_run(make)
     assert sum(adapters.ranks().values()) == 4 and all(a.rank == a.live_rank for a in adapters)
@@ -304,23 +299,24 @@ def test_ranks_leave_the_memory_of_an_8_bit_optimizer(make):
 
 
 def test_an_8_bit_state_is_sliced_to_within_a_step_of_its_code():
-    from rankalloc.adapters import eight_bit, memory
+    from rankalloc.adapters import memory
+    from rankalloc.adapters.optimizer_state.packed import unpacked
 
     torch.manual_seed(0)
     adapters = ra.attach(nn.Sequential(nn.Linear(1024, 1100)), rank=5)
-    optimizer = OPTIMIZERS["adamw"](adapters.parameters())
+    optimizer = EIGHT_BIT["adamw"](adapters.parameters())
     for parameter in adapters.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     (adapter,) = adapters
     state = optimizer.state[adapter.P]
-    before = {key: eight_bit.unpacked(state, key) for key in ("state1", "state2")}
+    before = {key: unpacked(state, key) for key in ("state1", "state2")}
     assert state["state1"].dtype is torch.uint8 and before["state1"].abs().max() > 0
     adapter.drop(torch.tensor([True, False, True, True, False]))
     memory.shrink(adapters, optimizer)
     for key, value in before.items():
         kept, scale = value[:, [0, 2, 3]], value.abs().max()
-        torch.testing.assert_close(eight_bit.unpacked(state, key), kept, rtol=0, atol=0.02 * scale.item())
+        torch.testing.assert_close(unpacked(state, key), kept, rtol=0, atol=0.02 * scale.item())
 
 
 def test_a_state_that_cannot_be_sliced_is_told_of_at_the_first_step():

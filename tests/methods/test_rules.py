@@ -85,7 +85,7 @@ def test_sora_is_its_formula_step_by_step():
             for gate in gates:
                 gate.copy_(gate.sign() * (gate.abs() - threshold).clamp(min=0))
             if step == 30 or step > 20 and (step - 20) % 3 == 0:
-                keep = controller.plan.asked(step)
+                keep = controller.schedule.asked(step)
                 size = torch.cat(gates).abs().sort(descending=True).values
                 for gate in gates:
                     gate.copy_(gate.sign() * (gate.abs() - size[keep]).clamp(min=0))
@@ -103,7 +103,7 @@ def test_dylora_is_its_formula_step_by_step(frozen, momentum, scale):
     model, adapters = double_adapters("dylora", scale=scale)
     layers, factors = transcription(model, adapters)
     controller = ra.RankController(adapters, ra.RankBudget(fraction=1.0), 30, "dylora", frozen=frozen, seed=7)
-    drawn = [controller.rule.drawn(step) for step in range(1, 31)]
+    drawn = [controller.state.rule.drawn(step) for step in range(1, 31)]
     assert set(drawn) == {1, 2, 3, 4}
     loop(controller, model, torch.optim.SGD(adapters.parameters(), lr=0.05, momentum=momentum), 30)
 
@@ -235,9 +235,9 @@ def test_elalora_moves_no_more_than_it_may():
         ranks = np.array(record.ranks)
         if before is not None:
             assert np.abs(ranks - before).max() <= 1
-            assert record.returned <= min(3, controller.rule.count(record.step, 9))
+            assert record.returned <= min(3, controller.state.rule.count(record.step, 9))
         before = ranks
-    assert [controller.rule.count(step, 9) for step in (0, 8, 36, 64)] == [4, 4, 1, 0]
+    assert [controller.state.rule.count(step, 9) for step in (0, 8, 36, 64)] == [4, 4, 1, 0]
 
 
 def _allocations(model, controller, optimizer, steps):
@@ -253,9 +253,9 @@ def test_elalora_takes_from_the_lowest_and_gives_to_the_highest():
     values[0][:2], values[1][:2], values[2][:2] = (9.0, 8.0), (5.0, 4.0), (1.0, 2.0)
     from rankalloc.methods.allocators import ALLOCATORS, Demand
 
-    order = controller.rule.preferences(values, live, 4)
-    kept = ALLOCATORS["ordered"](order, Demand.of(controller.plan, 6))
-    assert controller.rule.count(4, 6) == 2
+    order = controller.state.rule.preferences(values, live, 4)
+    kept = ALLOCATORS["ordered"](order, Demand.of(controller.schedule, 6))
+    assert controller.state.rule.count(4, 6) == 2
     assert [int(mask.sum()) for mask in kept] == [4, 2, 0]
 
 

@@ -120,8 +120,8 @@ def test_the_compatible_mode_is_pefts_allocator_over_a_hundred_steps():
         adapters, budget, steps, "adalora", orthogonal=0.0, shrink=False, score_after_step=True
     )
     optimizer = torch.optim.Adam(adapters.parameters(), lr=1e-2)
-    seen, scores = [], controller.score.values
-    controller.score.values = lambda: seen.append(scores()) or seen[-1]
+    seen, scores = [], controller.state.score.values
+    controller.state.score.values = lambda: seen.append(scores()) or seen[-1]
     masks = 0
     for step in range(1, steps + 1):
         x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
@@ -136,21 +136,21 @@ def test_the_compatible_mode_is_pefts_allocator_over_a_hundred_steps():
                 ):
                     other.copy_(ours.reshape(other.shape))
                     other.grad = ours.grad.reshape(other.shape).clone()
-        mine = controller.score
+        mine = controller.state.score
         controller.update(optimizer)
         if step <= 70:
             asked, pattern = allocator.update_and_allocate(theirs, step, force_mask=step == 70)
             for index, layer in enumerate(layers):
                 expected = _peft_scores(allocator, names[index], layer)
-                got = seen[-1][index] if controller.plan.allocates(step) else mine.values()[index]
+                got = seen[-1][index] if controller.schedule.allocates(step) else mine.values()[index]
                 torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-30)
             if pattern is not None:
-                assert controller.plan.allocates(step) and asked == controller.plan.asked(step)
+                assert controller.schedule.allocates(step) and asked == controller.schedule.asked(step)
                 by_name = {key.split(".")[0]: mask for key, mask in pattern.items()}
                 assert [a.kept.tolist() for a in adapters] == [by_name[name] for name in names]
                 masks += 1
             else:
-                assert not controller.plan.allocates(step)
+                assert not controller.schedule.allocates(step)
         optimizer.zero_grad()
     assert masks == 12 and sum(adapters.ranks().values()) == 6
 

@@ -78,7 +78,7 @@ def test_an_average_is_that_of_masked_full_matrices_taken_by_hand(method):
         if full is None:
             full = now
         for average, new, adapter in zip(full, now, masked, strict=True):
-            if twins_controller.plan.allocates(step):
+            if twins_controller.schedule.allocates(step):
                 average["lam"] = average["lam"] * adapter.kept
             for name in FACTORS:
                 average[name] = DECAY * average[name] + (1 - DECAY) * new[name]

@@ -152,7 +152,7 @@ def test_only_checkpoints_that_meet_the_budget_compete_for_the_best(tmp_path):
         greater_is_better=False,
     )
     trainer.train()
-    assert callback.controller.plan.freeze_step == 14
+    assert callback.controller.schedule.freeze_step == 14
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-14")
     assert sum(adapters.ranks().values()) == 20 == sum(a.rank for a in adapters)
     other, fresh, _ = begin()

@@ -41,7 +41,7 @@ def test_every_allocation_meets_the_budget_and_the_last_one_stays(budget):
     model, adapters, controller, optimizer = begin(budget)
     train_mlp(model, controller, optimizer, STEPS)
     trace = controller.finish()
-    plan, cheapest = controller.plan, min(controller.plan.costs) * controller.plan.multiple_of
+    plan, cheapest = controller.schedule, min(controller.schedule.costs) * controller.schedule.multiple_of
     assert [a.step for a in trace.allocations] == [s for s in range(1, STEPS + 1) if plan.allocates(s)]
     for record in trace.allocations:
         assert record.asked == min(plan.asked(record.step), plan.ceiling)
@@ -153,15 +153,15 @@ def test_a_step_without_finite_gradients_is_left_out_of_the_scores(bad):
 
         def meddle(step, adapters=adapters, controller=controller, poison=poison):
             if step != 4:
-                if controller.score is not None:
-                    vars(controller.score).pop("observe", None)
+                if controller.state.score is not None:
+                    vars(controller.state.score).pop("observe", None)
                 return
             for p in adapters.parameters():
                 p.grad.zero_()  # the optimizer sees the same in both runs; only what is observed differs
             if poison:
                 adapters.modules["2"].Q.grad[0, 0] = bad
             else:
-                controller.score.observe = lambda: None
+                controller.state.score.observe = lambda: None
 
         def clean(optimizer=optimizer, adapters=adapters):
             for p in adapters.parameters():
@@ -169,7 +169,7 @@ def test_a_step_without_finite_gradients_is_left_out_of_the_scores(bad):
                     p.grad.nan_to_num_(0.0, 0.0, 0.0)
 
         optimizer.register_step_pre_hook(lambda *_, clean=clean: clean())
-        controller.orthogonal = 0.0
+        controller.settings.orthogonal = 0.0
         train_mlp(model, controller, optimizer, STEPS, before_observe=meddle)
         trace = controller.finish()
         ended.append((tensors_of(model), trace.scores, trace.nonfinite_steps))

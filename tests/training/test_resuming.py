@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     model, adapters, callback = begin()
     make_trainer(model, folder, [callback], **SETTINGS).train()
-    assert callback.controller.plan.freeze_step == 14 and sum(adapters.ranks().values()) == 20
+    assert callback.controller.schedule.freeze_step == 14 and sum(adapters.ranks().values()) == 20
     return folder, outcome(model, callback)
 
 

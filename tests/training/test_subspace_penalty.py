@@ -159,7 +159,7 @@ def test_accumulation_does_not_multiply_it_and_scores_do_not_see_it(given):
         controller.observe()
         plain = ra.RankController(adapters, ra.RankBudget(ranks=6), 10, "adalora")
         seen.append([a.Q.grad.clone() for a in adapters])
-        scores = {name: value.clone() for name, value in controller.score.tensors().items()}
+        scores = {name: value.clone() for name, value in controller.state.score.tensors().items()}
         adapters.model.zero_grad()
         F.mse_loss(model(x), y).backward()
         plain.observe()

@@ -153,7 +153,8 @@ def begin(adapters: Adapters, plan: RankPlan, optimizer: torch.optim.Optimizer) 
     processes.rebuild(adapters.model)
     for adapter in adapters:
         adapter.initial_rank = adapter.rank
-    initialise(adapters, plan)
+    initialise(adapters.modules, plan)
+    adapters.plan = plan
 
 
 def first_batches(dataset: Any, collate: Callable[[list[Any]], Any], size: int) -> Iterator[Any]:

@@ -29,8 +29,8 @@ class Rule:
     """
 
     name: ClassVar[str] = "shrink"
-    holds: ClassVar[bool] = False
-    """Whether a dropped triplet is held at zero, P and Q included, until the rule brings it back."""
+    pins_dropped: ClassVar[bool] = False
+    """Whether a dropped triplet stays at zero, P and Q included, until the rule puts a fresh one in its slot."""
     nested: ClassVar[bool] = False
     """Whether the first b triplets, at scale α / b, are trained to be an adapter of their own, for every b."""
 

@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from ...adapters import optimizer_state
 from ...adapters.adapter import Adapter
-from ...adapters.memory import unwrap
 
 
 @torch.no_grad()
@@ -35,13 +35,8 @@ def refresh(
         drawn = torch.randn(count, adapter.d_out, generator=generator, dtype=torch.float64) * deviation
         adapter.P[:, slots] = _orthogonal(drawn.to(adapter.P.device), adapter.P[:, old].T).T.to(adapter.P.dtype)
         adapter.lam[slots] = 0.0
-    if optimizer is None:
-        return
-    state = unwrap(optimizer).state
-    for parameter, where in ((adapter.P, (slice(None), slots)), (adapter.lam, slots), (adapter.Q, slots)):
-        for value in state.get(parameter, {}).values():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                value[where] = 0
+    if optimizer is not None:
+        optimizer_state.forget(adapter, optimizer, slots)
 
 
 def _orthogonal(drawn: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ class Moving(Rule, ABC):
     cost no gradient. A triplet that comes (back) starts in a fresh direction orthogonal to the live ones.
     """
 
-    holds = True
+    pins_dropped = True
 
     def asked(self, step: int) -> int:
         return self.plan.target

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ...adapters.adapter import Adapter
+from ...adapters.adapter import TRIPLET_DIMS, Adapter
 from ...errors import RankallocError
 from ...options import number
 
@@ -72,18 +72,24 @@ class Score(ABC):
     def select(self, kept: Sequence[torch.Tensor]) -> None:
         """Keep the state of the triplets ``kept[i]`` (r,) bool of each adapter, when the others leave memory."""
         for name, tensor in self.tensors().items():
-            _, index, factor = name.split(".")
-            where = kept[int(index)].nonzero().flatten().to(tensor.device)
-            tensor.data = tensor.data.index_select(1 if factor == "P" else 0, where)
+            index, dim = _place(name)
+            where = kept[index].nonzero().flatten().to(tensor.device)
+            tensor.data = tensor.data.index_select(dim, where)
 
     @torch.no_grad()
     def rebase(self, mixings: Sequence[torch.Tensor]) -> None:
         """Follow a change of basis: ``mixings[i]`` (r, r) is the share of each old triplet of adapter i
         (row) in each new one (column). A statistic becomes the average of those it came from."""
         for name, tensor in self.tensors().items():
-            _, index, factor = name.split(".")
-            mixing = mixings[int(index)].to(tensor.dtype)
-            tensor.copy_(mixing.T @ tensor if factor == "Q" else tensor @ mixing)
+            index, dim = _place(name)
+            mixing = mixings[index].to(tensor.dtype)
+            tensor.copy_(mixing.T @ tensor if dim == 0 and tensor.dim() == 2 else tensor @ mixing)
+
+
+def _place(name: str) -> tuple[int, int]:
+    """(index of the adapter, dimension that counts triplets) of a state tensor ``what.index.factor``."""
+    _, index, factor = name.split(".")
+    return int(index), TRIPLET_DIMS[factor]
 
 
 class LambdaScore(Score):

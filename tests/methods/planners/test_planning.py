@@ -202,4 +202,5 @@ def test_a_controller_takes_the_budget_that_was_planned_for(given):
     model, budget = make_bert(), ra.RankBudget(**given)
     adapters = ra.attach(model, ranks=ra.plan_ranks(model, token_batches(1), budget, "fim", rank=4))
     controller = ra.RankController(adapters, budget, 10, "fim")
-    assert controller.plan.target == controller.plan.initial == controller.plan.spent(list(adapters.ranks().values()))
+    schedule = controller.schedule
+    assert schedule.target == schedule.initial == schedule.spent(list(adapters.ranks().values()))

@@ -1,0 +1,23 @@
+"""Adapters without a rank under DistributedDataParallel, which waits for a gradient of every parameter it knows."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .adapter import Adapter
+
+
+def leave_out_empty(model: nn.Module) -> None:
+    """Tell a DDP wrapper that may be made later not to wait for gradients of adapters without a rank."""
+    if empty := empty_parameters(model):
+        others = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(empty | others))
+
+
+def empty_parameters(model: nn.Module) -> set[str]:
+    """Names of the factors of adapters without a rank."""
+    return {
+        f"{name}.{factor}" for name, module in model.named_modules() if isinstance(module, Adapter) and not module.rank
+        for factor, _ in module.named_parameters(recurse=False)
+    }

@@ -1,0 +1,50 @@
+"""What changes while a run goes on: allocation and resuming work on it, and the controller is their face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..adapters.adapter_set import Adapters
+from ..budget import BudgetPlan
+from ..methods.rules import Rule
+from ..methods.scores import Score
+from ..trace import RankTrace
+from .settings import Settings
+
+
+@dataclass(eq=False)
+class RunState:
+    """One run as it stands.
+
+    Attributes:
+        adapters: whose ranks are chosen.
+        settings: what does not change.
+        schedule: the budget resolved for these layers; a resumed run has that of its beginning.
+        rule: what happens around each step.
+        score: what triplets are worth; None for a method without one, and once ranks are final.
+        trace: the record of the run.
+        averages: averages of the weights that follow, as adapters of their own.
+        step: optimizer steps so far.
+    """
+
+    adapters: Adapters
+    settings: Settings
+    schedule: BudgetPlan
+    rule: Rule
+    score: Score | None
+    trace: RankTrace
+    averages: list[Adapters] = field(default_factory=list)
+    step: int = 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether ranks are final."""
+        return self.trace.finished or self.step >= self.schedule.freeze_step
+
+    def new_score(self) -> Score | None:
+        """The method's score over the adapters as they are now, with empty state."""
+        return self.settings.new_score(list(self.adapters))
+
+    def reschedule(self, schedule: BudgetPlan) -> None:
+        """Go by ``schedule`` from now on; the rule too."""
+        self.schedule = self.rule.plan = schedule

@@ -1,0 +1,46 @@
+"""Who wraps a model: DDP, DataParallel and averages hold it, and it does not know them.
+
+torch keeps no such list, so memory is searched, once for each question; that takes some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from typing import TypeVar
+
+from torch import nn
+
+from ..errors import RankallocError
+
+_Wrapper = TypeVar("_Wrapper", bound=nn.Module)
+
+
+def wrappers_of(parts: Iterable[nn.Module], kind: type[_Wrapper]) -> list[_Wrapper]:
+    """The living modules of type ``kind`` around any of ``parts``, whoever made them."""
+    inside = {id(part) for part in parts}
+    # the type, and not isinstance, which asks every object in memory for its __class__
+    found = [item for item in gc.get_objects() if issubclass(type(item), kind)]
+    return [wrapper for wrapper in found if any(id(module) in inside for module in wrapper.modules())]
+
+
+def refuse_data_parallel(model: nn.Module) -> None:
+    """Raise RankallocError when nn.DataParallel spreads ``model``, or a part of it, over several devices.
+
+    Its replicas are copies that live for one forward pass: gradients come back, but what adapters remember from step
+    to step does not. transformers' Trainer uses it whenever several GPUs are visible and no launcher is.
+    """
+    around = wrappers_of([model], nn.DataParallel)
+    inside = [module for module in model.modules() if isinstance(module, nn.DataParallel)]
+    for wrapper in (*around, *inside):
+        if len(wrapper.device_ids) > 1:
+            raise several_devices(len(wrapper.device_ids))
+
+
+def several_devices(count: int) -> RankallocError:
+    """The refusal of nn.DataParallel over ``count`` devices."""
+    return RankallocError(
+        f"nn.DataParallel runs this model on {count} GPUs in one process, and adapters cannot be trained on its "
+        "replicas; start one process a GPU with torchrun or accelerate launch, or use one GPU with "
+        "CUDA_VISIBLE_DEVICES=0"
+    )
