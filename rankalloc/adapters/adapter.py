@@ -2,8 +2,16 @@
 
 P is (d_out, r), Λ = diag(lam) with lam (r,), Q is (r, d_in); row i of Q, column i of P and lam[i]
 are one triplet, the unit that is scored, kept and dropped. s, alpha / rank or alpha / √rank, is fixed for
-the whole run, whatever the live rank (AdaLoRA's author reports that rescaling hurts). What the product
-is to a layer that is not linear is its kind's (:mod:`rankalloc.layers.kinds`).
+the whole run, whatever the live rank (AdaLoRA's author reports that rescaling hurts). How the product acts on a layer
+other than nn.Linear is defined by its kind (:mod:`rankalloc.layers.kinds`).
+
+                 r                r                 d_in
+             ┌───────┐        ┌───────┐        ┌─────────────┐
+             │ │     │        │ ·     │        │─────────────│ row i
+    ΔW = s · │ │  P  │ d_out ·│   λ_i │ r    · │      Q      │ r
+             │ │     │        │     · │        └─────────────┘
+             └───────┘        └───────┘
+            column i         (lam, a vector)
 
 LoRA's variants are the same adapter with fewer factors trained (:data:`TRAINED`):
 
@@ -45,11 +53,10 @@ FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
 """Parametrisations whose basis must stay as it is."""
 
 TRIPLET_DIMS = {"P": 1, "lam": 0, "Q": 0}
-"""{factor: the dimension of it that counts triplets}."""
+"""{factor: the dimension that counts triplets}."""
 
 COPIES: WeakSet[Adapter] = WeakSet()
-"""Living adapters that were made by copying another one; :mod:`rankalloc.training.averages` looks for
-averages among them."""
+"""Living adapters that are copies of another one; :mod:`rankalloc.training.averages` looks for averages among them."""
 
 
 class Factor(NamedTuple):
@@ -64,7 +71,7 @@ class Adapter(nn.Module):
     """A frozen layer and its low-rank update: y = base(x) + s · P Λ Q dropout(x).
 
     Args:
-        base_layer: the layer to adapt; kept, not copied.
+        base_layer: the layer to adapt; not copied.
         rank: number of triplets; 0 leaves the layer as it is.
         scaling: s.
         init: "svd": lam = 0 and P, Q ~ N(0, 0.02), all three trained (AdaLoRA, arXiv 2303.10512).
@@ -227,7 +234,7 @@ class Adapter(nn.Module):
 
     def scaled(self) -> torch.Tensor:
         """P Λ s, (d_out, r): what an exported file holds beside Q."""
-        # d_out · r numbers are scaled, and not one row of outputs a token
+        # scaling d_out · r numbers is cheaper than scaling the outputs of every token
         return self.left() * (self.lam * self.scaling)
 
     def factors(self) -> tuple[Factor, ...]:
@@ -245,7 +252,7 @@ class Adapter(nn.Module):
     def lam_gradient(self) -> torch.Tensor | None:
         """∂L/∂lam, (r,); None before a backward pass.
 
-        A Λ that is not trained has no gradient of its own, but P has: P and lam act through their product alone, so
+        A Λ that is not trained has no gradient, but P has one: P and lam act through their product alone, so
         lam_i ∂L/∂lam_i = P_:i · ∂L/∂P_:i.
         """
         p, lam = self._parameters["P"], self._parameters["lam"]
@@ -301,7 +308,7 @@ class Adapter(nn.Module):
         self.kept = self.kept.new_ones(rank)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "family": None}  # a copy has siblings of its own to meet
+        return {**self.__dict__, "family": None}  # a copy meets its own siblings
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -22,10 +22,10 @@ the rank grows (Kalajdzievski, arXiv 2312.03732). The exported files hold s, so 
 
 
 class Adaptation(Protocol):
-    """Whoever promised to choose ranks for a set of adapters."""
+    """The controller or callback that is to choose ranks for a set of adapters."""
 
     def check_adapted(self) -> None:
-        """Raise NotAdaptedError when that never happened."""
+        """Raise NotAdaptedError when it never did."""
 
 
 @dataclass(eq=False)
@@ -46,8 +46,8 @@ class Adapters:
         scale: "lora" or "rslora", a key of :data:`SCALES`.
         nested: whether they are trained so that the first triplets of each are an adapter too
             (:func:`rankalloc.at_rank`).
-        notes: what the user should know, one sentence each; they become alerts of a run's trace.
-        on_detach: called when the adapters leave the model, for what was set up for their training.
+        notes: one sentence for each thing the user should know; they become alerts of a run's trace.
+        on_detach: called when the adapters leave the model, to undo what their training set up.
     """
 
     model: nn.Module

@@ -54,8 +54,8 @@ def attach(
         scale: "lora" for alpha / rank, "rslora" for alpha / √rank (arXiv 2312.03732).
 
     Returns:
-        The adapters; only they and the heads are trainable afterwards. Weights that no adapter can stand beside,
-        experts stacked in one tensor, are named in a warning and in ``adapters.notes``.
+        The adapters; only they and the heads are trainable afterwards. Weights that cannot be adapted, experts
+        stacked in one tensor, are named in a warning and in ``adapters.notes``.
 
     Raises:
         TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a
@@ -131,7 +131,7 @@ def attach(
 def detach(adapters: Adapters) -> nn.Module:
     """Take the adapters out; the base layers are as they were, the heads keep what they learned.
 
-    Returns the model, with the parameters trainable that were so before attach.
+    Returns the model, with the same parameters trainable as before attach.
     """
     for adapter in adapters:
         for parent, attribute in parents_of(adapters.model, adapter):

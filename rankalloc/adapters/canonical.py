@@ -1,20 +1,20 @@
 """Canonical form: the same ΔW with orthonormal P and Q and true singular values in Λ.
 
-Without it, lam are no singular values and a triplet is no singular direction. Thin QR of P = Q_P R_P and
+In training, lam are not singular values and triplets are not singular directions. Thin QR of P = Q_P R_P and
 of Qᵀ = Q_Q R_Q, then the SVD of the r × r core R_P Λ R_Qᵀ = U Σ Vᵀ, give
 
     P' = Q_P U,   Λ' = Σ,   Q' = Vᵀ Q_Qᵀ          in O((d_in + d_out) r²), without forming ΔW.
 
 Dropping the smallest of them is then the best approximation of ΔW in the Frobenius norm (Eckart and
-Young, 1936). The gradient changes with the basis, and what an optimizer remembers of it has to follow:
+Young, 1936). The gradient changes with the basis, and the optimizer's memory of it has to follow:
 
     ∂L/∂P' = ∂L/∂P · R_Pᵀ U,   ∂L/∂Q' = Vᵀ R_Q · ∂L/∂Q          (exactly), and
     ∂L/∂λ'_k ≈ Σ_i A_ik B_ik ∂L/∂λ_i  with P' = P A, Q'ᵀ = Qᵀ B   (no off-diagonal terms are known).
 
-What an optimizer remembers is carried over accordingly by :mod:`rankalloc.adapters.optimizer_state`.
+:mod:`rankalloc.adapters.optimizer_state` carries that memory over.
 
-Adapters are rewritten many at a time, as one pile of matrices that columns of zeros make equally wide: the operators
-are then those of a few piles, and not of every layer.
+Adapters are rewritten many at a time, as one pile of matrices padded with zero columns to equal width: the number of
+operators is that of a few piles, not of all layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Folding adapters into the weights they stand beside, and what the rounding of that costs.
+"""Folding adapters into the weights of their layers, and measuring what rounding costs.
 
 W' = round(W + s·P·Λ·Q) in the weight's own type. A half-precision weight has few digits, and ΔW is small beside it, so
-part of the update is lost for good. For each layer that share is measured:
+part of the update is lost for good. That share is measured for each layer:
 
     loss = ‖W' − (W + ΔW)‖_F / ‖ΔW‖_F          0 when nothing was lost, 1 when as much was lost as was there
 

@@ -1,4 +1,4 @@
-"""A plan: the ranks that were chosen before training, and what the adapters begin with."""
+"""Ranks that were chosen before training, and the factors that adapters begin with."""
 
 from __future__ import annotations
 

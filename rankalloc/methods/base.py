@@ -1,4 +1,4 @@
-"""What a method is: which score, which rule, which basis, and the words the user reads about it."""
+"""A method: its score, its rule, its basis, and the words the user reads about it."""
 
 from __future__ import annotations
 

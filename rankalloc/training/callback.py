@@ -20,6 +20,7 @@ from ..trace import RankTrace
 from .controller import RankController
 from .settings import settle
 from .subspace_penalty import OPTIONS, penalty_of
+from .wrappers import refuse_data_parallel
 
 STATE_NAME = "rankalloc_state.safetensors"
 
@@ -105,6 +106,7 @@ class RankCallback(TrainerCallback):
             raise ConfigError(
                 "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set it, or use bf16"
             )
+        refuse_data_parallel(self.adapters.model)  # the Trainer has wrapped the model by now
         options = {"seed": args.seed, "fresh": state.global_step == 0, **self.options}
         notes = self._plan(args, state, **kwargs)
         self.controller = RankController(self.adapters, self.budget, state.max_steps, self.method, **options)

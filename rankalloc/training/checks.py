@@ -1,4 +1,4 @@
-"""What a controller checks before it begins: do method, budget and adapters fit together?"""
+"""Do method, budget and adapters fit together? Asked before a run begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a run and its steps take, on the clock on the wall."""
+"""Wall-clock time of a run and of its steps."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from .subspaces import Given
 
 
 class RankController:
-    """Chooses the ranks of ``adapters`` so that they meet ``budget``, and keeps the trace.
+    """Chooses the ranks of ``adapters`` so that they meet ``budget``, and records the trace.
 
     Each step: ``loss.backward()``, :meth:`observe`, ``optimizer.step()``, :meth:`update`,
     ``optimizer.zero_grad()``; at the end :meth:`finish`. Clip gradients before ``observe``.
@@ -43,9 +43,9 @@ class RankController:
         budget: what may be spent, and its course.
         total_steps: optimizer steps of the whole run.
         method: a key of ``rankalloc.METHODS``.
-        shrink: when dropped triplets leave memory and the optimizer's state: "events" at every allocation,
-            for good; "freeze" when ranks are final, so that until then one may come back; True what the
-            method does by itself; False never: shapes stay, dropped triplets are held at zero.
+        shrink: when dropped triplets leave memory and the optimizer's state. "events": at every allocation,
+            for good. "freeze": when ranks are final; until then one may come back. True: the method's own choice.
+            False: never; shapes stay, and dropped triplets are held at zero.
         seed: of what the method draws; noted in the trace.
         fresh: False when the adapters come from a checkpoint whose state :meth:`load_state_dict` will be
             given, so that a method that prepares its adapters leaves them as they are.
@@ -150,8 +150,8 @@ class RankController:
     def follow(self, averaged: nn.Module) -> Adapters:
         """Let the triplets of an average of the weights (torch's AveragedModel: EMA, SWA) leave with the model's own.
 
-        Call it before training, or where training goes on; how the average follows is in
-        :mod:`rankalloc.training.averages`.
+        Call it before training begins, or before it is resumed; :mod:`rankalloc.training.averages` tells how the
+        average follows.
 
         Args:
             averaged: made from the adapted model; its parameters are a deep copy of the model's.
@@ -214,7 +214,7 @@ class RankController:
 
     @torch.no_grad()
     def update(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Count one optimizer step and, where the schedule says so, allocate: after the optimizer's step.
+        """Count one optimizer step and allocate where the schedule asks for it; call it after the optimizer's step.
 
         Args:
             optimizer: the one that trains the adapters; needed when ranks leave memory (``shrink``).
@@ -252,7 +252,7 @@ class RankController:
     ) -> RankTrace:
         """End the run: final singular values and sizes into the trace, which is returned.
 
-        A run that stopped before its freeze is brought to its budget now, and the trace says so.
+        A run that stopped before its freeze is brought to its budget now, with an alert in the trace.
 
         Args:
             path: where to write the trace as JSON; a folder means trace.json in it.
@@ -281,22 +281,22 @@ class RankController:
         return self.trace
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Add a point to the trace's curves; what is no finite number is left out."""
+        """Add a point to the trace's curves; values that are not finite numbers are left out."""
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, Real) and not isinstance(v, bool)}
         numbers = {k: v for k, v in numbers.items() if np.isfinite(v)}
         if numbers:
             self.trace.logs.append(LogRecord(step=step, values=numbers))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an interrupted run needs to go on: {"tensors": {name: tensor}, "meta": JSON text}.
+        """All that an interrupted run needs to continue: {"tensors": {name: tensor}, "meta": JSON text}.
 
-        The adapters' own weights are the model's and not in it; a fingerprint of them is.
+        The adapters' weights are part of the model's state; here is a hash of them.
         """
         self.count_time()
         return resuming.state_of(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` left off; load the model's weights first.
+        """Continue from a :meth:`state_dict`; load the model's weights first.
 
         Raises:
             RankallocError: the state is damaged, or of another budget, method, run length or model;

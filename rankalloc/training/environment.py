@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, and the commit of the code that called it."""
+"""The environment of a run: versions, device, and the commit of the code that called it."""
 
 from __future__ import annotations
 

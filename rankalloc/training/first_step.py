@@ -1,4 +1,4 @@
-"""What is asked once, at a run's first step: can this model, and this optimizer, be trained so?"""
+"""Checks that need a backward pass or an optimizer, made once at a run's first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the controller writes into the trace, from plain numbers. It decides nothing."""
+"""The records that a controller adds to its trace, built from plain numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a run between two processes: what is kept, and what must not have changed."""
+"""Saving a run's state and continuing from it; settings that must not change are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes while a run goes on: allocation and resuming work on it, and the controller is their face."""
+"""The state of one run: allocation and resuming work on it, and the controller is their public face."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .settings import Settings
 
 @dataclass(eq=False)
 class RunState:
-    """One run as it stands.
+    """Everything about a run that changes from step to step.
 
     Attributes:
         adapters: whose ranks are chosen.

@@ -2,14 +2,14 @@
 
     fully_shard(model, ignored_params=adapters.ignored_params())
 
-Scoring a triplet takes all of it, and its parameters change their size, so adapters (and the task heads that are saved
-with them) stay out of the sharding; they are small. FSDP2 leaves what it ignores alone: nobody broadcasts it, nobody
-averages its gradients. Both happen here: at the start every process takes the adapters of the first one, and at the
-end of each backward pass all gradients go through one all-reduce, as under DistributedDataParallel, so that clipping,
-scoring and the optimizer see the same numbers everywhere.
+A score needs whole triplets, and their parameters change size, so adapters (and the task heads that are saved with
+them) stay out of the sharding; they are small. FSDP2 neither broadcasts the parameters it ignores nor averages their
+gradients. Both happen here: at the start every process takes the adapters of the first one, and at the end of each
+backward pass one all-reduce averages all gradients, as under DistributedDataParallel, so that clipping, scoring and the
+optimizer see the same numbers everywhere.
 
-Cost: one all-reduce of the adapters' parameters a backward pass, after it and not beside it. Weakness: with gradient
-accumulation that is one for each backward pass, where one a step would do; the average is the same.
+Cost: one all-reduce of the adapters' gradients after each backward pass, not overlapped with it. Weakness: with
+gradient accumulation that is one for each backward pass, where one for each step would do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The subspaces that finished adapters read from and write to, for the layers that a model's adapters stand beside.
+"""The subspaces that finished adapters read from and write to, in the layers that a model's adapters adapt.
 
 Of each update the row space (what it reads, in R^d_in) or the column space (what it writes, in R^d_out) as an
 orthonormal basis; of several adapters the span of all of them together, so that what two share counts once.

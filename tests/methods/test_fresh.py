@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import rankalloc as ra
+from rankalloc.methods.rules.fresh import refresh
 from tests.support.optimizers import EIGHT_BIT, OPTIMIZERS
 
 MOVING = {"elalora": "svd", "increlora": "svd", "l1ra": "gate"}
@@ -60,9 +61,24 @@ def test_a_fresh_triplet_does_not_move_before_it_has_a_gradient(name, method):
 @pytest.mark.parametrize("name", [name for name in EVERY if "adafactor" in name])
 def test_a_factored_moment_forgets_the_slot_and_keeps_what_it_knows_of_the_others(name, factor):
     """Adafactor remembers a mean over rows and one over columns; the one that counts triplets is cleared."""
-    _, adapters, optimizer, fresh = with_fresh_triplets(EVERY[name], "elalora")
-    adapter, mask = next((a, m) for a, m in fresh.items() if m.any())
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 20))
+    adapters = ra.attach(model, rank=6)
+    optimizer = EVERY[name](adapters.parameters())
+    for step in range(3):
+        x = torch.randn(8, 24, generator=torch.Generator().manual_seed(step))
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    (adapter,) = adapters
     state = optimizer.state[getattr(adapter, factor)]
     keys = ("exp_avg_sq_row", "row_var") if factor == "Q" else ("exp_avg_sq_col", "col_var")
-    (counting,) = [value.flatten() for key, value in state.items() if key in keys]
-    assert (counting[mask] == 0).all() and (counting[~mask] > 0).any()
+    others = {key: value.clone() for key, value in state.items() if isinstance(value, torch.Tensor) and key not in keys}
+    (before,) = [value.flatten().clone() for key, value in state.items() if key in keys]
+    slots = torch.tensor([False, True, False, False, True, False])
+    refresh(adapter, slots, optimizer, torch.Generator())
+    (after,) = [value.flatten() for key, value in state.items() if key in keys]
+    assert (before > 0).all() and (after[slots] == 0).all() and torch.equal(after[~slots], before[~slots])
+    for key, value in others.items():
+        forgotten = value.shape == getattr(adapter, factor).shape  # a first moment, elementwise
+        assert torch.equal(state[key], value) or forgotten, key

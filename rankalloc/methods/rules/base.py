@@ -1,4 +1,4 @@
-"""What a rule is: how ranks move around the optimizer's steps. The plain one only shrinks."""
+"""The interface of rules: how ranks move around the optimizer's steps. The plain rule only shrinks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Rule:
     pins_dropped: ClassVar[bool] = False
     """Whether a dropped triplet stays at zero, P and Q included, until the rule puts a fresh one in its slot."""
     nested: ClassVar[bool] = False
-    """Whether the first b triplets, at scale α / b, are trained to be an adapter of their own, for every b."""
+    """Whether, for every b, the first b triplets at scale α / b are trained to be an adapter."""
 
     def __init__(self, adapters: Sequence[Adapter], plan: BudgetPlan, seed: int = 0) -> None:
         self.adapters, self.plan, self.seed = list(adapters), plan, seed
@@ -68,4 +68,4 @@ class Rule:
     def allocated(
         self, before: Sequence[torch.Tensor], step: int, optimizer: torch.optim.Optimizer | None
     ) -> None:
-        """After the masks ``adapter.kept`` have been set; ``before`` are those of until now."""
+        """After the masks ``adapter.kept`` have been set; ``before`` are the previous ones."""

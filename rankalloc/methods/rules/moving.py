@@ -13,7 +13,7 @@ from .fresh import refresh
 
 
 class Moving(Rule, ABC):
-    """Ranks start equal at ``asked(0)`` and then move; who leaves and who grows is the subclass's.
+    """Ranks start equal at ``asked(0)`` and then move; a subclass decides which triplets leave and which layers grow.
 
     An adapter's rank is its room: live triplets occupy some of its slots, the others are zero throughout and
     cost no gradient. A triplet that comes (back) starts in a fresh direction orthogonal to the live ones.

@@ -1,4 +1,4 @@
-"""What an importance score is: it watches gradients and says what each triplet is worth."""
+"""The interface of importance scores: a score watches gradients and rates each triplet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Score(ABC):
 
     name: ClassVar[str]
     any_basis: ClassVar[bool] = False
-    """Whether it means something of triplets whose basis stays as it was drawn (LoRA-FA, VeRA)."""
+    """Whether it is meaningful for triplets whose basis stays as it was drawn (LoRA-FA, VeRA)."""
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)

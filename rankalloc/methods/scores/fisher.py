@@ -1,7 +1,7 @@
 """Fisher importance: ½ lam_i² E[(∂L/∂lam_i)²].
 
 The second-order change of the loss when triplet i is taken away, with the empirical Fisher information
-in the place of the Hessian (optimal brain damage, LeCun et al., 1989; Fisher pruning, Theis et al.,
+instead of the Hessian (optimal brain damage, LeCun et al., 1989; Fisher pruning, Theis et al.,
 arXiv 1801.05787). The expectation is a moving average over the steps.
 
 State: r numbers a layer. Known weakness: gradients of whole batches underrate the information of single
