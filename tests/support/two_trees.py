@@ -22,8 +22,9 @@ from typing import Any
 LIMITS = ["data.limit_train=96", "data.limit_tune=16", "data.limit_report=16"]
 VARIABLE = {"created", "command", "seconds", "wall_seconds", "step_seconds_before_freeze", "step_seconds_after_freeze",
             "environment", "storage", "output"}
-OPTIONS = {"manual": ["method_options.rank_pattern={query: 4, value: 2}"],
-           "module-types": ["method_options.weights={query: 2.0}"]}
+OPTIONS = {"manual": ["method_options.rank_pattern={query: 4, value: 2}", "budget.fraction=null", "budget.ranks=132"],
+           "module-types": ["method_options.weights={query: 2.0}"],
+           "dylora": ["adapter.scale=rslora"]}
 KINDS = {
     "lora-fa": ["method=singular-value", "adapter.init=lora-fa"],
     "dropout": ["method=auto", "adapter.dropout=0.1"],

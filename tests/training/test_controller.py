@@ -149,7 +149,7 @@ def test_a_step_without_finite_gradients_is_left_out_of_the_scores(bad):
     """The same run, with one observation poisoned and with that observation skipped."""
     ended = []
     for poison in (True, False):
-        model, adapters, controller, optimizer = begin()
+        model, adapters, controller, optimizer = begin(orthogonal=0.0)
 
         def meddle(step, adapters=adapters, controller=controller, poison=poison):
             if step != 4:
@@ -169,7 +169,6 @@ def test_a_step_without_finite_gradients_is_left_out_of_the_scores(bad):
                     p.grad.nan_to_num_(0.0, 0.0, 0.0)
 
         optimizer.register_step_pre_hook(lambda *_, clean=clean: clean())
-        controller.settings.orthogonal = 0.0
         train_mlp(model, controller, optimizer, STEPS, before_observe=meddle)
         trace = controller.finish()
         ended.append((tensors_of(model), trace.scores, trace.nonfinite_steps))
