@@ -56,10 +56,12 @@ def import_(
     The model's configuration alone is read: kohya's names can only be told apart by its layers.
     """
     with results_only():
+        from ..experiments.tasks.packages import reference_of
         from ..storage.interchange import import_lora
         from ..storage.skeletons import build_skeleton
 
-        lora = import_lora(file, build_skeleton(base, trust_remote_code), output, component=component)
+        model = build_skeleton(reference_of(base), trust_remote_code)
+        lora = import_lora(file, model, output, component=component)
     show(f"wrote {output}: {count(len(lora.pairs), 'layer')}, {number(lora.num_params())} parameters")
 
 

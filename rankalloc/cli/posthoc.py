@@ -180,7 +180,7 @@ def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
 
     from ..experiments.judging import TaskEvaluator
     from ..experiments.tasks import prepare
-    from ..experiments.tasks.models import quiet
+    from ..storage.quiet import quiet
 
     with quiet():
         set_seed(loaded.seed)

@@ -36,8 +36,8 @@ from ..adapters.adapter_set import Adapters
 from ..errors import AdapterFileError
 from ..files import sha256_of
 from ..layers.quantized import dequantized, scheme_of
+from ..layers.sharding import has_shards
 from ..layers.targets import output_embeddings
-from ..training.sharding import has_shards
 
 KEY = "rankalloc_base"
 VERSION = 1
