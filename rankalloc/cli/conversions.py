@@ -91,7 +91,6 @@ def extract(
     with results_only(), Bar() as bar:
         from ..budget import RankBudget
         from ..posthoc.extracting import extract as run
-        from ..posthoc.extraction import summary
 
         budget = RankBudget(ranks=ranks, params=params, bytes=bytes_, fraction=fraction)
         done = run(
@@ -103,7 +102,7 @@ def extract(
             say(note)
     if as_json:
         return show_json(done.record())
-    show(f"wrote {output}: {summary(done)}")
+    show(f"wrote {output}: {done}")
     rows = [
         (layer.name, layer.rank, number(layer.relative), number(layer.error / layer.change if layer.change else 0.0))
         for layer in done.layers

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..adapters.adapter import Adapter
@@ -38,6 +37,7 @@ from ..files import sha256_of
 from ..layers.quantized import dequantized, scheme_of
 from ..layers.sharding import has_shards
 from ..layers.targets import output_embeddings
+from .tensors import read_header
 
 KEY = "rankalloc_base"
 VERSION = 1
@@ -132,11 +132,14 @@ def read(path: str | os.PathLike) -> Fingerprint | None:
     Raises:
         AdapterFileError: the file, or the fingerprint in it, is damaged.
     """
+    return named_in(read_header(path).metadata, path)
+
+
+def named_in(metadata: Mapping[str, str], path: str | os.PathLike) -> Fingerprint | None:
+    """As :func:`read`, for the metadata of a file that is read already."""
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-        return None if text is None else Fingerprint.decode(text)
-    except (SafetensorError, OSError, ValueError) as error:
+        return Fingerprint.decode(metadata[KEY]) if KEY in metadata else None
+    except ValueError as error:
         raise AdapterFileError(f"{path} is damaged or truncated ({error})") from None
 
 
@@ -259,6 +262,12 @@ def _precision(layers: Any) -> str:
 
 def _coarseness(precision: str) -> float:
     return _ROUNDOFF.get(precision, _QUANTISED.get(precision, _FEW_BITS))
+
+
+def name_of(model: nn.Module) -> str | None:
+    """The name or folder that transformers loaded ``model`` from; None for other models."""
+    named = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return named or getattr(model, "name_or_path", None) or None
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:

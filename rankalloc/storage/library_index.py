@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from ..errors import AdapterFileError, unknown
+from ..layer_names import natural_key
 from . import fingerprint
 from .folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from .tensors import read_header
 
 _CHUNK = 1 << 20
 
@@ -71,7 +71,7 @@ class AdapterVersion:
     @cached_property
     def base(self) -> fingerprint.Fingerprint | None:
         """The base it was made for; None when the file does not say."""
-        return fingerprint.read(self.path / WEIGHTS_NAME)
+        return fingerprint.named_in(self.metadata, self.path / WEIGHTS_NAME)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -136,26 +136,21 @@ def find(folder: str | os.PathLike, reference: str) -> AdapterVersion:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The folders directly in ``folder``, in natural order; links that lead out of it are no part of it."""
+    """The folders directly in ``folder``, without links that lead out of it.
+
+    They come in natural order (10 after 9), names that begin with a number after the others.
+    """
     home = folder.resolve()
     inside = [path for path in folder.iterdir() if path.is_dir() and path.resolve().is_relative_to(home)]
-    return sorted((path for path in inside if not path.name.startswith(".")), key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """10 comes after 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
+    shown = (path for path in inside if not path.name.startswith("."))
+    # names that differ in leading zeros alone have equal keys: their text decides, not the file system's order
+    return sorted(shown, key=lambda path: (path.name[:1].isdecimal(), natural_key(path.name), path.name))
 
 
 def _read(name: str, version: str, path: Path) -> AdapterVersion:
     weights = path / WEIGHTS_NAME
     if not weights.is_file() or not weights.resolve().is_relative_to(path.resolve()):
         raise AdapterFileError(f"{path} holds no {WEIGHTS_NAME}")
-    try:
-        stat = weights.stat()
-        with safe_open(weights, framework="pt") as file:
-            shapes = {key.removeprefix(PREFIX): tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{weights} is damaged or truncated ({error})") from None
-    return AdapterVersion(name, version, path, (stat.st_mtime_ns, stat.st_size), shapes, metadata)
+    stat, header = weights.stat(), read_header(weights)
+    shapes = {key.removeprefix(PREFIX): shape for key, shape in header.shapes.items()}
+    return AdapterVersion(name, version, path, (stat.st_mtime_ns, stat.st_size), shapes, header.metadata)
