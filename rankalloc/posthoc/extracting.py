@@ -196,7 +196,7 @@ def _decompose(
     old: Checkpoint, new: Checkpoint, turned: dict[str, bool], heads: set[str], shapes: list[LayerShape], waiting: Path,
     progress: Callable[[int, int, str], None] | None,
 ) -> tuple[dict[str, dict[str, Any]], list[Leftover]]:
-    """Decompose the change of each matrix, with its factors written to ``waiting``, and measure every other tensor's."""
+    """Decompose the change of each matrix, its factors written to ``waiting``, and measure all other changes."""
     ranks = {shape.name: shape.rank for shape in shapes}
     found: dict[str, dict[str, Any]] = {}
     leftovers: list[Leftover] = []

@@ -1,4 +1,4 @@
-"""A folder of adapters: their names, versions and fingerprints. Names are data; none leads out of the folder.
+"""A folder of adapters: their names, versions and fingerprints. Names are data, and none leads out of the folder.
 
     folder/NAME/adapter_config.json, adapter_model.safetensors              one version, called ""
     folder/NAME/VERSION/adapter_config.json, adapter_model.safetensors      several; the last (9 < 10) is current
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ class AdapterVersion:
     """One adapter of a library, known from the header of its file alone.
 
     Attributes:
-        name, version: as the folders are called; ``version`` is "" where there is one.
+        name, version: the names of its folders; ``version`` is "" for an adapter with a single version.
         path: the adapter's folder.
-        stamp: (modification time in ns, bytes) of the weights file, which tell a file that was replaced.
+        stamp: (modification time in ns, bytes) of the weights file; they change when the file is replaced.
         shapes: {key without PEFT's prefix: shape} of its tensors.
         metadata: of the file.
     """
@@ -49,13 +50,7 @@ class AdapterVersion:
     @property
     def params(self) -> int:
         """Numbers in the file, zero padding and heads included."""
-        total = 0
-        for shape in self.shapes.values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def layers(self) -> set[str]:
@@ -70,7 +65,7 @@ class AdapterVersion:
 
     @cached_property
     def base(self) -> fingerprint.Fingerprint | None:
-        """The base it was made for; None when the file does not say."""
+        """The base that it was made for; None when the file names none."""
         return fingerprint.named_in(self.metadata, self.path / WEIGHTS_NAME)
 
     @cached_property
@@ -104,31 +99,31 @@ def scan(folder: str | os.PathLike) -> dict[str, list[AdapterVersion]]:
 
 
 def find(folder: str | os.PathLike, reference: str) -> AdapterVersion:
-    """The adapter that "name" or "name@version" names.
+    """The adapter of that reference, "name" or "name@version".
 
     Raises:
-        AdapterFileError: there is none of that name, it is damaged, or it lies outside of the folder.
+        AdapterFileError: there is no such adapter, it is damaged, or it is outside of the folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise AdapterFileError(f"no adapter library at {folder}")
     if not isinstance(reference, str):
-        raise AdapterFileError(f"an adapter's name is text, got {reference!r}")
+        raise AdapterFileError(f"the name of an adapter must be text, got {reference!r}")
     names = [path.name for path in _inside(folder)]
     name, version = reference, ""
     if name not in names and "@" in reference:
         name, _, version = reference.rpartition("@")
-    # only what a listing of the folder gives is ever opened, so no name can lead elsewhere
+    # only folders from the listing are ever opened, so no name can lead elsewhere
     if name not in names:
         raise AdapterFileError(f"{folder}: {unknown('adapter', reference, names)}")
     path = folder / name
     if (path / CONFIG_NAME).is_file():
         if version:
-            raise AdapterFileError(f"{folder}: adapter {name!r} has one version, so there is no {version!r} of it")
+            raise AdapterFileError(f"{folder}: adapter {name!r} has a single version, and {version!r} is not it")
         return _read(name, "", path)
     versions = [sub.name for sub in _inside(path) if (sub / CONFIG_NAME).is_file()]
     if not versions:
-        raise AdapterFileError(f"{path} holds no {CONFIG_NAME}, so it is no adapter")
+        raise AdapterFileError(f"{path} holds no {CONFIG_NAME}, so it is not an adapter")
     if version and version not in versions:
         raise AdapterFileError(f"{path}: {unknown('version', version, versions)}")
     version = version or versions[-1]

@@ -276,7 +276,8 @@ def test_neither_a_model_nor_a_run_nor_a_source_is_written_into(tmp_path):
         lambda out: export(folder, out),
     ]
     places = [
-        ("model", "holds a model"), ("run", "holds a run"), ("run/adapter", "is the adapter that is read"), ("file", "a file"),
+        ("model", "holds a model"), ("run", "holds a run"), ("run/adapter", "is the adapter that is read"),
+        ("file", "a file"),
     ]
     for out, words in places:
         for write in writers:
