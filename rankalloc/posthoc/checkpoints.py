@@ -76,7 +76,7 @@ def _files_of(path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         for key, name in places.items():
             by_file.setdefault(name, {})[key] = name
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterFileError(f"{path} is no index of a checkpoint ({error or type(error).__name__})") from None
+        raise AdapterFileError(f"{path} is not the index of a checkpoint ({error or type(error).__name__})") from None
     for name, keys in sorted(by_file.items()):
         # names are data: a shard lies beside its index and nowhere else
         file = path.parent / Path(name).name

@@ -129,13 +129,13 @@ def _require_same_tensors(old: Checkpoint, new: Checkpoint) -> None:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise AdapterFileError(
-                f"{other.path} is no fine-tune of the same model: it has no {missing[0]}{more}, which {one.path} has"
+                f"{other.path} is not a fine-tune of the same model: it has no {missing[0]}{more}, which {one.path} has"
                 f"{did_you_mean(missing[0], other.shapes)}"
             )
     for key, shape in old.shapes.items():
         if new.shapes[key] != shape:
             raise AdapterFileError(
-                f"{new.path} is no fine-tune of the same model: {key} is {new.shapes[key]} there and "
+                f"{new.path} is not a fine-tune of the same model: {key} is {new.shapes[key]} there and "
                 f"{shape} in {old.path}"
             )
 
@@ -151,7 +151,7 @@ def _targets(old: Checkpoint, model: nn.Module | None, notes: list[str]) -> dict
         found = {n: kind_of(m) == "conv1d" for n, m in layers.items() if len(old.shapes.get(f"{n}.weight", ())) == 2}
         if not found:
             raise AdapterFileError(
-                f"{old.path} is no checkpoint of {type(model).__name__}: it holds none of its layers "
+                f"{old.path} is not a checkpoint of {type(model).__name__}: it holds none of its layers "
                 f"({next(iter(layers))} the first)"
             )
         return found

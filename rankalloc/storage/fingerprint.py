@@ -229,7 +229,7 @@ def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """{name without wrappers: layer} of all layers with a readable weight matrix, except embeddings and output heads."""
+    """{name without wrappers: layer} of layers with a readable weight matrix, without embeddings and output heads."""
     output = output_embeddings(model)
     inside = {id(m.base_layer) for m in model.modules() if isinstance(m, Adapter)}
     found = {}

@@ -75,7 +75,7 @@ class FinishedAdapter:
         folder: where its two files are.
         config: its adapter_config.json.
         layers: {layer name: :class:`StoredLayer`} in natural order, layer 10 after layer 9.
-        heads: {name of a tensor that is no adapter weight, as in the model's state dict: key in the file}.
+        heads: {name of a tensor that is not an adapter weight, as in the model's state dict: key in the file}.
         metadata: of the weights file.
 
     Raises:

@@ -54,4 +54,4 @@ def _why(model: str, error: Exception, trusted: bool) -> str:
         return f"model folder {model!r} cannot be read: {why or type(error).__name__}"
     if Path(model).is_absolute() or model.startswith("."):
         return f"no model folder at {model!r}; give a folder with a config.json"
-    return f"model {model!r} is no local folder and could not be fetched from the model hub ({why})"
+    return f"model {model!r} is not a local folder and could not be fetched from the model hub ({why})"

@@ -39,7 +39,7 @@ def test_a_library_takes_folders_of_any_name(odd, tmp_path):
 
 @pytest.mark.parametrize("odd", NOT_DECIMAL)
 def test_layers_may_have_any_name(odd, tmp_path):
-    names = [f"block{odd}.9.x", f"block{odd}.10.x"]
+    names = [f"block.9{odd}", f"block.10{odd}"]
     write_peft(tmp_path, {name: (torch.ones(2, 4), torch.ones(4, 2)) for name in reversed(names)})
     assert list(ra.FinishedAdapter(tmp_path).layers) == names
     assert list(ra.shrink(tmp_path, ra.RankBudget(ranks=2)).ranks) == names
