@@ -1,8 +1,9 @@
-"""Where in the network a layer sits, read from its name: the two axes of the rank map."""
+"""What a layer's name says: where in the network it sits (the two axes of the rank map), and its place in a list."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 _BLOCK = re.compile(r"^(?:(?P<stack>.*?)\.)?(?P<block>\d+)(?:\.(?P<role>.*))?$")
@@ -29,3 +30,18 @@ def places(names: Sequence[str]) -> list[tuple[int | None, str]]:
             role = f"{stack}.{role}".rstrip(".")
         placed.append((int(match["block"]), role or stack or "layer"))
     return placed
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """A key that sorts the numbers in names as numbers: "layer.10" after "layer.9".
+
+    Numbers are runs of decimal digits, of any script and length; "²" or "①" is text.
+    """
+    parts = re.split(r"(\d+)", name)  # text and numbers in turn
+    return [_number_key(part) if place % 2 else (0, part) for place, part in enumerate(parts)]
+
+
+def _number_key(digits: str) -> tuple[int, str]:
+    """Orders numbers by length, then by digits: int() refuses long ones."""
+    plain = "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0")
+    return len(plain), plain

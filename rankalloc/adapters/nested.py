@@ -1,4 +1,4 @@
-"""Using a DyLoRA run at a lower rank than it was trained to."""
+"""Using nested adapters, which method "dylora" trains, at a lower rank than they have."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from .adapter_set import Adapters
 
 @contextmanager
 def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapters]:
-    """``adapters`` cut to their first ``rank`` triplets, with the scale of that rank, inside a with block.
+    """Cut ``adapters`` to their first ``rank`` triplets, at the scale of that rank, inside a with block.
 
-    What is evaluated, saved or merged inside is the smaller adapter; afterwards all ranks are back.
+    Evaluating, saving or merging inside the block uses the smaller adapter; afterwards all ranks are back.
 
     Args:
-        adapters: trained by method "dylora" (any others are not nested: their first triplets are not the best).
-        rank: for every layer, or {module name: rank}; a layer that holds fewer keeps what it has.
+        adapters: nested ones: trained by method "dylora", or loaded from what such a run saved. The first triplets of
+            any others are not an adapter.
+        rank: for every layer, or {module name: rank}; a layer of a lower rank keeps all it has.
 
     Raises:
-        ConfigError: a rank is no whole number of at least 0, or more than any layer was trained at; a name is no
-            adapter.
+        ConfigError: a rank is not a whole number of at least 0, or is higher than any layer was trained at; a name is
+            not that of an adapter.
         RankallocError: the adapters are not nested.
 
     Example:
         >>> import torch, rankalloc as ra
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
         >>> adapters = ra.attach(model, rank=4, init="lora")
+        >>> controller = ra.RankController(adapters, ra.RankBudget(fraction=1.0), 100, "dylora")
         >>> with ra.at_rank(adapters, 2):
         ...     adapters.ranks()
         {'0': 2}
         >>> adapters.ranks()
         {'0': 4}
     """
-    if adapters.init != "lora":
+    if not adapters.nested:
         raise RankallocError(
             "only nested adapters can be cut from the end: train with method='dylora' on adapters attached with "
-            "init='lora'"
+            "init='lora', or load what such a run saved"
         )
     wanted = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(adapters.modules, rank)
     for name, value in wanted.items():
@@ -55,9 +57,9 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
         with torch.no_grad():
             for name, value in wanted.items():
                 adapter = adapters.modules[name]
-                live = min(value, adapter.live_rank)
+                live, own = min(value, adapter.live_rank), adapter.lam / adapter.stretch(adapter.live_rank)
                 adapter.kept.copy_(adapter.kept & (torch.arange(adapter.rank, device=adapter.kept.device) < live))
-                adapter.lam.copy_(adapter.kept * adapter.stretch(live))
+                adapter.lam.copy_(adapter.kept * own * adapter.stretch(live))
         yield adapters
     finally:
         with torch.no_grad():

@@ -56,10 +56,12 @@ def import_(
     The model's configuration alone is read: kohya's names can only be told apart by its layers.
     """
     with results_only():
+        from ..experiments.tasks.packages import reference_of
         from ..storage.interchange import import_lora
         from ..storage.skeletons import build_skeleton
 
-        lora = import_lora(file, build_skeleton(base, trust_remote_code), output, component=component)
+        model = build_skeleton(reference_of(base), trust_remote_code)
+        lora = import_lora(file, model, output, component=component)
     show(f"wrote {output}: {count(len(lora.pairs), 'layer')}, {number(lora.num_params())} parameters")
 
 
@@ -89,7 +91,6 @@ def extract(
     with results_only(), Bar() as bar:
         from ..budget import RankBudget
         from ..posthoc.extracting import extract as run
-        from ..posthoc.extraction import summary
 
         budget = RankBudget(ranks=ranks, params=params, bytes=bytes_, fraction=fraction)
         done = run(
@@ -101,7 +102,7 @@ def extract(
             say(note)
     if as_json:
         return show_json(done.record())
-    show(f"wrote {output}: {summary(done)}")
+    show(f"wrote {output}: {done}")
     rows = [
         (layer.name, layer.rank, number(layer.relative), number(layer.error / layer.change if layer.change else 0.0))
         for layer in done.layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..experiments.tasks.packages import reference_of
 from ..layer_names import places
 from ..layers.adaptable import shape_of
 from ..layers.targets import ALL_LINEAR, find_heads, find_targets, unadapted
@@ -40,7 +41,7 @@ def adaptable(model: str, trust_remote_code: bool = False) -> Adaptable:
         ConfigError: there is no such model, or it cannot be built.
         TargetError: it has no layer that can be adapted.
     """
-    skeleton = build_skeleton(model, trust_remote_code)
+    skeleton = build_skeleton(reference_of(model), trust_remote_code)
     heads = find_heads(skeleton)
     found = find_targets(skeleton, ALL_LINEAR, heads=heads)
     groups: dict[tuple[str, int, int], int] = {}

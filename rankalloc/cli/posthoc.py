@@ -94,11 +94,11 @@ def run_shrink(
     drop = None if max_drop is None else share(max_drop)
     wanted = None if drop is not None else budget.resolved()
     with results_only(), Bar() as bar:
-        from ..posthoc.nested_cut import settled_cut, unweighed
-        from ..posthoc.shrinking import settled, shrink
+        from ..posthoc.nested_cut import cut_of, require_no_metric
+        from ..posthoc.shrinking import open_adapter, shrink
 
         # what does not fit is told before a model is built
-        unweighed(settled_cut(settled(adapter, output), cut), weighing.config)
+        require_no_metric(cut_of(open_adapter(adapter, output), cut), weighing.config)
         judge = evaluator(task or weighing.config) if drop is not None else None
         metric = weighing.metric(adapter, judge if task in (None, weighing.config) else None)
         options: dict[str, Any] = {"metric": metric, "layout": layout, "pad_multiple": pad_to, "progress": bar}
@@ -147,12 +147,12 @@ def run_frontier(
     with results_only(), Bar() as bar:
         from ..budget import RankBudget
         from ..posthoc.frontier import frontier
-        from ..posthoc.nested_cut import settled_cut, unweighed
+        from ..posthoc.nested_cut import cut_of, require_no_metric
         from ..storage.reading import FinishedAdapter
 
         finished = FinishedAdapter(adapter)
-        cut = settled_cut(finished, cut)
-        unweighed(cut, weighing.config)
+        cut = cut_of(finished, cut)
+        require_no_metric(cut, weighing.config)
         total = sum(
             finished.factors(name).rank * (layer.d_in + layer.d_out) for name, layer in finished.layers.items()
         )
@@ -180,7 +180,7 @@ def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
 
     from ..experiments.judging import TaskEvaluator
     from ..experiments.tasks import prepare
-    from ..experiments.tasks.models import quiet
+    from ..storage.quiet import quiet
 
     with quiet():
         set_seed(loaded.seed)

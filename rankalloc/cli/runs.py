@@ -134,7 +134,7 @@ def _training() -> Iterator[None]:
     """Around what trains: no library speaks up, and on the CPU the process keeps what it frees."""
     import torch
 
-    from ..experiments.tasks.models import quiet
+    from ..storage.quiet import quiet
     from ..training.host_memory import keep_freed_memory
 
     if not torch.accelerator.is_available():

@@ -1,6 +1,13 @@
-"""Adapters that already exist: shrink one, compose several, and see what a budget costs.
+"""Adapters that already exist: shrink one, compose several, extract one from a checkpoint, and see what a budget costs.
 
-``truncation`` is what all of them share: factors in, one global choice over all layers, a folder out. ``shrinking``,
-``composing`` and ``frontier`` say what goes in and what comes back; ``metric`` and ``calibration`` are how a layer's
-update is weighed; ``results`` what is told. Nothing here needs a model but ``calibration`` and who evaluates.
+Read in this order:
+
+1. ``truncation``: what all of them share: factors in, one choice over all layers within a budget, a folder out.
+2. ``shrinking``, ``composing`` (with ``compatible``, ``combining`` and ``interference``) and ``nested_cut``: where the
+   factors come from, and how the result is cut. ``results`` holds the records that they return.
+3. ``metric`` and ``calibration``: how the update of a layer is weighed.
+4. ``points``, ``frontier`` and ``smallest``: quality against budget, evaluated point by point.
+5. ``extracting``, with ``checkpoints`` and ``dense``: an adapter out of a fully fine-tuned checkpoint.
+
+``side_by_side`` runs the work on layers in parallel. Only ``calibration`` and the user's own evaluation need a model.
 """

@@ -1,11 +1,11 @@
-"""Second moments of a layer's inputs and output gradients on the user's data, for a shrink that the task weighs.
+"""Second moments of a layer's inputs and output gradients on the user's data, so that a shrink is weighed by the task.
 
-C = E[xxᵀ] over tokens and G = E[ggᵀ], g the gradient of the loss at the layer's output (the empirical Fisher's,
-K-FAC: Martens and Grosse, 2015, arXiv 1503.05671). A shrink needs of them only QCQᵀ and PᵀGP, so each batch is
-projected on the adapter's own factors at once, (Qx)(Qx)ᵀ and (Pᵀg)(Pᵀg)ᵀ: exact, and 2 r² numbers a layer instead of
-d_in² + d_out². Damping adds a share of the moment's mean diagonal to its diagonal.
+C = E[xxᵀ] over tokens and G = E[ggᵀ], with g the gradient of the loss at the layer's output (the empirical Fisher's,
+K-FAC: Martens and Grosse, 2015, arXiv 1503.05671). A shrink needs only QCQᵀ and PᵀGP, so each batch is projected on the
+adapter's factors at once, (Qx)(Qx)ᵀ and (Pᵀg)(Pᵀg)ᵀ: exact, with 2 r² numbers per layer instead of d_in² + d_out².
+Damping adds a share of the moment's mean diagonal to its diagonal.
 
-Cost: a forward and a backward pass for each batch (forward alone with ``inputs_only``), state 2 r² + 2 numbers a layer.
+Cost: a forward and a backward pass for each batch (forward alone with ``inputs_only``), and 2 r² + 2 numbers per layer.
 Known weakness: inputs and gradients are taken as independent, and the gradients of few batches are few directions.
 """
 
@@ -25,6 +25,8 @@ from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import detach
 from ..errors import ConfigError, RankallocError
 from ..lowrank import Factors
+from ..options import number
+from ..storage.fitting import at_full_rank
 from ..storage.loading import load
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
@@ -34,29 +36,46 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass
 class Calibration(KroneckerMetric):
-    """Moments seen through one adapter's factors. ``inputs`` and ``outputs`` hold (r, r) matrices, ``levels`` the mean
-    diagonals of C and G. Made by :func:`calibrate`; it fits the adapter it was made on and no other."""
+    """Moments projected on one adapter's factors, made by :func:`calibrate`. They fit that adapter and no other.
+
+    ``inputs`` and ``outputs`` hold (r, r) matrices, ``levels`` the mean diagonals of C and G.
+    """
 
     levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     batches: int = 0
 
     def grams(self, name: str, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+        """(PᵀGP, QCQᵀ), (r, r) each in float64. Raises ConfigError when ``factors`` are those of another adapter."""
         used = (factors.Q != 0).any(1) | (factors.P != 0).any(0)
-        if name not in self.inputs or len(self.inputs[name]) != int(used.sum()):
+        # a rank above the layer's shorter side is lowered when the adapter is loaded, and the moments with it
+        measured = at_full_rank(Factors(
+            factors.P[:, used], factors.Q[used], None if factors.lam is None else factors.lam[used], factors.scaling
+        ))
+        if name not in self.inputs or len(self.inputs[name]) != measured.rank:
             raise ConfigError(f"this calibration was made on another adapter: it does not fit {name}")
-        found = []
-        for rows, moments, level in zip(
-            (factors.P.T, factors.Q), (self.outputs, self.inputs), reversed(self.levels[name]), strict=True
-        ):
-            rows = rows.detach().cpu().double()
-            plain = rows @ rows.T
-            if name not in moments:
-                found.append(plain)
-                continue
-            gram = torch.zeros_like(plain)
-            gram[used.nonzero(), used.nonzero().T] = moments[name].double()
-            found.append(gram + self.damping * level * plain)
-        return found[0], found[1]
+        of_inputs, of_outputs = self.levels[name]
+        return (
+            self._spread(factors.P.T, measured.P.T, used, self.outputs.get(name), of_outputs),
+            self._spread(factors.Q, measured.Q, used, self.inputs.get(name), of_inputs),
+        )
+
+    def _spread(
+        self, rows: torch.Tensor, measured: torch.Tensor, used: torch.Tensor, moment: torch.Tensor | None, level: float
+    ) -> torch.Tensor:
+        """The damped moment (r, r) of all ``rows`` (r, d), from the ``moment`` of the rows that were measured."""
+        rows, measured = rows.detach().cpu().double(), measured.detach().cpu().double()
+        if len(measured) < int(used.sum()):
+            # P Λ Q is the same for Q and for its projection on the row space of ΔW, which the measured rows span; so
+            # is the best truncation, and the measured moment says all about the projection (likewise for P)
+            turn = rows @ torch.linalg.pinv(measured)
+            rows, gram = turn @ measured, None if moment is None else turn @ moment.double() @ turn.T
+        elif moment is not None:
+            gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+            gram[used.nonzero(), used.nonzero().T] = moment.double()
+        else:
+            gram = None
+        plain = rows @ rows.T
+        return plain if gram is None else gram + self.damping * level * plain
 
 
 def calibrate(
@@ -69,27 +88,29 @@ def calibrate(
     loss: Callable[[nn.Module, Batch], torch.Tensor] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Calibration:
-    """Measure the moments of every adapted layer; the model is as it was afterwards.
+    """Measure the moments of every adapted layer; afterwards the model is as it was.
 
     Args:
-        model: as it was before the adapter was attached, or with it.
+        model: without adapters if ``adapter`` is a folder, else the model that has them.
         adapter: the folder that will be shrunk, or the same adapter loaded by :func:`rankalloc.load`.
-        batches: mappings of tensors that the model is called with; positions that ``attention_mask`` masks are left
-            out of the inputs.
-        inputs_only: leave G = 1: the squared change of each layer's output, without a backward pass.
+        batches: mappings of tensors that the model is called with; positions masked by ``attention_mask`` do not count
+            as inputs.
+        inputs_only: leave G = 1, which weighs the squared change of each layer's output, without a backward pass.
         damping: this share of a moment's mean diagonal is added to its diagonal.
-        loss: (model, batch) to a scalar; None for the ``loss`` of the model's own output.
+        loss: turns (model, batch) into a scalar; None takes the ``loss`` of the model's output.
         progress: called with the number of batches done.
 
     Raises:
         ConfigError: there are no batches, or a number is out of its range.
         RankallocError: the model returns no loss, or a moment is not finite.
     """
-    if not 0 <= damping < float("inf"):
-        raise ConfigError(f"damping must be at least 0, got {damping!r}")
-    loaded = not isinstance(adapter, Adapters)
-    own = {name: value.clone() for name, value in _heads(model, adapter).items()} if loaded else {}
-    adapters = load(model, adapter) if loaded else adapter
+    damping = number("damping", damping)
+    own: dict[str, torch.Tensor] | None = None
+    if isinstance(adapter, Adapters):
+        adapters = adapter
+    else:
+        own = {name: value.clone() for name, value in _heads(model, adapter).items()}
+        adapters = load(model, adapter)
     device = next(model.parameters()).device
     watches = {name: _Watch(each, inputs_only) for name, each in adapters.modules.items()}
     modes = [(module, module.training) for module in model.modules()]
@@ -106,7 +127,7 @@ def calibrate(
                 with torch.set_grad_enabled(not inputs_only):
                     value = _loss(model, batch) if loss is None else loss(model, batch)
                 if not inputs_only:
-                    # gradients of activations alone: the parameters' own are left as they are
+                    # autograd.grad leaves the parameters' own gradients as they are; the hooks see the activations'
                     torch.autograd.grad(value, [a.P for a in adapters if a.rank], allow_unused=True)
                 count += 1
                 if progress is not None:
@@ -114,7 +135,7 @@ def calibrate(
     finally:
         for module, training in modes:
             module.training = training
-        if loaded:
+        if own is not None:
             detach(adapters).load_state_dict(own, strict=False)
     if not count:
         raise ConfigError("calibration needs at least one batch")
@@ -129,7 +150,7 @@ def calibrate(
 
 
 def _heads(model: nn.Module, folder: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """What of the model's own weights loading the adapter replaces."""
+    """The model's own weights that loading the adapter replaces."""
     state = model.state_dict()
     return {name: state[name] for name in FinishedAdapter(folder).heads if name in state}
 
@@ -142,10 +163,11 @@ def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 class _Watch:
-    """What passes one adapter, projected on its factors and summed in float64."""
+    """Inputs and output gradients of one adapter, projected on its factors and summed in float64."""
 
     def __init__(self, adapter: Adapter, inputs_only: bool) -> None:
-        self.adapter, self.inputs_only, self.mask = adapter, inputs_only, None
+        self.adapter, self.inputs_only = adapter, inputs_only
+        self.mask: torch.Tensor | None = None
         self.inputs = torch.zeros(adapter.rank, adapter.rank, dtype=torch.float64)
         self.outputs = torch.zeros_like(self.inputs)
         self.tokens = self.seen = 0

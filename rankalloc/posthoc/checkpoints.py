@@ -1,4 +1,4 @@
-"""A model's checkpoint on disk, read one tensor at a time: a safetensors file, or shards with an index."""
+"""A model's checkpoint on disk: one safetensors file, or shards with an index."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterFileError
-from ..storage.tensors import refuse_pickles
+from ..storage.tensors import read_header, read_tensor, refuse_pickles
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint:
-    """The tensors of a checkpoint by name.
+    """The tensors of a checkpoint by name, over all its files.
 
-    The file is opened for each tensor and closed again: an open file is mapped into memory, and pages that were read
-    stay there. Opening costs less than a millisecond.
+    A checkpoint knows which file holds which tensor and opens that file for each tensor it is asked for. A
+    :class:`~rankalloc.storage.tensors.TensorFile`, in contrast, is one file that stays open. Reopening keeps memory
+    low: an open file is mapped into memory, and pages that were read stay there. It costs less than a millisecond.
 
     Args:
         path: a ``.safetensors`` file, an ``….index.json``, or a folder with ``model.safetensors`` (or its index).
 
+    Attributes:
+        folder: where the files are.
+        shapes: {key: shape} of every tensor.
+
     Raises:
-        AdapterFileError: there is none, it is a pickle, a shard is missing or damaged, or the index does not fit.
+        AdapterFileError: there is no checkpoint, it is a pickle, a shard is missing or damaged, or the index does not
+            fit its shards.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -37,10 +42,9 @@ class Checkpoint:
         self._files: dict[str, Path] = {}
         promised: dict[str, str] = {}
         for file, keys in _files_of(self.path):
-            with _opened(file) as shard:
-                for key in shard.keys():
-                    self._files[key] = file
-                    self.shapes[key] = tuple(shard.get_slice(key).get_shape())
+            shapes = read_header(file).shapes
+            self.shapes |= shapes
+            self._files |= dict.fromkeys(shapes, file)
             promised |= keys
         for key, name in promised.items():
             if self._files.get(key, Path()).name != Path(name).name:
@@ -49,16 +53,12 @@ class Checkpoint:
             raise AdapterFileError(f"{self.path} holds no tensors")
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        """The tensor, on the CPU. KeyError when there is none of that name."""
-        with _opened(self._files[key]) as shard:
-            try:
-                return shard.get_tensor(key)
-            except SafetensorError as error:
-                raise AdapterFileError(f"{self._files[key]} is damaged or truncated ({error})") from None
+        """The tensor of that name, on the CPU. Raises KeyError when there is none."""
+        return read_tensor(self._files[key], key)
 
 
 def _files_of(path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The files of a checkpoint, each with what the index says is in it."""
+    """Yield the files of a checkpoint, each with {key: shard} as the index has it."""
     if path.is_dir():
         index, whole = path / _INDEX, path / _WHOLE
         if not index.is_file() and not whole.is_file():
@@ -76,17 +76,10 @@ def _files_of(path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         for key, name in places.items():
             by_file.setdefault(name, {})[key] = name
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterFileError(f"{path} is no index of a checkpoint ({error or type(error).__name__})") from None
+        raise AdapterFileError(f"{path} is not the index of a checkpoint ({error or type(error).__name__})") from None
     for name, keys in sorted(by_file.items()):
         # names are data: a shard lies beside its index and nowhere else
         file = path.parent / Path(name).name
         if Path(name).name != name or not file.is_file():
             raise AdapterFileError(f"{path} names the shard {name!r}, which is not beside it")
         yield file, keys
-
-
-def _opened(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{file} is damaged or truncated ({error})") from None

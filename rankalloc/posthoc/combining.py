@@ -1,12 +1,12 @@
-"""TIES and DARE on whole updates, through PEFT's own functions, brought back to low rank.
+"""TIES and DARE on whole updates, with PEFT's own functions, reduced to low rank again.
 
 TIES (Yadav et al., 2023, arXiv 2306.01708) keeps the largest entries of each update and adds those that agree in
-sign; DARE (Yu et al., 2024, arXiv 2311.03099) drops entries by chance and scales up the rest. Both work on the
-entries of ΔW, so each layer's ΔW is formed, one layer at a time, as PEFT's ``ties_svd`` and ``dare_*_svd`` do.
+sign; DARE (Yu et al., 2024, arXiv 2311.03099) drops random entries and scales up the rest. Both work on the entries of
+ΔW, so each layer's ΔW is formed, one layer at a time, as PEFT's ``ties_svd`` and ``dare_*_svd`` do.
 
-Cost: an SVD of each d_out × d_in matrix, randomised above 1,024 (Halko et al., 2011, arXiv 0909.4061), and memory of
-one matrix for each adapter. Known weakness: the result has full rank; what is beyond ``most`` triplets is lost, and
-counted as error.
+Cost: an SVD of each d_out × d_in matrix, randomised above 1,024 (Halko et al., 2011, arXiv 0909.4061), and one matrix
+in memory for each adapter. Known weakness: the result has full rank; triplets beyond ``most`` are lost, and counted as
+error.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import torch
 from ..errors import ConfigError, unknown
 from ..lowrank import Factors
 
+Combine = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
+"""Turns the updates of one layer and their weights into one update."""
 COMBINATIONS = ("sum", "ties", "dare_linear", "dare_ties")
 
 
-def combiner(name: str, density: float) -> Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]:
+def combiner(name: str, density: float) -> Combine:
     """PEFT's function of that name, with ``density`` (the share of entries to keep) filled in.
 
     Raises:
@@ -34,15 +36,15 @@ def combiner(name: str, density: float) -> Callable[[Sequence[torch.Tensor], tor
     try:
         from peft.utils import merge_utils
     except ImportError:
-        raise ConfigError(f"combination {name!r} is PEFT's own; install it (pip install 'rankalloc[peft]')") from None
+        raise ConfigError(f"combination {name!r} needs PEFT; install it (pip install 'rankalloc[peft]')") from None
     function = getattr(merge_utils, name)
     return lambda updates, weights: function(list(updates), weights, density)
 
 
 def merged(
-    parts: Sequence[Factors], weights: Sequence[float], combine: Callable, most: int, seed: int
+    parts: Sequence[Factors], weights: Sequence[float], combine: Combine, most: int, seed: int
 ) -> tuple[Factors, float]:
-    """(the ``most`` largest triplets of the combined update, ‖rest‖_F). ``seed`` is DARE's chance."""
+    """The ``most`` largest triplets of the combined update, and ‖rest‖_F; ``seed`` is for DARE's random entries."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         whole = combine([part.dense().float() for part in parts], torch.tensor(list(weights)))

@@ -1,63 +1,64 @@
-"""Whether adapters can be composed: one base, the same layers, heads that agree. Each refusal names the way out."""
+"""Checks that adapters can be composed: one base, the same layers, heads that agree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from ..errors import AdapterFileError, ConfigError, unknown
 from ..storage import fingerprint
-from ..storage.folder import WEIGHTS_NAME
+from ..storage.folder import WEIGHTS_NAME, Heads
 from ..storage.reading import FinishedAdapter
-from ..storage.tensors import Spec
 
 HEADS = ("equal", "first", "average", "none")
 MISSING = ("error", "zero")
-Heads = dict[str, tuple[Spec, Callable[[], torch.Tensor]]]
 
 
-def check_same(adapters: Sequence[FinishedAdapter], missing: str = "error", same_base: bool = False) -> None:
-    """Whether all are of one base model.
+def require_composable(
+    adapters: Sequence[FinishedAdapter], missing: str = "error", same_base: bool = False
+) -> None:
+    """Make sure that all adapters are of one base model and adapt the same layers; see :func:`rankalloc.compose`.
 
     Raises:
-        AdapterFileError: they name different bases, adapt different layers, or layers of different shapes.
+        AdapterFileError: they are of different bases, or adapt different layers, or layers of different shapes.
         ConfigError: ``missing`` is unknown.
     """
     if missing not in MISSING:
         raise ConfigError(unknown("missing", missing, MISSING))
     first = adapters[0]
     for other in adapters[1:]:
-        bases = [fingerprint.read(adapter.folder / WEIGHTS_NAME) for adapter in (other, first)]
-        relation, why = fingerprint.relate(*bases) if all(bases) else (None, "")
+        theirs, ours = (fingerprint.named_in(a.metadata, a.folder / WEIGHTS_NAME) for a in (other, first))
+        relation, why = (None, "") if theirs is None or ours is None else fingerprint.relate(theirs, ours)
         if relation == "another" and not same_base:
             raise AdapterFileError(
-                f"{other.folder} and {first.folder} are of unlike bases: {why}; only adapters of one base can be "
-                "composed (if you know better, say same_base=True)"
+                f"{other.folder} and {first.folder} are of different bases: {why}; only adapters of one base can be "
+                "composed (if you know that it is one, pass same_base=True)"
             )
-        # a name is a path on one machine and an address on another: weights that agree say more
+        # a base can be a path on one machine and an address on another, so weights that agree count for more
         if relation is None and not same_base and first.base and other.base and first.base != other.base:
             raise AdapterFileError(
                 f"{other.folder} was made for base model {other.base!r} and {first.folder} for {first.base!r}; only "
-                "adapters of one base can be composed (if both names mean one model, say same_base=True)"
+                "adapters of one base can be composed (if both names mean one model, pass same_base=True)"
             )
         if bool(first.config.get("fan_in_fan_out")) != bool(other.config.get("fan_in_fan_out")):
             raise AdapterFileError(
-                f"{other.folder} and {first.folder} are of unlike bases: they differ in fan_in_fan_out"
+                f"{other.folder} and {first.folder} are of different bases: they differ in fan_in_fan_out"
             )
         unlike = sorted(first.layers.keys() ^ other.layers.keys())
         if unlike and missing == "error":
             has, lacks = (first, other) if unlike[0] in first.layers else (other, first)
             raise AdapterFileError(
                 f"{has.folder} adapts {unlike[0]} and {lacks.folder} does not ({len(unlike)} such layers); to count "
-                "a missing layer as no change, say missing='zero'"
+                "a missing layer as no change, pass missing='zero'"
             )
         for name in [name for name in first.layers if name in other.layers]:
             one, two = first.layers[name], other.layers[name]
             if (one.d_in, one.d_out) != (two.d_in, two.d_out):
                 raise AdapterFileError(
-                    f"{other.folder} and {first.folder} are of unlike bases: {name} is {two.d_in} → {two.d_out} in the "
-                    f"one and {one.d_in} → {one.d_out} in the other"
+                    f"{other.folder} and {first.folder} are of different bases: {name} is {two.d_in} → {two.d_out} in "
+                    f"the first and {one.d_in} → {one.d_out} in the second"
                 )
 
 
@@ -65,7 +66,7 @@ def common_heads(adapters: Sequence[FinishedAdapter], heads: str) -> Heads:
     """The task heads of the composed adapter; see :func:`rankalloc.compose`.
 
     Raises:
-        AdapterFileError: they differ and are to be equal, or cannot be averaged.
+        AdapterFileError: they differ although they must be equal, or cannot be averaged.
         ConfigError: ``heads`` is unknown.
     """
     if heads not in HEADS:
@@ -82,9 +83,9 @@ def common_heads(adapters: Sequence[FinishedAdapter], heads: str) -> Heads:
             ]
             if odd:
                 raise AdapterFileError(
-                    f"the task heads of {first.folder} and {other.folder} differ ({odd[0]}); say heads='first' "
-                    "(--heads first) to keep the first one's, 'average' for their mean (of equal shapes), or 'none' to "
-                    "leave them out"
+                    f"the task heads of {first.folder} and {other.folder} differ ({odd[0]}); pass heads='first' "
+                    "(--heads first) to keep those of the first, 'average' for their mean (of equal shapes), or 'none' "
+                    "to leave them out"
                 )
 
     def mean(name: str) -> torch.Tensor:
@@ -93,4 +94,4 @@ def common_heads(adapters: Sequence[FinishedAdapter], heads: str) -> Heads:
         return average.to(values[0].dtype) if values[0].is_floating_point() else values[0]
 
     value = mean if heads == "average" else first.head
-    return {name: (first.spec(name), lambda name=name: value(name)) for name in first.heads}
+    return {name: (first.spec(name), partial(value, name)) for name in first.heads}

@@ -1,18 +1,18 @@
-"""Several adapters of one base as one adapter, within a budget.
+"""Composing several adapters of one base into one adapter, within a budget.
 
-A weighted sum of low-rank updates is exact as a low-rank update of the summed rank, Σ w P Λ Q = [P₁ P₂ …] diag(w Λ)
-[Q₁; Q₂; …], and is then truncated like any other: the best adapter within the budget, negative weights (task
-arithmetic, Ilharco et al., 2023, arXiv 2212.04089) included. ΔW is never formed.
+A weighted sum of low-rank updates is exactly a low-rank update of the summed rank, Σ w P Λ Q = [P₁ P₂ …] diag(w Λ)
+[Q₁; Q₂; …]. It is truncated like any other update: the result is the best adapter within the budget, also for negative
+weights (task arithmetic, Ilharco et al., 2023, arXiv 2212.04089). ΔW is never formed.
 
-Known weakness: the sum of what adapters do to the weights is not the sum of what they do; see
-:mod:`rankalloc.posthoc.interference` for how far they are apart.
+Known weakness: adding updates of weights does not add their effects; :mod:`rankalloc.posthoc.interference` measures how
+much two adapters overlap.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ import torch
 from ..budget import RankBudget
 from ..errors import ConfigError
 from ..lowrank import Factors, concatenate
-from ..storage.folder import check_layout
+from ..storage.layout import Layout
 from ..storage.reading import FinishedAdapter
-from .combining import combiner, merged
-from .compatible import check_same, common_heads
-from .interference import meetings
-from .results import CutResult
-from .shrinking import settled
+from .combining import Combine, combiner, merged
+from .compatible import common_heads, require_composable
+from .interference import interference_of
+from .results import CutResult, LayerCut
+from .shrinking import open_adapter
 from .side_by_side import side_by_side
-from .truncation import Choice, Progress, choose_from, cuts, spectra_of, write_choice
+from .truncation import Progress, choose_from, cuts, spectra_of, write_choice
 
 RECORD_NAME = "compose.json"
 
@@ -51,26 +51,26 @@ def compose(
     pad_multiple: int = 1,
     progress: Progress | None = None,
 ) -> CutResult:
-    """Write one adapter that does what several do, as far as the budget goes.
+    """Write one adapter that adds up several, as closely as the budget allows.
 
     Args:
         adapters: folders, or finished adapters.
-        weights: one for each, of any sign; None for 1.
-        budget: as in :func:`rankalloc.shrink`, ``fraction`` being of the summed ranks; None keeps every rank that
-            the sum has, which is exact.
-        out: folder to write, with ``compose.json``; None only to compute.
+        weights: one for each adapter, of any sign; None for 1.
+        budget: as in :func:`rankalloc.shrink`, with ``fraction`` relative to the summed ranks; None keeps every rank
+            of the sum, which is exact.
+        out: folder to write, with ``compose.json``; None only computes.
         combination: "sum", or PEFT's "ties", "dare_linear", "dare_ties" on whole updates with ``density`` and ``seed``.
-        heads: of adapters that trained task heads: "equal" (they must be), "first", "average" (by plain mean), or
-            "none" to leave them out.
-        missing: what a layer counts as that one adapter has and another has not: "error", or "zero".
-        same_base: the adapters name their base model differently, and it is the same.
+        heads: which task heads to write: "equal" (all adapters must have the same), "first", "average" (the plain
+            mean), or "none".
+        missing: how to treat a layer that only some of the adapters have: "error", or "zero" for no change.
+        same_base: the adapters have the same base model, although they name it differently.
         layout, pad_multiple, progress: as in :func:`rankalloc.shrink`.
 
     Returns:
-        ``extra["interference"]`` has, for each layer and pair of adapters, principal angles, overlap and alignment.
+        Its ``extra["interference"]`` has principal angles, overlap and alignment for each layer and pair of adapters.
 
     Raises:
-        AdapterFileError: unlike bases, layers, shapes or heads; a damaged folder; weights that are not finite.
+        AdapterFileError: bases, layers, shapes or heads differ; a folder is damaged; weights are not finite.
         ConfigError: an argument does not fit.
         BudgetError: the budget cannot be met.
         RankallocError: ``out`` cannot be written; nothing is changed then.
@@ -84,29 +84,29 @@ def compose(
         >>> ra.compose(folders, weights=[1, -0.5], budget=ra.RankBudget(ranks=2)).ranks
         {'0': 2}
     """
-    check_layout(layout, pad_multiple)
-    finished = [settled(adapter, out) for adapter in adapters]
+    written = Layout(layout, pad_multiple).check()
+    finished = [open_adapter(adapter, out) for adapter in adapters]
     weights = [1.0] * len(finished) if weights is None else [float(weight) for weight in weights]
     if not finished or len(weights) != len(finished) or not all(map(math.isfinite, weights)):
         raise ConfigError(f"compose needs one finite weight for each adapter: {len(finished)} adapters, {weights}")
     if not any(weights):
         raise ConfigError("all weights are 0, so there is nothing to compose")
-    check_same(finished, missing, same_base)
-    held = common_heads(finished, heads)
-    source = Sum(finished, weights)
-    if combination != "sum":
-        source = Merged(source, combiner(combination, density), budget, seed)
+    require_composable(finished, missing, same_base)
+    common = common_heads(finished, heads)
+    total = Sum(finished, weights)
+    source = total if combination == "sum" else Merged(total, combiner(combination, density), budget, seed)
     spectra = spectra_of(source, None, progress)
     choice = choose_from(source, spectra, budget or RankBudget(ranks=sum(s.rank for s in spectra.values())))
     if budget is None:
         # no rank is spent on what is only rounding
         choice = replace(choice, ranks={name: spectrum.significant() for name, spectrum in spectra.items()})
-    measured = {}
+    measured: dict[str, float] = {}
     if out is not None:
-        measured = write_choice(
-            source, choice, out, held, _config(finished, heads), layout, pad_multiple, finished[0].metadata
-        )
-    result = _result(source, choice, measured, finished, layout, pad_multiple, out)
+        measured = write_choice(source, choice, out, common, _config(finished, heads), written, finished[0].metadata)
+    layers = _with_rest(cuts(source, choice, measured), source.rest)
+    result = CutResult.of(
+        layers, choice.plan, written, out, [adapter.folder.name for adapter in finished], gap=choice.gap
+    )
     result.extra |= {
         "weights": weights, "combination": combination, "heads": heads, "interference": _interference(finished, source)
     }
@@ -117,6 +117,8 @@ def compose(
 
 @dataclass(frozen=True)
 class SummedLayer:
+    """One layer of a sum; ``dtype`` is the widest of its parts."""
+
     d_in: int
     d_out: int
     dtype: torch.dtype
@@ -124,7 +126,11 @@ class SummedLayer:
 
 
 class Sum:
-    """A weighted sum of adapters, as one source of factors."""
+    """A weighted sum of adapters, as one source of factors.
+
+    Attributes:
+        rest: {layer: ‖·‖_F of the part of its update that no factors hold}; a sum has none.
+    """
 
     label = "the sum"
 
@@ -139,34 +145,41 @@ class Sum:
                 self.layers[name] = SummedLayer(layer.d_in, layer.d_out, dtype, layer.ends)
 
     def parts(self, name: str) -> list[tuple[int, Factors]]:
-        """(position of the adapter, its factors), of those that have the layer."""
+        """(position of the adapter, its factors) for each adapter that has the layer."""
         return [(i, adapter.factors(name)) for i, adapter in enumerate(self.adapters) if name in adapter.layers]
 
     def stored(self, name: str) -> Factors:
+        """The factors of the summed update of one layer, exactly."""
         return concatenate([(self.weights[i], part) for i, part in self.parts(name)])
 
 
 class Merged:
-    """The same combined entry by entry; its factors are held, since each takes an SVD of a whole matrix."""
+    """The parts of a sum combined entry by entry, as one source of factors.
+
+    All factors stay in memory, since each layer takes the SVD of a whole matrix.
+    """
 
     label = "the combination"
 
-    def __init__(self, total: Sum, combine: Callable, budget: RankBudget | None, seed: int) -> None:
-        self.layers, self.rest = total.layers, {}
-        self._held: dict[str, Factors] = {}
+    def __init__(self, total: Sum, combine: Combine, budget: RankBudget | None, seed: int) -> None:
+        self.layers = total.layers
+        self.rest: dict[str, float] = {}
+        self._factors: dict[str, Factors] = {}
         for number, name in enumerate(total.layers):
             positions, parts = zip(*total.parts(name), strict=True)
             most = sum(part.rank for part in parts)
             if budget is not None and budget.max_rank is not None:
                 most = min(most, budget.max_rank)
             weights = [total.weights[i] for i in positions]
-            self._held[name], self.rest[name] = merged(parts, weights, combine, most, seed + number)
+            self._factors[name], self.rest[name] = merged(parts, weights, combine, most, seed + number)
 
     def stored(self, name: str) -> Factors:
-        return self._held[name]
+        """The factors of the combined update of one layer."""
+        return self._factors[name]
 
 
 def _config(finished: Sequence[FinishedAdapter], heads: str) -> dict[str, Any]:
+    """The configuration of the first adapter, without the entries that do not hold for the composed one."""
     config = dict(finished[0].config)
     if any(adapter.layers.keys() != finished[0].layers.keys() for adapter in finished):
         config.pop("target_modules", None)
@@ -176,23 +189,13 @@ def _config(finished: Sequence[FinishedAdapter], heads: str) -> dict[str, Any]:
     return config
 
 
-def _result(
-    source: Sum | Merged, choice: Choice, measured: dict[str, float], finished: Sequence[FinishedAdapter], layout: str,
-    pad_multiple: int, out: str | os.PathLike | None,
-) -> CutResult:
-    layers = [
-        replace(cut, norm=math.hypot(cut.norm, source.rest.get(cut.name, 0.0)),
-                error=math.hypot(cut.error, source.rest.get(cut.name, 0.0)))
-        for cut in cuts(source, choice, measured)
+def _with_rest(layers: list[LayerCut], rest: Mapping[str, float]) -> list[LayerCut]:
+    """``layers`` with the parts of their updates that no factors hold counted in norm and error."""
+    return [
+        replace(layer, norm=math.hypot(layer.norm, rest.get(layer.name, 0.0)),
+                error=math.hypot(layer.error, rest.get(layer.name, 0.0)))
+        for layer in layers
     ]
-    ranks = [layer.rank for layer in layers]
-    top = -(-max([1, *ranks]) // pad_multiple) * pad_multiple
-    return CutResult(
-        layers=layers, unit=choice.plan.unit, asked=choice.plan.target, spent=choice.plan.spent(ranks),
-        gap=choice.gap, metric="frobenius", layout=layout,
-        stored_params=sum(layer.params(top if layout == "uniform" else layer.rank) for layer in layers),
-        path=None if out is None else Path(out), sources=[adapter.folder.name for adapter in finished],
-    )
 
 
 def _interference(finished: Sequence[FinishedAdapter], source: Sum | Merged) -> dict[str, list[dict[str, Any]]]:
@@ -201,7 +204,7 @@ def _interference(finished: Sequence[FinishedAdapter], source: Sum | Merged) -> 
 
     def one(name: str) -> list[dict[str, Any]]:
         parts = [(i, adapter.factors(name)) for i, adapter in enumerate(finished) if name in adapter.layers]
-        return [asdict(meeting) for meeting in meetings(parts)]
+        return [asdict(pair) for pair in interference_of(parts)]
 
     with side_by_side(one, source.layers) as results:
         return {name: results(name) for name in source.layers}

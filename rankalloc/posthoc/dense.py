@@ -3,7 +3,7 @@
     small (shorter side at most 512)    exact: eigenvectors U of ΔΔᵀ in float64, σ² its eigenvalues, ΣVᵀ = UᵀΔ
     large                               randomised block Krylov (Musco and Musco, 2015, arXiv 1504.05477, algorithm 2):
                                         the best triplets in span{ΔG, (ΔΔᵀ)ΔG, (ΔΔᵀ)²ΔG, …}, G Gaussian, with as many
-                                        blocks as the check asks for; exact where half of all directions seem too few
+                                        blocks as the check needs; exact where half of all directions seem too few
 
 Products are float32, small matrices float64, and each block is made orthogonal to all before it, twice.
 
@@ -16,12 +16,12 @@ of the best r triplets is at most the sum of that matrix's r largest eigenvalues
     ‖Δ‖² − ‖Δ − BA‖² ≥ 0.999 Σ_{i ≤ r} σ_i²       (the sum is Eckart's and Young's optimum, 1936)
 
 The condition itself rests on the random start, which is wider than r: a larger direction that is orthogonal to U and
-yet does not show in S is one to which all Gaussian columns were nearly orthogonal.
+does not show in S must be one to which all Gaussian columns were nearly orthogonal.
 
-Cost: O(d_in d_out r) a block, 1 to 3 blocks for a clear low rank and some ten for pure noise; O(min(d)² max(d)) exact.
-Memory of a few copies of the matrix. Weakness: singular values below about 1e-6 of the largest (1e-7 where exact) are
-taken for rounding and left out; and of noise, in which many directions are alike, the energy is near the best, while
-each triplet may be a mixture.
+Cost: O(d_in d_out r) per block, 1 to 3 blocks for a clear low rank and about ten for pure noise; O(min(d)² max(d)) if
+exact. Memory of a few copies of the matrix. Known weakness: singular values below about 1e-6 of the largest (1e-7 where
+exact) are taken for rounding and left out; and in noise, where many directions are nearly equal, the energy is near the
+best, but each triplet may be a mixture.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ import torch
 
 _SMALL = 512
 _OVERSAMPLED = 8
-_MULTIPLE = 16  # columns that a matrix product takes for the price of one
+_MULTIPLE = 16  # columns that cost a matrix product no more than one
 _SHORT = 1e-3
-_TIMES = 6  # that a block is orthogonalised at most; 2 are the rule
-_GIVEN_UP = 1.25  # times the largest space: when more than that seems to be needed
-_COLUMNS = 1 << 20  # numbers brought to float64 at a time
-_SUMMED = 1 << 15  # the same where each is used once, and a cache holds them
-_NOTHING = 1e-7  # of the largest singular value: rounding of float32
+_TIMES = 6  # a block is orthogonalised at most this often, usually twice
+_GIVEN_UP = 1.25  # give up when more than this share of the largest space seems to be needed
+_COLUMNS = 1 << 20  # numbers converted to float64 at a time
+_SUMMED = 1 << 15  # the same where each number is used once, so that a cache holds them
+_NOTHING = 1e-7  # share of the largest singular value that is rounding of float32
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Triplets:
     column i of B and row i of A both have size √σ_i.
 
     Attributes:
-        sigma: falling, (r,) float64; what is zero up to rounding is left out, so r may be less than was asked.
+        sigma: falling, (r,) float64; values that are only rounding are left out, so r may be less than requested.
         norm: ‖Δ‖_F.
-        exact: whether they were computed exactly; if not, Σσ² is at least 0.999 of what it could be.
+        exact: whether they were computed exactly; if not, Σσ² is at least 0.999 of the optimum.
     """
 
     A: torch.Tensor
@@ -65,8 +65,8 @@ class Triplets:
 def largest(delta: torch.Tensor, rank: int, name: str = "") -> Triplets:
     """The ``rank`` largest triplets of ``delta``, (d_out, d_in) float32.
 
-    ``name`` seeds the random directions, so that equal matrices of equal names give equal bytes; torch's own generator
-    is left as it was.
+    ``name`` seeds the random directions, so equal matrices of equal names give equal bytes; torch's global generator is
+    not used.
 
     Raises:
         ValueError: an entry is not finite.
@@ -92,7 +92,7 @@ def largest(delta: torch.Tensor, rank: int, name: str = "") -> Triplets:
 
 
 def frobenius(tensor: torch.Tensor) -> float:
-    """‖tensor‖_F of float32, summed in float64; NaN or inf when, and only when, an entry is."""
+    """‖tensor‖_F of float32, summed in float64; NaN or inf if and only if an entry is."""
     total = 0.0
     for part in tensor.reshape(-1).split(_SUMMED):
         wide = part.double()
@@ -101,8 +101,8 @@ def frobenius(tensor: torch.Tensor) -> float:
 
 
 def _exact(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(U (rows, r), σ (r,), ΣVᵀ (r, columns)) of a matrix that is no taller than wide; in float64 but for a few columns
-    at a time."""
+    """(U (rows, r), σ (r,), ΣVᵀ (r, columns)) of a matrix that is at most as tall as wide; it is converted to float64 a
+    few columns at a time."""
     rows = delta.shape[0]
     step = max(1, _COLUMNS // rows)
     gram = torch.zeros(rows, rows, dtype=torch.float64)
@@ -118,21 +118,23 @@ def _exact(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, 
 def _krylov(
     delta: torch.Tensor, rank: int, norm: float, name: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """As :func:`_exact`; None when half the space would have to be searched for an answer that stands the check."""
+    """As :func:`_exact`; None when an answer that passes the check would take more than half the space."""
     rows, columns = delta.shape
     width = -(-(rank + _OVERSAMPLED) // _MULTIPLE) * _MULTIPLE
     most = rows // 2 // width * width
     if most < 3 * width:
         return None
-    # pages that are not reached are never touched; bases lie as rows, so that growing them moves nothing
+    # unused pages are never touched; bases are stored as rows, so growing them moves nothing
     basis, images = torch.empty(most, rows).T, torch.empty(most, columns).T
     gram = torch.empty(most, most, dtype=torch.float64)  # of the images: ΔΔᵀ within the basis
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode("utf-8", "surrogatepass")))
     block = torch.linalg.qr(delta @ torch.randn(columns, width, generator=generator) / norm).Q
-    turned, due, before = delta.T, width, None
+    turned = delta.T
+    due: float = width
+    before: tuple[int, float] | None = None
     for start in range(0, most, width):
         if start == 3 * width:
-            delta, turned = delta.contiguous(), turned.contiguous()  # from here on worth a copy: rows are read faster
+            delta, turned = delta.contiguous(), turned.contiguous()  # worth a copy from here on: rows are read faster
         held = start + width
         image = turned @ block / norm
         basis[:, start:held], images[:, start:held] = block, image
@@ -150,7 +152,7 @@ def _krylov(
         needed = _needed(before, (held, short))
         if start >= 2 * width and needed > most * _GIVEN_UP:
             return None
-        # the first three checks are cheap; later ones wait for a good part of the way
+        # the first three checks are cheap; later ones wait for most of the way
         due = held + width if start < 2 * width else held + 0.6 * (needed - held)
         before = held, short
     return None
@@ -161,8 +163,8 @@ def _orthogonal(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """An orthonormal N orthogonal to ``basis``, and S in float64 with block = N S + what lies within the basis.
 
-    A column of which more than half goes at the second time was rounding: the matrix has no more directions. A random
-    one takes its place, with nothing in S but that rounding.
+    A column that loses more than half of its length in the second pass was rounding: the matrix has no more directions.
+    A random column replaces it, for which S holds only that rounding.
     """
     coupling = torch.eye(block.shape[1], dtype=torch.float64)
     for again in range(_TIMES):
@@ -178,7 +180,7 @@ def _orthogonal(
 
 
 def _most_energy(values: torch.Tensor, coupling: torch.Tensor) -> float:
-    """The most that ``len(values)`` triplets can hold: see the check above."""
+    """The most energy that ``len(values)`` triplets can hold: see the check in the module docstring."""
     kept = len(values)
     matrix = values[0] * torch.eye(kept + len(coupling), dtype=torch.float64)
     matrix[:kept, :kept] = values.diag()
@@ -187,7 +189,7 @@ def _most_energy(values: torch.Tensor, coupling: torch.Tensor) -> float:
 
 
 def _needed(before: tuple[int, float] | None, now: tuple[int, float]) -> float:
-    """The size of space at which what may be missed is small enough, from its fall between two (size, missed)."""
+    """The size of space at which the missed share is small enough, extrapolated from two pairs (size, missed share)."""
     if before is None or now[1] >= before[1]:
         return now[0] if before is None else math.inf
     fall = math.log(before[1] / now[1]) / (now[0] - before[0])

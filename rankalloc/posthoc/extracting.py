@@ -1,12 +1,12 @@
-"""A fully fine-tuned checkpoint as an adapter of its base, within an exact budget.
+"""Extracting an adapter of a base from a fully fine-tuned checkpoint, within an exact budget.
 
 For each matrix, Δ = W_tuned − W_base has the singular values σ. Keeping the largest is the best approximation of its
-rank in the Frobenius norm (Eckart and Young, 1936), so the choice over all layers is the allocator's: scores σ², costs
-of the budget. Both checkpoints are streamed; at no time is there more in memory than a few copies of the largest
-matrix, and the factors that the budget pays for. Factors wait on disk, beside the result, until the choice is made.
+rank in the Frobenius norm (Eckart and Young, 1936), so the allocator chooses over all layers with scores σ² and the
+budget's costs. Both checkpoints are streamed: memory never holds more than a few copies of the largest matrix and the
+factors that the budget pays for. Factors wait on disk, beside the result, until the choice is made.
 
-Cost: one decomposition for each matrix (:mod:`rankalloc.posthoc.dense`). Weakness: full fine-tuning moves every
-direction a little, and what is spread over all of them has no low rank; the error of each layer says how much that is.
+Cost: one decomposition for each matrix (:mod:`rankalloc.posthoc.dense`). Known weakness: full fine-tuning moves every
+direction a little, and a change spread over all directions has no low rank; the error of each layer measures it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from torch import nn
 from ..budget import LayerShape, RankBudget
 from ..errors import AdapterFileError, ConfigError, did_you_mean, unknown
 from ..files import write_json
+from ..layers.adaptable import kind_of
+from ..layers.targets import ALL_LINEAR, find_heads, find_targets
 from ..methods.allocators import ALLOCATORS, Demand
 from ..options import whole
 from ..storage import fingerprint, plain_lora
-from ..storage.folder import check_destination, check_layout
+from ..storage.folder import require_destination
+from ..storage.layout import Layout
 from ..storage.plain_lora import PlainLora
 from .checkpoints import Checkpoint
 from .dense import frobenius, largest
-from .extraction import REPORT_NAME, ExtractedLayer, Extraction, Leftover
+from .results import EXTRACTION_NAME, ExtractedLayer, Extraction, Leftover
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _EMBEDDING = re.compile(r"(^|\.)([a-z_]*embed[a-z_]*|wte|wpe|shared|lm_head|classifier|score|qa_outputs)\.", re.I)
@@ -50,34 +53,34 @@ def extract(
     """Write the adapter of ``base`` that comes closest to ``tuned`` within ``budget``.
 
     Args:
-        base, tuned: folders with ``model.safetensors`` or its index, or those files themselves; of equal names and
-            shapes.
-        budget: what may be spent; ``fraction`` is of ``rank`` in every layer, and its course over steps has no meaning.
+        base, tuned: folders with ``model.safetensors`` or its index, or those files themselves, with the same names
+            and shapes.
+        budget: ``fraction`` is relative to ``rank`` in every layer; the schedule over steps is ignored.
         out: the adapter's folder.
         rank: the highest rank that a layer can get.
         allocator: key of ``rankalloc.ALLOCATORS``; its scores are σ².
         layout, pad_to: see :func:`rankalloc.save`.
-        dtype: of the factors: float32, float16, bfloat16; ``budget.bytes`` counts in it.
-        modules_to_save: modules to carry whole, such as a classifier that was trained; no budget counts them.
-        model: whose layers are adapted, on the meta device or not; None to build it from the base's config.json, and
-            where there is none to go by names and shapes.
+        dtype: of the factors: float32, float16 or bfloat16; ``budget.bytes`` counts in it.
+        modules_to_save: modules to copy whole, such as a classifier that was trained; no budget counts them.
+        model: the model whose layers are adapted, on the meta device or not; None builds it from the base's
+            config.json, or without one goes by names and shapes.
         progress: called with (done, all, name) before each tensor.
 
     Raises:
         AdapterFileError: a checkpoint is missing, damaged or a pickle, names or shapes differ, or a weight is not
             finite.
-        BudgetError: the budget is above what ``rank`` allows, or below its own floor.
+        BudgetError: the budget is above what ``rank`` allows, or below its floor.
         ConfigError: an option does not exist or is out of range.
     """
-    check_layout(layout, pad_to)
+    written = Layout(layout, pad_to).check()
     whole("rank", rank, 1)
     if dtype not in _DTYPES:
         raise ConfigError(unknown("dtype", dtype, _DTYPES))
     if allocator not in ALLOCATORS:
         raise ConfigError(unknown("allocator", allocator, ALLOCATORS))
-    check_destination(out, base, tuned)
+    require_destination(out, base, tuned)
     old, new = Checkpoint(base), Checkpoint(tuned)
-    _check_alike(old, new)
+    _require_same_tensors(old, new)
     notes: list[str] = []
     turned = _targets(old, model, notes)
     heads = _heads(old, modules_to_save)
@@ -95,7 +98,7 @@ def extract(
         layers = []
         for shape, asked in zip(shapes, kept, strict=True):
             row = found[shape.name]
-            # a direction in which nothing changed is no use to anyone, but a floor or a multiple asks for it
+            # triplets of zeros are useless, but a floor or a multiple requires them
             exact_ranks = budget.min_rank or budget.multiple_of > 1
             lora.pairs[shape.name] = _factors(Path(waiting) / row["file"], asked, bool(exact_ranks), _DTYPES[dtype])
             energy = (row["sigma"][:asked] ** 2).sum()
@@ -113,35 +116,32 @@ def extract(
     lora.config["base_model_name_or_path"] = str(base)
     mark = fingerprint.of_weights(turned, lambda name: old[f"{name}.weight"], _config(old))
     lora.metadata[fingerprint.KEY] = mark.encode()
-    plain_lora.write(lora, out, layout, pad_multiple=pad_to, target_modules=_suffixes(lora, old))
+    plain_lora.write(lora, out, written, _suffixes(lora, old))
     leftovers.sort(key=lambda row: (-row.relative, row.name))
     done = Extraction(Path(out), layers, leftovers, lora.num_params(), notes)
-    write_json(Path(out) / REPORT_NAME, done.record())
+    write_json(Path(out) / EXTRACTION_NAME, done.record())
     return done
 
 
-def _check_alike(old: Checkpoint, new: Checkpoint) -> None:
+def _require_same_tensors(old: Checkpoint, new: Checkpoint) -> None:
     for one, other in ((old, new), (new, old)):
         missing = [key for key in one.shapes if key not in other.shapes]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise AdapterFileError(
-                f"{other.path} is no fine-tune of the same model: it has no {missing[0]}{more}, which {one.path} has"
+                f"{other.path} is not a fine-tune of the same model: it has no {missing[0]}{more}, which {one.path} has"
                 f"{did_you_mean(missing[0], other.shapes)}"
             )
     for key, shape in old.shapes.items():
         if new.shapes[key] != shape:
             raise AdapterFileError(
-                f"{new.path} is no fine-tune of the same model: {key} is {new.shapes[key]} there and "
+                f"{new.path} is not a fine-tune of the same model: {key} is {new.shapes[key]} there and "
                 f"{shape} in {old.path}"
             )
 
 
 def _targets(old: Checkpoint, model: nn.Module | None, notes: list[str]) -> dict[str, bool]:
-    """{module name: whether its weight lies transposed} of what is adapted."""
-    from ..layers.adaptable import kind_of
-    from ..layers.targets import ALL_LINEAR, find_heads, find_targets
-
+    """{name of a module to adapt: whether its weight is stored transposed}."""
     if model is None and (old.folder / "config.json").is_file():
         from ..storage.skeletons import build_skeleton
 
@@ -151,7 +151,7 @@ def _targets(old: Checkpoint, model: nn.Module | None, notes: list[str]) -> dict
         found = {n: kind_of(m) == "conv1d" for n, m in layers.items() if len(old.shapes.get(f"{n}.weight", ())) == 2}
         if not found:
             raise AdapterFileError(
-                f"{old.path} is no checkpoint of {type(model).__name__}: it holds none of its layers "
+                f"{old.path} is not a checkpoint of {type(model).__name__}: it holds none of its layers "
                 f"({next(iter(layers))} the first)"
             )
         return found
@@ -166,7 +166,7 @@ def _targets(old: Checkpoint, model: nn.Module | None, notes: list[str]) -> dict
 
 
 def _heads(old: Checkpoint, modules: Sequence[str]) -> set[str]:
-    """The keys of the modules that are carried whole."""
+    """The keys of the modules that are copied whole."""
     keys: set[str] = set()
     for module in modules:
         under = {key for key in old.shapes if key.startswith(module + ".")}
@@ -196,7 +196,7 @@ def _decompose(
     old: Checkpoint, new: Checkpoint, turned: dict[str, bool], heads: set[str], shapes: list[LayerShape], waiting: Path,
     progress: Callable[[int, int, str], None] | None,
 ) -> tuple[dict[str, dict[str, Any]], list[Leftover]]:
-    """What each matrix's change is made of, its factors written to ``waiting``; and how every other tensor changed."""
+    """Decompose the change of each matrix, its factors written to ``waiting``, and measure all other changes."""
     ranks = {shape.name: shape.rank for shape in shapes}
     found: dict[str, dict[str, Any]] = {}
     leftovers: list[Leftover] = []
@@ -235,7 +235,7 @@ def _difference(old: Checkpoint, new: Checkpoint, key: str) -> tuple[torch.Tenso
 
 
 def _factors(file: Path, rank: int, pad: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``rank`` largest triplets of a file, (A, B); with zeros where there are fewer, if ``pad``."""
+    """(A, B) of the ``rank`` largest triplets in a file; ``pad`` adds zeros where there are fewer."""
     parts = load_file(file)
     a, b = parts["A"][:rank].to(dtype).clone(), parts["B"][:, :rank].to(dtype).clone()
     missing = rank - len(a) if pad else 0
@@ -252,7 +252,7 @@ def _config(old: Checkpoint) -> dict[str, Any]:
 
 
 def _suffixes(lora: PlainLora, old: Checkpoint) -> list[str] | None:
-    """Short names where they name exactly the adapted matrices of the checkpoint; None where they do not."""
+    """Short names if they name exactly the adapted matrices of the checkpoint; else None."""
     written = {name for name, rank in lora.ranks().items() if rank}
     if written != set(lora.pairs):
         return None

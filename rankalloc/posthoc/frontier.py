@@ -1,8 +1,8 @@
 """Quality against budget for one adapter: evaluated points, the knee, a figure.
 
 The knee is the point farthest above the straight line between the ends, both axes scaled to 0…1 (Kneedle: Satopää et
-al., 2011). Known weaknesses: it moves with the range of budgets that is asked for, and each point is one evaluation, so
-that a knee between points that differ by less than the metric's own noise means nothing.
+al., 2011). Known weaknesses: it depends on the range of budgets, and each point is a single evaluation, so a knee among
+points that differ by less than the metric's noise means nothing.
 """
 
 from __future__ import annotations
@@ -12,24 +12,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..budget import RankBudget
 from ..errors import ConfigError
 from ..files import replacing, write_json
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
-from .nested_cut import settled_cut, unweighed
+from .nested_cut import cut_of, require_no_metric
 from .points import Evaluate, NestedPoints, Point, Points
+from .shrinking import open_adapter
 from .truncation import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FRONTIER_NAME = "frontier.json"
 
 
 @dataclass
 class Frontier:
-    """The curve: ``points`` by rising parameters, the whole adapter last; ``knee`` is one of them, or None when no
-    point lies above the line between the ends; ``cut`` is how the adapter was cut."""
+    """The curve of quality against budget.
+
+    Attributes:
+        points: by rising parameters, the whole adapter last.
+        knee: one of the points; None when no point is above the line between the ends.
+        name: of the metric.
+        cut: how the adapter was cut, "svd" or "nested".
+    """
 
     points: list[Point]
     knee: Point | None
@@ -38,14 +48,15 @@ class Frontier:
     cut: str = "svd"
 
     def to_dict(self) -> dict[str, Any]:
+        """The curve as plain values for JSON."""
         return {
             "version": 1, "metric": self.name, "higher_is_better": self.higher_is_better, "cut": self.cut,
             "points": [asdict(point) for point in self.points],
             "knee": None if self.knee is None else asdict(self.knee),
         }
 
-    def figure(self):
-        """A matplotlib Figure: the metric against parameters, each point with its triplets in all, the knee ringed."""
+    def figure(self) -> Figure:
+        """A matplotlib figure of the metric against parameters, with the triplets of each point and the knee ringed."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), layout="constrained")
@@ -95,43 +106,44 @@ def frontier(
     cut: str | None = None,
     progress: Progress | None = None,
 ) -> Frontier:
-    """Evaluate one adapter at several budgets, and whole.
+    """Evaluate one adapter at several budgets, and uncut.
 
     Args:
         adapter: as in :func:`rankalloc.shrink`; one trained at a high rank, or by method "dylora", shows the most.
-        budgets: what to shrink to; with nested cuts, None for every rank there is.
-        evaluate: folder of an adapter to a finite number.
-        out: folder for the JSON, the figures, and ``points.json``, from which nothing is evaluated twice.
+        budgets: to shrink to; with nested cuts, None for every rank.
+        evaluate: turns an adapter's folder into a finite number.
+        out: folder for the JSON, the figures, and ``points.json``, which keeps any point from being evaluated twice.
         name: of the metric, in the figure.
-        metric: what shrinking weighs layers by.
-        cut: "svd" keeps the largest singular triplets; "nested" the first triplets of each layer, at the scale they
-            were trained at (:mod:`rankalloc.posthoc.nested_cut`): the most that each budget has room for, and one
-            point for budgets that come to the same. None is "nested" for what method "dylora" trained, else "svd".
+        metric: weighs the layers when shrinking.
+        cut: "svd" keeps the largest singular triplets; "nested" keeps the first triplets of each layer, as many as the
+            budget has room for, at the scale they were trained at (:mod:`rankalloc.posthoc.nested_cut`); budgets with
+            the same rank share a point. None is "nested" for what method "dylora" trained, else "svd".
 
     Raises:
-        ConfigError: no budget is given; the adapter is not nested, or a nested cut is to be weighed.
+        ConfigError: no budget is given, a nested cut is asked of an adapter that is not nested, or it is given a
+            metric.
         BudgetError, AdapterFileError, RankallocError: as :func:`rankalloc.shrink`.
     """
-    adapter = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
-    cut = settled_cut(adapter, cut)
-    if budgets is not None and not budgets or budgets is None and cut != "nested":
+    adapter = open_adapter(adapter)
+    cut = cut_of(adapter, cut)
+    if not budgets and (budgets is not None or cut != "nested"):
         raise ConfigError("frontier needs at least one budget")
-    unweighed(cut, metric)
-    # every mistake is told before anything is evaluated
-    asked: list[Callable[[], Point]]
+    require_no_metric(cut, metric)
+    # every mistake is reported before anything is evaluated
+    evaluations: list[Callable[[], Point]]
     if cut == "nested":
-        points = NestedPoints(adapter, evaluate, out)
-        asked = [partial(points.at_rank, rank) for rank in points.ranks(budgets)]
+        nested = NestedPoints(adapter, evaluate, out)
+        evaluations = [nested.whole, *(partial(nested.at_rank, rank) for rank in nested.ranks(budgets))]
     else:
         points = Points(adapter, evaluate, out, metric, progress)
-        for budget in budgets:
+        for budget in budgets or ():
             points.choice(budget)
-        asked = [partial(points.at, budget) for budget in budgets]
-    found = []
-    for ask in (points.whole, *asked):  # the adapter itself first: what is wrong with it is then said of its folder
-        found.append(ask())
+        evaluations = [points.whole, *(partial(points.at, budget) for budget in budgets or ())]
+    found: list[Point] = []
+    for evaluation in evaluations:  # the whole adapter first, so that its own faults are reported with its folder
+        found.append(evaluation())
         if progress is not None:
-            progress(len(found), len(asked) + 1, {"params": found[-1].params, name: found[-1].value})
+            progress(len(found), len(evaluations), {"params": found[-1].params, name: found[-1].value})
     ordered = sorted(found[1:], key=lambda point: point.params) + found[:1]
     curve = Frontier(ordered, knee_of(ordered, higher_is_better), higher_is_better, name, cut)
     if out is not None:
@@ -140,7 +152,7 @@ def frontier(
 
 
 def knee_of(points: Sequence[Point], higher_is_better: bool = True) -> Point | None:
-    """The point farthest above the line from the first to the last; None when none is above it."""
+    """The point farthest above the line from the first to the last point; None when none is above it."""
     sign = 1 if higher_is_better else -1
     first, last = points[0], points[-1]
     width, height = last.params - first.params, sign * (last.value - first.value)

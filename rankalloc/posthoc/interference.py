@@ -1,10 +1,10 @@
-"""How much adapters get in each other's way: principal angles between their subspaces, layer by layer.
+"""How much adapters interfere with each other: principal angles between their subspaces, layer by layer.
 
-Two updates whose column spaces (what they write) and row spaces (what they read) stand at right angles add up without
-touching each other. Angles are those of Björck and Golub (1973); ``overlap`` is the mean cos² over them, 0 for
-orthogonal and 1 for nested subspaces, and ``alignment`` the cosine between the updates themselves, ⟨ΔW₁, ΔW₂⟩_F.
+Two updates do not affect each other when their column spaces (what they write) and row spaces (what they read) are
+orthogonal. The angles are those of Björck and Golub (1973); ``overlap`` is their mean cos², 0 for orthogonal and 1 for
+nested subspaces, and ``alignment`` is the cosine between the updates themselves, from ⟨ΔW₁, ΔW₂⟩_F.
 
-Known weakness: angles weigh a strong and a weak direction alike; alignment does not.
+Known weakness: angles give a strong and a weak direction the same weight; alignment does not.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..lowrank import Factors, bases, principal_angles
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """Two adapters in one layer. ``first`` and ``second`` are their positions; angles in degrees, rising."""
+class Interference:
+    """Two adapters in one layer: ``first`` and ``second`` are their positions; angles are in degrees, rising."""
 
     first: int
     second: int
@@ -29,16 +29,22 @@ class Meeting:
     alignment: float
 
 
-def meetings(parts: list[tuple[int, Factors]]) -> list[Meeting]:
-    """Every pair of updates of one layer, each given as (position, factors)."""
+def interference_of(parts: list[tuple[int, Factors]]) -> list[Interference]:
+    """The interference of each pair of updates of one layer, which are given as (position, factors)."""
     spaces = [(position, factors, *bases(factors)) for position, factors in parts]
     found = []
     for index, (first, one, out_1, in_1) in enumerate(spaces):
         for second, two, out_2, in_2 in spaces[index + 1 :]:
-            angles = principal_angles(out_1, out_2), principal_angles(in_1, in_2)
-            shares = [float(torch.deg2rad(a).cos().square().mean()) if len(a) else 0.0 for a in angles]
-            found.append(Meeting(first, second, *(a.tolist() for a in angles), *shares, _alignment(one, two)))
+            outputs, inputs = principal_angles(out_1, out_2), principal_angles(in_1, in_2)
+            found.append(Interference(
+                first, second, outputs.tolist(), inputs.tolist(), _overlap(outputs), _overlap(inputs),
+                _alignment(one, two),
+            ))
     return found
+
+
+def _overlap(angles: torch.Tensor) -> float:
+    return float(torch.deg2rad(angles).cos().square().mean()) if len(angles) else 0.0
 
 
 def _alignment(one: Factors, two: Factors) -> float:

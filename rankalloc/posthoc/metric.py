@@ -1,11 +1,11 @@
-"""How an update is weighed: ‖G^½ ΔW C^½‖_F, with C the second moment of a layer's inputs and G that of the gradients
-at its outputs.
+"""The metric that weighs an update: ‖G^½ ΔW C^½‖_F, with C the second moment of a layer's inputs and G that of the
+gradients at its outputs.
 
 To second order, and with inputs and gradients taken as independent (K-FAC: Martens and Grosse, 2015, arXiv
-1503.05671), that norm squared is the Fisher information's ΔWᵀ F ΔW: what dropping a part of ΔW changes in the loss.
-With G = 1 it is the mean squared change of the layer's own output.
+1503.05671), the square of this norm is ΔWᵀ F ΔW with the Fisher information F: the change of the loss when ΔW is
+dropped. With G = 1 it is the mean squared change of the layer's output.
 
-A metric gives PᵀGP and QCQᵀ for the factors at hand, (r, r) each; see :mod:`rankalloc.lowrank` for why that is all.
+A metric gives PᵀGP and QCQᵀ, (r, r) each, for given factors; :mod:`rankalloc.lowrank` shows why no more is needed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..storage.tensors import encode
 
 @dataclass
 class KroneckerMetric:
-    """Second moments that the user has: of inputs, C = E[xxᵀ], and of output gradients, G = E[ggᵀ].
+    """Second moments that the user provides: of inputs, C = E[xxᵀ], and of output gradients, G = E[ggᵀ].
 
     Args:
-        inputs: {layer: C (d_in, d_in), or its diagonal (d_in,)}; layers that are missing count as C = 1.
-        outputs: {layer: G (d_out, d_out), or its diagonal (d_out,)}; likewise.
+        inputs: {layer: C (d_in, d_in), or its diagonal (d_in,)}; C = 1 for layers that are missing.
+        outputs: {layer: G (d_out, d_out), or its diagonal (d_out,)}; G = 1 for layers that are missing.
         damping: this share of a moment's mean diagonal is added to its diagonal.
 
     Raises:
@@ -61,7 +61,8 @@ class KroneckerMetric:
         width = rows.shape[1]
         if moment.shape not in ((width,), (width, width)):
             raise ConfigError(
-                f"the moment of {name} has the shape {tuple(moment.shape)}; its layer is {width} wide there"
+                f"the moment of {name} has the shape {tuple(moment.shape)}, but its layer is {width} wide; give "
+                f"({width}, {width}) or the diagonal ({width},)"
             )
         diagonal = moment if moment.dim() == 1 else moment.diagonal()
         weighted = rows * moment if moment.dim() == 1 else rows @ moment

@@ -1,7 +1,7 @@
-"""What an adapter is worth at a budget: shrunk, evaluated once, and remembered.
+"""The quality of one adapter at a budget: shrunk, evaluated once, and remembered.
 
-A point's name in the cache is a hash of the adapter's files, the budget, the metric it was chosen in and the task, so
-that a cache is never right for something else.
+The cache names a point by a hash of the adapter's files, the budget, the metric that weighed the layers, and the task,
+so a result is never used for anything else.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from ..budget import RankBudget
 from ..errors import RankallocError
 from ..files import sha256_of, write_json
 from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
+from ..storage.layout import Layout
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
-from .nested_cut import cut_nested, held_ranks, rank_within
+from .nested_cut import cut_nested, rank_within, ranks_of
 from .results import CutResult
 from .shrinking import write_shrunk
 from .truncation import Choice, Progress, choose_from, spectra_of
@@ -29,12 +30,15 @@ from .truncation import Choice, Progress, choose_from, spectra_of
 POINTS_NAME = "points.json"
 
 Evaluate = Callable[[Path], float]
-"""Folder of an adapter to the number it is judged by. An attribute ``fingerprint`` names the task in the cache."""
+"""Turns an adapter's folder into the number that judges it. Its ``fingerprint`` names the task in the cache."""
+
+_WRITTEN = Layout()
+"""Of the folders that are evaluated."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One budget and what was kept: ``params`` used, relative error, and the evaluated ``value``."""
+    """One budget: the ``params`` and ``ranks`` that were kept, the relative ``error``, and the evaluated ``value``."""
 
     budget: dict[str, Any]
     params: int
@@ -45,12 +49,12 @@ class Point:
 
 
 class Remembered:
-    """What was evaluated of one adapter, by budget.
+    """The evaluated points of one adapter, by budget.
 
     Args:
-        evaluate: folder to a finite number.
-        cache: folder whose ``points.json`` keeps what was evaluated; None to keep it in memory.
-        metric: that the choice is made in.
+        evaluate: turns a folder into a finite number.
+        cache: folder whose ``points.json`` keeps the results; None keeps them in memory.
+        metric: weighs the layers.
         ranks: {layer: rank of the whole adapter}.
     """
 
@@ -58,7 +62,7 @@ class Remembered:
         self, adapter: FinishedAdapter, evaluate: Evaluate, cache: str | os.PathLike | None,
         metric: KroneckerMetric | None, ranks: Mapping[str, int],
     ) -> None:
-        self.adapter, self.evaluate, self.held = adapter, evaluate, dict(ranks)
+        self.adapter, self.evaluate, self.ranks_before = adapter, evaluate, dict(ranks)
         self.params = sum(
             rank * (adapter.layers[name].d_in + adapter.layers[name].d_out) for name, rank in ranks.items()
         )
@@ -71,10 +75,11 @@ class Remembered:
 
     def whole(self) -> Point:
         """The adapter as it is."""
-        rank = sum(self.held.values())
+        rank = sum(self.ranks_before.values())
         return self._point({}, lambda: (self.params, rank, 0.0, self.evaluate(self.adapter.folder)))
 
     def _written(self, write: Callable[[Path], CutResult]) -> tuple[int, int, float, float]:
+        """(parameters, ranks, relative error, value) of an adapter that ``write`` writes."""
         with tempfile.TemporaryDirectory() as folder:
             result = write(Path(folder))
             return result.params, sum(result.ranks.values()), result.error, self.evaluate(Path(folder))
@@ -85,7 +90,8 @@ class Remembered:
             return Point(**{**self._known[key], "cached": True})
         params, ranks, error, value = work()
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise RankallocError(f"the evaluation gave {value!r} at budget {budget or 'of the whole adapter'}")
+            at = f"at budget {budget}" if budget else "for the whole adapter"
+            raise RankallocError(f"the evaluation gave {value!r} {at}; it must give a finite number")
         point = Point(budget, params, ranks, error, float(value))
         self._known[key] = {k: v for k, v in asdict(point).items() if k != "cached"}
         if self._path is not None:
@@ -94,7 +100,7 @@ class Remembered:
 
 
 class Points(Remembered):
-    """The quality-against-budget curve of one adapter, evaluated where it is asked for.
+    """The curve of quality against budget of one adapter, evaluated point by point on request.
 
     Args:
         evaluate, cache: as in :class:`Remembered`.
@@ -111,41 +117,44 @@ class Points(Remembered):
         super().__init__(adapter, evaluate, cache, metric, {name: s.rank for name, s in self.spectra.items()})
 
     def choice(self, budget: RankBudget) -> Choice:
+        """The ranks that ``budget`` buys."""
         return choose_from(self.adapter, self.spectra, budget)
 
     def at(self, budget: RankBudget) -> Point:
-        """The adapter within ``budget``."""
+        """The point of the adapter shrunk to ``budget``."""
         bounds = {key: getattr(budget, key) for key in ("min_rank", "max_rank", "multiple_of")}
         return self._point(
-            {**budget.given, **bounds}, lambda: self._written(lambda folder: self.write(budget, folder))
+            {**budget.given, **bounds}, lambda: self._written(lambda folder: self.write(budget, folder, _WRITTEN))
         )
 
-    def write(self, budget: RankBudget, out: str | os.PathLike | None, **layout: Any) -> CutResult:
-        """The adapter within ``budget`` as a folder."""
-        return write_shrunk(self.adapter, self.choice(budget), out, metric=self.metric, **layout)
+    def write(self, budget: RankBudget, out: str | os.PathLike | None, layout: Layout) -> CutResult:
+        """Write the adapter shrunk to ``budget``; None for ``out`` writes nothing."""
+        return write_shrunk(self.adapter, self.choice(budget), out, layout, self.metric)
+
 
 class NestedPoints(Remembered):
-    """The curve of a nested adapter, rank by rank."""
+    """The curve of a nested adapter, one point per rank."""
 
     def __init__(self, adapter: FinishedAdapter, evaluate: Evaluate, cache: str | os.PathLike | None = None) -> None:
-        super().__init__(adapter, evaluate, cache, None, held_ranks(adapter))
+        super().__init__(adapter, evaluate, cache, None, ranks_of(adapter))
 
     def ranks(self, budgets: Sequence[RankBudget] | None = None) -> list[int]:
-        """The cuts below the whole adapter that ``budgets`` ask for, rising; None for every one there is.
+        """The ranks below the full one that ``budgets`` have room for, rising; None for all ranks.
 
         Raises:
             BudgetError: a budget has room for none.
         """
-        top = max(self.held.values(), default=0)
+        top = max(self.ranks_before.values(), default=0)
         if budgets is None:
             return list(range(1, top))
-        found = {rank_within(self.adapter, self.held, budget)[0] for budget in budgets}
+        found = {rank_within(self.adapter, self.ranks_before, budget)[0] for budget in budgets}
         return sorted(found - {top})
 
     def at_rank(self, rank: int) -> Point:
-        """The first ``rank`` triplets of every layer."""
+        """The point of the first ``rank`` triplets of every layer."""
         return self._point(
-            {"nested_rank": rank}, lambda: self._written(lambda folder: cut_nested(self.adapter, rank, folder))
+            {"nested_rank": rank},
+            lambda: self._written(lambda folder: cut_nested(self.adapter, rank, folder, _WRITTEN)),
         )
 
 
@@ -153,4 +162,4 @@ def _read(path: Path | None) -> dict[str, Any]:
     try:
         return {} if path is None or not path.exists() else dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError):
-        return {}  # only a cache: what cannot be read is evaluated again
+        return {}  # it is only a cache: a damaged one is evaluated again

@@ -1,4 +1,4 @@
-"""What shrinking and composing say about themselves: per layer and in all, for people and as JSON."""
+"""The results of shrinking, composing and extracting: layer by layer and in all, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..budget import BudgetPlan
 from ..files import write_json
+from ..storage.layout import Layout
+
+EXTRACTION_NAME = "extraction.json"
 
 
 @dataclass(frozen=True)
 class LayerCut:
-    """One layer before and after: ranks, ‖ΔW‖_F (``norm``) and ‖ΔW − ΔW'‖_F (``error``), and the same two in the
-    metric that the choice was made in."""
+    """One layer before and after a cut: its ranks, ‖ΔW‖_F (``norm``) and ‖ΔW − ΔW'‖_F (``error``), and both again in
+    the metric that the ranks were chosen in."""
 
     name: str
     d_in: int
@@ -32,6 +36,7 @@ class LayerCut:
         return self.error / self.norm if self.norm else 0.0
 
     def params(self, rank: int) -> int:
+        """Parameters of this layer at ``rank``."""
         return rank * (self.d_in + self.d_out)
 
 
@@ -40,15 +45,15 @@ class CutResult:
     """The result of :func:`rankalloc.shrink` or :func:`rankalloc.compose`.
 
     Attributes:
-        layers: what became of each layer.
-        unit, asked, spent: the budget and what of it is used; ``spent`` is never above ``asked``.
-        gap: the most that another choice could lower the squared error by, as a share of ‖ΔW‖².
-        metric: "frobenius", or what the layers were weighed by.
+        layers: each layer before and after.
+        unit, asked, spent: the budget and how much of it is used; ``spent`` is never above ``asked``.
+        gap: the most by which another choice could lower the squared error, as a share of ‖ΔW‖².
+        metric: "frobenius", or the name of the metric that weighed the layers.
         layout: of the written folder.
         stored_params: adapter weights in the written folder, zero padding included.
         path: the written folder; None when nothing was written.
-        sources: the folders it came from.
-        extra: what else there is to tell, as JSON.
+        sources: names of the folders that were read.
+        extra: further entries of the JSON record.
     """
 
     layers: list[LayerCut]
@@ -63,6 +68,23 @@ class CutResult:
     sources: list[str]
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls, layers: list[LayerCut], plan: BudgetPlan | None, layout: Layout, out: str | os.PathLike | None,
+        sources: list[str], *, gap: float = 0.0, metric: str = "frobenius", extra: dict[str, Any] | None = None,
+    ) -> CutResult:
+        """The result for these layers; None for ``plan`` when no budget was given, None for ``out`` when nothing was
+        written."""
+        ranks = [layer.rank for layer in layers]
+        spent = sum(ranks) if plan is None else plan.spent(ranks)
+        top = layout.stored_rank(ranks)
+        return cls(
+            layers=layers, unit="ranks" if plan is None else plan.unit, asked=spent if plan is None else plan.target,
+            spent=spent, gap=gap, metric=metric, layout=layout.name,
+            stored_params=sum(layer.params(top if layout.uniform else layer.rank) for layer in layers),
+            path=None if out is None else Path(out), sources=sources, extra=extra or {},
+        )
+
     @property
     def ranks(self) -> dict[str, int]:
         """{layer: rank kept}."""
@@ -75,7 +97,7 @@ class CutResult:
 
     @property
     def metric_error(self) -> float:
-        """The same in the metric of the choice."""
+        """The relative error over all layers in the metric that the ranks were chosen in."""
         one, two = (math.hypot(*(getattr(c, key) for c in self.layers)) for key in ("metric_error", "metric_norm"))
         return _ratio(one, two)
 
@@ -86,15 +108,16 @@ class CutResult:
 
     @property
     def params_before(self) -> int:
+        """Parameters before the cut, d_in + d_out for each rank, without zero padding."""
         return sum(layer.params(layer.rank_before) for layer in self.layers)
 
     @property
     def params(self) -> int:
-        """Parameters of the kept ranks, d_in + d_out each, zero padding aside."""
+        """Parameters of the kept ranks, d_in + d_out for each, without zero padding."""
         return sum(layer.params(layer.rank) for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """The record as plain values for JSON."""
         return {
             "version": 1, "sources": self.sources, "metric": self.metric,
             "budget": {"unit": self.unit, "asked": self.asked, "spent": self.spent},
@@ -106,7 +129,7 @@ class CutResult:
         }
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write it as JSON. Raises RankallocError when the file cannot be written."""
+        """Write the record as JSON. Raises RankallocError when the file cannot be written."""
         return write_json(path, self.to_dict())
 
     def __str__(self) -> str:
@@ -122,6 +145,79 @@ class CutResult:
         width = max(len(layer.name) for layer in self.layers)
         lines += [f"{c.name:{width}}  {c.rank_before:>4} → {c.rank:<4} {c.relative_error:.4f}" for c in self.layers]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ExtractedLayer:
+    """One matrix of an extraction.
+
+    Attributes:
+        rank: of its adapter.
+        change: ‖Δ‖_F.
+        relative: ‖Δ‖_F / ‖W‖_F.
+        error: ‖Δ − BA‖_F.
+        exact: whether it was decomposed exactly, not by random projections (:mod:`rankalloc.posthoc.dense`).
+    """
+
+    name: str
+    d_in: int
+    d_out: int
+    rank: int
+    change: float
+    relative: float
+    error: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A changed tensor that an adapter cannot hold: ‖Δ‖_F, and ``relative`` to ‖W‖_F (1 where W is zero)."""
+
+    name: str
+    shape: tuple[int, ...]
+    change: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The result of :func:`rankalloc.extract`.
+
+    Attributes:
+        path: the adapter's folder, which also holds this record as extraction.json.
+        layers: the adapted matrices, in the order of the base.
+        leftovers: changed tensors that the adapter leaves out, the largest relative change first.
+        params: numbers in the factors.
+        notes: what the user should know, one sentence each.
+    """
+
+    path: Path
+    layers: list[ExtractedLayer]
+    leftovers: list[Leftover]
+    params: int
+    notes: list[str]
+
+    @property
+    def error(self) -> float:
+        """‖Δ − BA‖_F over all adapted layers, relative to ‖Δ‖_F."""
+        whole = sum(layer.change**2 for layer in self.layers)
+        return (sum(layer.error**2 for layer in self.layers) / whole) ** 0.5 if whole else 0.0
+
+    def ranks(self) -> dict[str, int]:
+        """{module name: rank}."""
+        return {layer.name: layer.rank for layer in self.layers}
+
+    def record(self) -> dict[str, Any]:
+        """The record as plain values for JSON."""
+        return {**asdict(self), "path": str(self.path), "error": self.error}
+
+    def __str__(self) -> str:
+        kept = 1 - self.error**2
+        line = f"{self.params:,} parameters hold {kept:.1%} of the change's energy in {len(self.layers)} layers"
+        if not self.leftovers:
+            return line
+        worst, count = self.leftovers[0], len(self.leftovers)
+        return f"{line}; {count} changed tensors are left out, the largest {worst.name} by {worst.relative:.1%}"
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,7 +1,7 @@
-"""A finished adapter within an exact budget, without training: data-free, or weighed by the user's own data.
+"""Shrinking a finished adapter to an exact budget without training: data-free, or weighed by the user's own data.
 
-Source of the idea: PARA (arXiv 2604.27796), which truncates the SVD of trained updates at one global threshold. Here
-the threshold is the one that meets a budget; what is best and how nearly, is in :mod:`rankalloc.posthoc.truncation`.
+The idea is from PARA (arXiv 2604.27796), which truncates the SVD of trained updates at one global threshold. Here the
+threshold follows from the budget; :mod:`rankalloc.posthoc.truncation` proves how close to the best the choice is.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 
 from ..budget import RankBudget
-from ..storage.folder import check_destination, check_layout
+from ..storage.folder import require_destination
+from ..storage.layout import Layout
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
-from .nested_cut import cut_nested, held_ranks, rank_within, settled_cut, unweighed
+from .nested_cut import cut_nested, cut_of, rank_within, ranks_of, require_no_metric
 from .results import CutResult
 from .truncation import Choice, Progress, choose, cuts, write_choice
 
@@ -35,22 +36,22 @@ def shrink(
 
     Args:
         adapter: a folder with a PEFT LoRA, a PEFT AdaLoRA or rankalloc's own adapter; heads go along as they are.
-        budget: ranks, params, bytes or fraction, with min_rank, max_rank and multiple_of; its schedule is not looked
-            at. It counts what the adapter uses: d_in + d_out parameters for each rank kept.
-        out: folder to write; None only to choose. ``shrink.json`` is written beside the adapter.
-        metric: how layers are weighed, such as what :func:`rankalloc.calibrate` returns; None for ‖·‖_F.
+        budget: ranks, params, bytes or fraction, with min_rank, max_rank and multiple_of; its schedule is ignored. It
+            counts d_in + d_out parameters for each rank kept.
+        out: folder to write; None only chooses. ``shrink.json`` is written beside the adapter.
+        metric: weighs the layers, such as the result of :func:`rankalloc.calibrate`; None for ‖·‖_F.
         cut: "svd"; or "nested" for what method "dylora" trained: the first triplets of every layer, as many as the
             budget has room for.
         layout: "compact", whose file is as small as the budget says, or "uniform", padded with zeros to one rank, for
-            servers that ignore rank_pattern; see :mod:`rankalloc.storage.folder`.
+            servers that ignore rank_pattern; see :mod:`rankalloc.storage.layout`.
         pad_multiple: in the uniform layout, round that rank up to a multiple of this.
         progress: called with (layers done, layers in all, newest values).
 
     Raises:
         BudgetError: the budget is above what the adapter has, below its floor, or buys nothing.
-        AdapterFileError: the folder is damaged, of another kind, or holds weights that are not finite.
-        ConfigError: the layout or the cut does not exist, the adapter is not nested and is to be cut so, or ``out`` is
-            the adapter's own folder.
+        AdapterFileError: the folder is damaged, of a type that is not supported, or holds weights that are not finite.
+        ConfigError: the layout or the cut does not exist, a nested cut is asked of an adapter that is not nested, or
+            ``out`` is the adapter's own folder.
         RankallocError: ``out`` cannot be written; nothing is changed then.
 
     Example:
@@ -61,23 +62,25 @@ def shrink(
         >>> sum(result.ranks.values()), result.params, result.params_before
         (3, 48, 128)
     """
-    check_layout(layout, pad_multiple)
-    finished = settled(adapter, out)
-    if settled_cut(finished, cut) == "nested":
-        unweighed(cut, metric)
-        rank, plan = rank_within(finished, held_ranks(finished), budget)
-        result = cut_nested(finished, rank, out, layout, pad_multiple, plan)
+    written = Layout(layout, pad_multiple).check()
+    finished = open_adapter(adapter, out)
+    if cut_of(finished, cut) == "nested":
+        require_no_metric(cut, metric)
+        rank, plan = rank_within(finished, ranks_of(finished), budget)
+        result = cut_nested(finished, rank, out, written, plan)
         if out is not None:
             result.save(Path(out) / RECORD_NAME)
         return result
-    return write_shrunk(finished, choose(finished, budget, metric, progress), out, layout, pad_multiple, metric)
+    return write_shrunk(finished, choose(finished, budget, metric, progress), out, written, metric)
 
 
-def settled(adapter: str | os.PathLike | FinishedAdapter, out: str | os.PathLike | None) -> FinishedAdapter:
-    """The adapter, when ``out`` is a folder that one can be written to; ConfigError when it is not."""
+def open_adapter(
+    adapter: str | os.PathLike | FinishedAdapter, out: str | os.PathLike | None = None
+) -> FinishedAdapter:
+    """Open ``adapter``, unless it is open. Raises ConfigError when ``out`` is not a folder to write an adapter to."""
     finished = adapter if isinstance(adapter, FinishedAdapter) else FinishedAdapter(adapter)
     if out is not None:
-        check_destination(out, finished.folder)
+        require_destination(out, finished.folder)
     return finished
 
 
@@ -85,25 +88,18 @@ def write_shrunk(
     finished: FinishedAdapter,
     choice: Choice,
     out: str | os.PathLike | None,
-    layout: str = "compact",
-    pad_multiple: int = 1,
+    layout: Layout,
     metric: KroneckerMetric | None = None,
 ) -> CutResult:
-    """Write what was chosen of an adapter, and ``shrink.json`` beside it; None for ``out`` writes nothing."""
+    """Write the chosen triplets of an adapter, and ``shrink.json`` beside them; None for ``out`` writes nothing."""
     measured: dict[str, float] = {}
     if out is not None:
-        heads = {name: (finished.spec(name), lambda name=name: finished.head(name)) for name in finished.heads}
         measured = write_choice(
-            finished, choice, out, heads, finished.config, layout, pad_multiple, finished.metadata
+            finished, choice, out, finished.head_sources(), finished.config, layout, finished.metadata
         )
-    layers = cuts(finished, choice, measured)
-    ranks = [layer.rank for layer in layers]
-    top = -(-max([1, *ranks]) // pad_multiple) * pad_multiple
-    result = CutResult(
-        layers=layers, unit=choice.plan.unit, asked=choice.plan.target, spent=choice.plan.spent(ranks),
-        gap=choice.gap, metric="frobenius" if metric is None else str(metric), layout=layout,
-        stored_params=sum(layer.params(top if layout == "uniform" else layer.rank) for layer in layers),
-        path=None if out is None else Path(out), sources=[finished.folder.name],
+    result = CutResult.of(
+        cuts(finished, choice, measured), choice.plan, layout, out, [finished.folder.name], gap=choice.gap,
+        metric="frobenius" if metric is None else str(metric),
     )
     if out is not None:
         result.save(Path(out) / RECORD_NAME)

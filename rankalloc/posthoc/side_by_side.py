@@ -1,4 +1,4 @@
-"""Work on many layers, side by side and a little ahead of whoever asks for the results."""
+"""Work on many layers in parallel, a little ahead of the results that are asked for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 
 @contextmanager
 def side_by_side(work: Callable[[str], Result], names: Iterable[str]) -> Iterator[Callable[[str], Result]]:
-    """A callable that gives ``work(name)``; meant to be asked in the order of ``names``.
+    """Give a function that returns ``work(name)``, to be called in the order of ``names``.
 
-    One thread of torch's for each worker: matrices of a layer are too small to gain from several. Results are held
-    for twice as many layers as there are workers, so memory stays that of a few layers.
+    Each worker has one of torch's threads, because the matrices of one layer are too small to gain from several.
+    Results are kept for twice as many layers as there are workers, so memory stays that of a few layers.
     """
     threads, queue = torch.get_num_threads(), iter(names)
     waiting: dict[str, Future] = {}

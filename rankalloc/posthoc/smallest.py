@@ -1,25 +1,26 @@
-"""The smallest budget that keeps a metric: bisection over a shrunk adapter's parameters, each point evaluated once.
+"""The smallest budget that keeps a metric: bisection over the parameters of a shrunk adapter.
 
-Bisection takes quality to fall with the budget. Where it wavers (it does, within its standard error) the answer is a
-budget that keeps the metric next to one, a step smaller, that does not; not the smallest of all such.
+Known weakness: bisection assumes that quality falls with the budget. Where the metric wavers, as it does within its
+standard error, the answer is a budget that keeps the metric while the next smaller step does not. A smaller one that
+keeps it may exist.
 
-Cost: about log2(steps) evaluations.
+Cost: about log2(steps) evaluations, each budget evaluated once.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Any
 
 from ..budget import RankBudget
 from ..errors import BudgetError, ConfigError
-from ..storage.folder import check_layout
+from ..options import whole
+from ..storage.layout import Layout
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .points import Evaluate, Point, Points
 from .results import CutResult
-from .shrinking import RECORD_NAME, settled
+from .shrinking import RECORD_NAME, open_adapter
 from .truncation import Progress
 
 
@@ -39,14 +40,14 @@ def smallest(
     """Shrink to the smallest budget in parameters whose metric is at most ``max_drop`` (relative) worse.
 
     Args:
-        evaluate: folder of an adapter to a finite number, such as a :class:`rankalloc.TaskEvaluator`. What it
-            was is kept in ``out/points.json`` and not evaluated again.
+        evaluate: turns an adapter's folder into a finite number, such as a :class:`rankalloc.TaskEvaluator`. Results
+            are kept in ``out/points.json`` and not evaluated again.
         max_drop: 0.005 for half a per cent of the whole adapter's metric.
-        steps: the budget is found to this fraction of the adapter's parameters.
+        steps: the budget is found to within one ``steps``-th of the adapter's parameters.
         out, metric, layout, pad_multiple, progress: as in :func:`rankalloc.shrink`.
 
     Returns:
-        ``extra["points"]`` has every budget that was evaluated.
+        Its ``extra["points"]`` has every budget that was evaluated.
 
     Raises:
         ConfigError: max_drop or steps is out of its range.
@@ -54,19 +55,17 @@ def smallest(
     """
     if not 0 <= max_drop < 1:
         raise ConfigError(f"max_drop is a share of the metric between 0 and 1, got {max_drop!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ConfigError(f"steps must be a whole number of at least 2, got {steps!r}")
-    check_layout(layout, pad_multiple)
-    finished = settled(adapter, out)
-    points = Points(finished, evaluate, out, metric, progress)
-    whole = points.whole()
-    worst = whole.value - abs(whole.value) * max_drop * (1 if higher_is_better else -1)
-    tried: list[Point] = [whole]
+    whole("steps", steps, 2)
+    written = Layout(layout, pad_multiple).check()
+    points = Points(open_adapter(adapter, out), evaluate, out, metric, progress)
+    uncut = points.whole()
+    worst = uncut.value - abs(uncut.value) * max_drop * (1 if higher_is_better else -1)
+    tried: list[Point] = [uncut]
 
     def budget(step: int) -> RankBudget:
         return RankBudget(params=points.params * step // steps)
 
-    low, high = 0, steps  # the whole adapter keeps its own metric; a budget of nothing is not asked for
+    low, high = 0, steps  # the whole adapter keeps its own metric; a budget of 0 is never tried
     while high - low > 1:
         middle = (low + high) // 2
         try:
@@ -77,11 +76,7 @@ def smallest(
         tried.append(point)
         keeps = point.value >= worst if higher_is_better else point.value <= worst
         low, high = (low, middle) if keeps else (middle, high)
-    result = points.write(budget(high), out, layout=layout, pad_multiple=pad_multiple)
-    result.extra |= _told(tried, max_drop, worst)
+    result = points.write(budget(high), out, written)
+    result.extra |= {"max_drop": max_drop, "kept_at_least": worst, "points": [asdict(point) for point in tried]}
     result.save(os.path.join(out, RECORD_NAME))
     return result
-
-
-def _told(tried: list[Point], max_drop: float, worst: float) -> dict[str, Any]:
-    return {"max_drop": max_drop, "kept_at_least": worst, "points": [asdict(point) for point in tried]}

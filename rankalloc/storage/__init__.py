@@ -1,1 +1,21 @@
-"""Adapters on disk: read, write, other tools' names, which base they belong to, a library of them."""
+"""Adapters on disk.
+
+An adapter is a folder with two files, in PEFT's format:
+
+    adapter_config.json            r, lora_alpha, target_modules, patterns of ranks; the base model's name
+    adapter_model.safetensors      lora_A = Q and lora_B = P·(Λ·s) of each layer, and the task heads that were trained;
+                                   in its metadata the base's fingerprint, a hash of the configuration, and whether the
+                                   adapter is nested
+
+The life of these files, and the module for each step:
+
+1. ``saving`` turns the adapters of a model into factors, and ``folder`` writes them in a ``layout``, tensor by tensor,
+   through ``tensors``, the only module that opens safetensors files. ``fingerprint`` marks the base they belong to.
+2. ``reading`` opens a folder without a model and reads factors on request; ``triplets`` finds the zero padding.
+   ``plain_lora`` holds a whole adapter in memory, for changing and writing it again.
+3. ``loading`` attaches an adapter to a model, after ``fitting`` has checked its factors against the layers, and
+   ``fingerprint`` the base.
+4. ``interchange`` exports to and imports from other tools, whose names ``key_names`` knows. ``skeletons`` builds a
+   model without weights, to read the names and shapes of its layers.
+5. ``library`` serves many adapters on one model, which ``library_index`` finds in a folder.
+"""

@@ -1,19 +1,19 @@
-"""Which base model an adapter was made for, so that it is not put on another one of the same shapes.
+"""Fingerprints of base models, so that an adapter is not put on another base of the same shapes.
 
-A fingerprint is three things: the fields of the model's configuration that decide what it computes, 8 numbers from
-each of up to 48 frozen weight matrices, and the precision they were read in. Matrices are drawn in the order of the
-hash of their names (every k-th would always hit the same kind of layer), numbers evenly over each. Embeddings, output
-heads and whatever is trained are left out: a vocabulary may grow, and a new head is part of most tasks.
+A fingerprint has three parts: the fields of the model's configuration that decide what it computes, 8 numbers from each
+of up to 48 frozen weight matrices, and the precision they were read in. Matrices are chosen in the order of the hashes
+of their names (every k-th would always hit the same kind of layer), numbers evenly over each. Embeddings, output heads
+and all trained weights are left out: a vocabulary may grow, and most tasks have a new head.
 
-The same base in another precision is the same base. Numbers are compared, not their bits:
+A base in another precision is the same base, so numbers are compared and not their bits:
 
     both in floating point     |a − b| ≤ 2u·max(|a|, |b|) for every number, u the unit roundoff of the coarser type
     one of them quantised      ‖a − b‖ / ‖a‖ over all numbers, each matrix scaled to size 1, at most 0.05 for 8 bits
                                and 0.3 for fewer (NF4 is at 0.1; two unrelated models are at 1.4)
 
-Cost: a few hundred numbers read; of a quantised base, 48 matrices are de-quantised one by one. Weakness: against a
-quantised base, a light fine-tune of the same model cannot be told from it; it is further off than rounding, but not
-further than four bits.
+Cost: reading a few hundred numbers; for a quantised base, 48 matrices are de-quantised one by one. Known weakness: a
+light fine-tune cannot be distinguished from a quantised base of the same model: it differs by more than rounding, but
+by less than four bits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..adapters.adapter import Adapter
@@ -38,6 +37,7 @@ from ..files import sha256_of
 from ..layers.quantized import dequantized, scheme_of
 from ..layers.sharding import has_shards
 from ..layers.targets import output_embeddings
+from .tensors import read_header
 
 KEY = "rankalloc_base"
 VERSION = 1
@@ -59,11 +59,11 @@ _FIELDS = (
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is known of a base model; see the module docstring.
+    """A base model's fingerprint; see the module docstring.
 
     Attributes:
-        config: {field: value} of the configuration, as far as the model has one.
-        names: of the matrices sampled.
+        config: {field: value} of the configuration; {} for a model without one.
+        names: of the sampled matrices.
         precision: "float32", "bfloat16", ... or a scheme of :mod:`rankalloc.layers.quantized`.
         samples: (matrices, 8) float32.
     """
@@ -79,7 +79,7 @@ class Fingerprint:
         return sha256_of(self.encode())[:16]
 
     def encode(self) -> str:
-        """One line of JSON; equal fingerprints give equal text."""
+        """The fingerprint as one line of JSON; equal fingerprints give equal text."""
         numbers = base64.b64encode(self.samples.astype("<f4").tobytes()).decode("ascii")
         content = {"version": VERSION, "config": self.config, "precision": self.precision, "names": list(self.names),
                    "samples": numbers}
@@ -87,10 +87,10 @@ class Fingerprint:
 
     @classmethod
     def decode(cls, text: str) -> Fingerprint:
-        """Read what :meth:`encode` wrote. Raises ValueError when it is damaged or of a later version."""
+        """Read the text of :meth:`encode`. Raises ValueError when it is damaged or of a later version."""
         content = json.loads(text)
         if not isinstance(content, dict) or content.get("version") != VERSION:
-            raise ValueError("a fingerprint of a version that is not known here")
+            raise ValueError("a fingerprint of an unknown version")
         try:
             names = tuple(map(str, content["names"]))
             samples = np.frombuffer(base64.b64decode(content["samples"], validate=True), "<f4").reshape(len(names), -1)
@@ -100,13 +100,15 @@ class Fingerprint:
 
 
 def fingerprint(model: nn.Module | Adapters) -> Fingerprint | None:
-    """The fingerprint of ``model``, or of the base under ``Adapters``; None when it has no weights that can be read
-    (all trained, on the meta device, or sharded)."""
+    """The fingerprint of ``model``, or of the base under ``Adapters``.
+
+    None when it has no weights to read: all are trained, on the meta device, or sharded.
+    """
     model = model.model if isinstance(model, Adapters) else model
     frozen = {
-        name: module for name, module in matrices(model).items() if not module.weight.requires_grad or _alone(model)
+        name: layer for name, layer in matrices(model).items() if not weight_of(layer).requires_grad or _alone(model)
     }
-    if not frozen or has_shards(model):  # what happens to be whole at the moment is no fingerprint of the rest
+    if not frozen or has_shards(model):  # weights that are whole at the moment say nothing about the others
         return None
     names = _drawn(frozen)
     samples = np.stack([_numbers(_full(frozen[name])) for name in names])
@@ -116,27 +118,34 @@ def fingerprint(model: nn.Module | Adapters) -> Fingerprint | None:
 def of_weights(
     names: Iterable[str], weight: Callable[[str], torch.Tensor], config: Mapping[str, Any]
 ) -> Fingerprint:
-    """The fingerprint of a base whose weights lie in a file: ``weight(name)`` reads the one of a module. Fields of a
-    ``config`` that the file leaves at its default are not known."""
-    names, dtypes, samples = _drawn(names), set(), []
-    for name in names:
+    """The fingerprint of a base whose weights are in a file: ``weight(name)`` reads that of a module.
+
+    A ``config`` from a file lacks the fields that it leaves at their defaults.
+    """
+    drawn = _drawn(names)
+    dtypes: set[str] = set()
+    samples: list[np.ndarray] = []
+    for name in drawn:
         tensor = weight(name)
         dtypes.add(str(tensor.dtype).removeprefix("torch."))
         samples.append(_numbers(tensor))
-    return Fingerprint(_fields(config), names, max(dtypes, key=_coarseness), np.stack(samples))
+    return Fingerprint(_fields(config), drawn, max(dtypes, key=_coarseness), np.stack(samples))
 
 
 def read(path: str | os.PathLike) -> Fingerprint | None:
-    """The base that an adapter's weights file names; None when it names none.
+    """The fingerprint in an adapter's weights file; None when it has none.
 
     Raises:
         AdapterFileError: the file, or the fingerprint in it, is damaged.
     """
+    return named_in(read_header(path).metadata, path)
+
+
+def named_in(metadata: Mapping[str, str], path: str | os.PathLike) -> Fingerprint | None:
+    """As :func:`read`, for the metadata of a file that is read already."""
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-        return None if text is None else Fingerprint.decode(text)
-    except (SafetensorError, OSError, ValueError) as error:
+        return Fingerprint.decode(metadata[KEY]) if KEY in metadata else None
+    except ValueError as error:
         raise AdapterFileError(f"{path} is damaged or truncated ({error})") from None
 
 
@@ -156,13 +165,15 @@ def check(model: nn.Module, path: str | os.PathLike) -> str | None:
 def compare(
     wanted: Fingerprint, model: nn.Module, what: str = "the adapter", modules: Mapping[str, nn.Module] | None = None
 ) -> str | None:
-    """As :func:`check`, for a fingerprint that was read already; ``modules`` are the model's :func:`matrices`, where it
-    has been wrapped since."""
+    """As :func:`check`, for a fingerprint that is read already.
+
+    ``modules`` are the :func:`matrices` of a model that has been wrapped since; None finds them.
+    """
     grade, why = relation(wanted, model, modules)
     if grade == "another":
         raise AdapterFileError(
             f"{what} was made for another base model: {why}; load the base it was trained on, or pass "
-            "check_base=False if you know better"
+            "check_base=False if you know that this is the right one"
         )
     return grade
 
@@ -170,7 +181,7 @@ def compare(
 def relation(
     wanted: Fingerprint, model: nn.Module, modules: Mapping[str, nn.Module] | None = None
 ) -> tuple[str | None, str]:
-    """:func:`relate` of a fingerprint and a model, whose matrices of the same names are looked at."""
+    """As :func:`relate`, for a fingerprint and a model, whose matrices of the same names are compared."""
     modules = matrices(model) if modules is None else modules
     names = tuple(name for name in wanted.names if name in modules)
     samples = np.stack([_numbers(_full(modules[name])) for name in names]) if names else np.zeros((0, _NUMBERS))
@@ -179,8 +190,11 @@ def relation(
 
 
 def relate(theirs: Fingerprint, ours: Fingerprint) -> tuple[str | None, str]:
-    """How two fingerprints stand to each other: "same", "another precision", "another" with the reason, or None when
-    they have no matrix in common and so nothing can be said."""
+    """Compare two fingerprints.
+
+    Returns:
+        "same", "another precision", "another" with the reason, or None when they have no matrix in common.
+    """
     for field in sorted(theirs.config.keys() & ours.config.keys()):
         if theirs.config[field] != ours.config[field]:
             return "another", f"{field} is {theirs.config[field]!r} there and {ours.config[field]!r} here"
@@ -196,7 +210,7 @@ def relate(theirs: Fingerprint, ours: Fingerprint) -> tuple[str | None, str]:
     grades = {theirs.precision, ours.precision}
     if grades <= _ROUNDOFF.keys():
         u = max(_ROUNDOFF[grade] for grade in grades)
-        close = (np.abs(one - two) <= 2 * u * np.maximum(np.abs(one), np.abs(two)) + _SUBNORMAL).all()
+        close = bool((np.abs(one - two) <= 2 * u * np.maximum(np.abs(one), np.abs(two)) + _SUBNORMAL).all())
     else:
         close = off <= max(_QUANTISED.get(grade, _FEW_BITS) for grade in grades - _ROUNDOFF.keys())
     if not close:
@@ -215,7 +229,7 @@ def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
-    """{name without wrappers: layer} of everything with a readable weight matrix that is no embedding or head."""
+    """{name without wrappers: layer} of layers with a readable weight matrix, without embeddings and output heads."""
     output = output_embeddings(model)
     inside = {id(m.base_layer) for m in model.modules() if isinstance(m, Adapter)}
     found = {}
@@ -231,7 +245,7 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _alone(model: nn.Module) -> bool:
-    """Whether no adapters are attached: then nothing has been frozen yet, and everything is base."""
+    """Whether no adapters are attached, so that nothing is frozen yet and every weight belongs to the base."""
     return not any(isinstance(module, Adapter) for module in model.modules())
 
 
@@ -240,20 +254,25 @@ def _drawn(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(by_hash[:_MATRICES])
 
 
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """The weight of one of the :func:`matrices`."""
+    return cast(torch.Tensor, layer.weight)
+
+
 def _full(layer: nn.Module) -> torch.Tensor:
-    return dequantized(layer) if scheme_of(layer) else layer.weight.detach()
+    return dequantized(layer) if scheme_of(layer) else weight_of(layer).detach()
 
 
 def _numbers(weight: torch.Tensor) -> np.ndarray:
-    """(8,) float32: numbers spread evenly over the weight; fewer are repeated."""
+    """(8,) float32: numbers spread evenly over the weight, repeated if it has fewer."""
     where = (torch.arange(_NUMBERS) * weight.numel()) // _NUMBERS
     index = torch.unravel_index(where.to(weight.device), weight.shape)
     return weight[index].float().cpu().numpy()
 
 
-def _precision(layers: Any) -> str:
+def _precision(layers: Iterable[nn.Module]) -> str:
     """The coarsest precision among ``layers``."""
-    found = {scheme_of(layer) or str(layer.weight.dtype).removeprefix("torch.") for layer in layers}
+    found = {scheme_of(layer) or str(weight_of(layer).dtype).removeprefix("torch.") for layer in layers}
     return max(found, key=_coarseness, default="float32")
 
 
@@ -261,8 +280,14 @@ def _coarseness(precision: str) -> float:
     return _ROUNDOFF.get(precision, _QUANTISED.get(precision, _FEW_BITS))
 
 
+def name_of(model: nn.Module) -> str | None:
+    """The name or folder that transformers loaded ``model`` from; None for other models."""
+    named = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return named or getattr(model, "name_or_path", None) or None
+
+
 def _config_of(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return _fields(config.to_dict() if hasattr(config, "to_dict") else config if isinstance(config, Mapping) else {})
 
 
@@ -271,5 +296,5 @@ def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON gives it back."""
+    """``value`` as it comes back from JSON."""
     return json.loads(json.dumps(value, sort_keys=True, default=str))

@@ -1,4 +1,4 @@
-"""Adapters to and from other tools' files: padding and layout, kohya's and diffusers' names."""
+"""Adapters to and from the files of other tools: padding and layout, and the names of kohya and diffusers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import nn
 from ..errors import AdapterFileError, ConfigError, RankallocError, unknown
 from ..layers.adaptable import shape_of, why_not
 from . import fingerprint, key_names, plain_lora
-from .folder import check_destination, check_layout
+from .folder import require_destination
+from .layout import Layout
 from .plain_lora import PlainLora
 from .reading import FinishedAdapter
 from .tensors import read_tensors, write_tensors
@@ -25,37 +26,37 @@ def export(
     adapter: str | os.PathLike, out: str | os.PathLike, *, layout: str = "uniform", pad_to: int = 1,
     format: str = "peft", prefix: str = "lora_unet",
 ) -> Path:
-    """Write a finished adapter again in the form that another tool reads; what it computes stays the same.
+    """Write a finished adapter again in the form that another tool reads; it computes the same as before.
 
     Args:
-        adapter: folder with a PEFT LoRA, rankalloc's or any other.
+        adapter: folder with a PEFT LoRA, written by rankalloc or any other tool.
         out: folder to write for "peft"; the ``.safetensors`` file to write for "kohya".
         layout: "uniform" (one rank, zeros where a layer has fewer) or "compact" (a rank_pattern); "peft" only.
-        pad_to: in the uniform layout, round the one rank up to a multiple of this; servers want 8 or 16.
-        format: "peft", or "kohya": one file, alpha equal to each layer's own rank, padded only if ``pad_to`` asks.
-        prefix: what kohya's names begin with: lora_unet, lora_te, lora_te1, lora_te2.
+        pad_to: in the uniform layout, round the one rank up to a multiple of this; some servers want 8 or 16.
+        format: "peft", or "kohya": one file, alpha equal to each layer's own rank, padded only by ``pad_to``.
+        prefix: of kohya's names: lora_unet, lora_te, lora_te1, lora_te2.
 
     Returns:
         ``out``.
 
     Raises:
-        AdapterFileError: the adapter is damaged, or no plain LoRA.
+        AdapterFileError: the adapter is damaged, or not a plain LoRA.
         ConfigError: an option does not exist or does not fit.
-        RankallocError: kohya's names cannot hold this adapter: it has heads or embeddings, or two layers would get the
-            same name. Nothing is written then.
+        RankallocError: kohya's format cannot hold this adapter: it has heads, embeddings or grouped convolutions, or
+            two layers would get the same name. Nothing is written then.
     """
     if format not in FORMATS:
         raise ConfigError(unknown("format", format, FORMATS))
-    check_layout(layout, pad_to)
+    stored = Layout(layout, pad_to).check()
     lora = plain_lora.read(adapter)
     if format == "peft":
-        check_destination(out, FinishedAdapter(adapter).folder)
-        return plain_lora.write(lora, out, layout, pad_multiple=pad_to)
+        require_destination(out, FinishedAdapter(adapter).folder)
+        return plain_lora.write(lora, out, stored)
     if prefix not in key_names.KOHYA:
         raise ConfigError(unknown("prefix", prefix, key_names.KOHYA))
     if Path(out).suffix != ".safetensors":
         raise ConfigError(f"format 'kohya' writes one file, so out must end in .safetensors; got {str(out)!r}")
-    tensors, top = _as_kohya(lora, prefix, pad_to, str(adapter))
+    tensors, top = _as_kohya(lora, prefix, stored, str(adapter))
     about = {"ss_network_module": "networks.lora", "ss_network_dim": str(top), "ss_network_alpha": str(top)}
     write_tensors(out, tensors, {**lora.metadata, **about})
     return Path(out)
@@ -68,19 +69,19 @@ def import_lora(
 
     Args:
         path: the ``.safetensors`` file.
-        model: the model it is for; only the names and shapes of its layers are read, so it may lie on the meta device.
-            What kohya's names mean can only be told from them.
+        model: the model it is for; only the names and shapes of its layers are read, so it may be on the meta device.
+            kohya's names cannot be understood without them.
         out: folder to write.
         component: which part of the file: "unet", "transformer", "text_encoder", "text_encoder_2"; None when it has
             only one.
 
     Returns:
-        What was written.
+        The adapter that was written.
 
     Raises:
-        AdapterFileError: the file is damaged, of another kind than plain LoRA, made for another model, or a name in it
-            could be several layers. Nothing is written then.
-        ConfigError: there is no such component in it.
+        AdapterFileError: the file is damaged, is not a plain LoRA, was made for another model, or a name in it could
+            mean several layers. Nothing is written then.
+        ConfigError: the file has no such component.
     """
     what = str(path)
     if not Path(path).is_file():
@@ -103,22 +104,26 @@ def import_lora(
     if fingerprint.KEY not in lora.metadata:
         base = fingerprint.fingerprint(model)
         lora.metadata |= {fingerprint.KEY: base.encode()} if base is not None else {}
-    plain_lora.write(lora, out, "compact")
+    plain_lora.write(lora, out, Layout("compact"))
     return lora
 
 
-def _as_kohya(lora: PlainLora, prefix: str, pad_to: int, what: str) -> tuple[dict[str, torch.Tensor], int]:
+def _as_kohya(lora: PlainLora, prefix: str, layout: Layout, what: str) -> tuple[dict[str, torch.Tensor], int]:
+    """The tensors of a kohya file, and the highest rank in it."""
     if lora.heads:
         raise RankallocError(
-            f"{what} holds modules that were trained whole ({next(iter(lora.heads))}), which kohya's format has no "
-            "names for; export it with format 'peft'"
+            f"{what} holds modules that were trained whole ({next(iter(lora.heads))}), for which kohya's format has no "
+            "names; export it with format 'peft'"
         )
     if lora.embeddings:
-        raise RankallocError(f"{what} adapts the embedding {min(lora.embeddings)}; kohya's format has no name for that")
+        raise RankallocError(
+            f"{what} adapts the embedding {min(lora.embeddings)}, for which kohya's format has no name; export it with "
+            "format 'peft'"
+        )
     if lora.groups:
         raise RankallocError(
-            f"{what} adapts the grouped convolution {min(lora.groups)}, which kohya's format has no form for; export "
-            "it with format 'peft'"
+            f"{what} adapts the grouped convolution {min(lora.groups)}, which kohya's format cannot express; export it "
+            "with format 'peft'"
         )
     stems: dict[str, str] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -127,7 +132,7 @@ def _as_kohya(lora: PlainLora, prefix: str, pad_to: int, what: str) -> tuple[dic
         if stem in stems:
             raise RankallocError(f"{name} and {stems[stem]} would both be {stem} in kohya's format, which has no dots")
         stems[stem] = name
-        rank = -(-max(1, len(a)) // pad_to) * pad_to
+        rank = layout.stored_rank([len(a)])
         missing = rank - len(a)
         tensors[f"{stem}.lora_down.weight"] = torch.cat([a, a.new_zeros(missing, *a.shape[1:])])
         tensors[f"{stem}.lora_up.weight"] = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
@@ -149,8 +154,8 @@ def _choose(groups: Mapping[str, Any], component: str | None, what: str) -> str:
 def _pair(
     name: str, entry: key_names.Entry, layer: nn.Module, what: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of one module, with the scale in B and a linear layer's 1 × 1 kernels taken off."""
-    down, up = entry.down, entry.up
+    """The factors of one module, with the scale in B and without the 1 × 1 kernels of a linear layer."""
+    down, up = entry.pair
     if type(layer).__name__ in ("Linear", "Conv1D") or shape_of(layer) == (down.shape[1], up.shape[0]):
         down, up = (t.flatten(1) if t.dim() > 2 and t.shape[2:].numel() == 1 else t for t in (down, up))
     found, groups = plain_lora.groups_of(down, up), getattr(layer, "groups", 1)
@@ -169,7 +174,7 @@ def _pair(
             f"{d_in} → {d_out} here"
         )
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-        raise AdapterFileError(f"{what}: the factors of {name} hold NaN or inf; its training has diverged")
+        raise AdapterFileError(f"{what}: the factors of {name} hold NaN or inf: the training diverged")
     rank = down.shape[0]
     scale = 1.0 if entry.alpha is None or not rank else entry.alpha / rank
     return down, up if scale == 1 else (up.float() * scale).to(up.dtype)

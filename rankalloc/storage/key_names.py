@@ -1,4 +1,4 @@
-"""What other tools call a LoRA's tensors, and which module of a model they mean.
+"""The names that other tools give a LoRA's tensors, and the modules of a model that they mean.
 
     PEFT        base_model.model.{module}.lora_A.weight      (r, d_in)      scale: adapter_config.json
                 base_model.model.{module}.lora_B.weight      (d_out, r)
@@ -6,9 +6,9 @@
                 component: unet, transformer, text_encoder, text_encoder_2
     kohya       {lora_unet|lora_te}_{module, "." as "_"}.lora_down.weight, .lora_up.weight, .alpha
 
-``.alpha`` is a number for each module, and the scale is alpha over that module's own rank; a file without it has scale
-1. kohya's names lose the dots, so "a.b_c" and "a_b.c" read the same: they can only be told apart by the names that the
-model has, and are refused where the model has both.
+``.alpha`` is one number for each module, and the scale is alpha over that module's own rank; without it the scale is 1.
+kohya's names lose the dots, so "a.b_c" and "a_b.c" become the same name: only the model's own names tell which one is
+meant, and a model that has both is refused.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import AdapterFileError, did_you_mean
+from .folder import PREFIX
 
-PEFT = "base_model.model."
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 KOHYA = {
     "lora_unet": "unet", "lora_transformer": "transformer", "lora_te": "text_encoder", "lora_te1": "text_encoder",
@@ -38,26 +38,32 @@ _OTHER = {
 
 @dataclass
 class Entry:
-    """What a file says about one module: ``down`` (r, d_in), ``up`` (d_out, r), and ``alpha`` if it has one."""
+    """One module in a file: ``down`` (r, d_in), ``up`` (d_out, r), and ``alpha`` if it has one."""
 
     down: torch.Tensor | None = None
     up: torch.Tensor | None = None
     alpha: float | None = None
 
+    @property
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(down, up) of a module that :func:`group` found complete."""
+        assert self.down is not None and self.up is not None
+        return self.down, self.up
+
 
 @dataclass
 class Component:
-    """The entries of one model in a file. ``flat`` when names have lost their dots."""
+    """The entries of one model in a file; ``flat`` when their names have lost the dots."""
 
     flat: bool
     entries: dict[str, Entry] = field(default_factory=dict)
 
 
 def group(tensors: Mapping[str, torch.Tensor], what: str) -> dict[str, Component]:
-    """{component, "" for none: its entries}, from the tensors of a file.
+    """Sort the tensors of a file into {component, "" for none: its entries}.
 
     Raises:
-        AdapterFileError: a key is of no known kind, a pair is not whole, or names are in two styles.
+        AdapterFileError: a key is of no known kind, a pair is incomplete, or the names are in two styles.
     """
     found: dict[str, Component] = {}
     for key, tensor in tensors.items():
@@ -75,8 +81,8 @@ def group(tensors: Mapping[str, torch.Tensor], what: str) -> dict[str, Component
             raise AdapterFileError(f"{what} holds two tensors for the {part} of {name}: {key} is one of them")
         else:
             setattr(entry, part, tensor)
-    for component in found.values():
-        for name, entry in component.entries.items():
+    for each in found.values():
+        for name, entry in each.entries.items():
             if entry.down is None or entry.up is None:
                 half = "down" if entry.down is None else "up"
                 raise AdapterFileError(f"{what} is incomplete: {name} has no lora_{half}")
@@ -87,7 +93,7 @@ def resolve(names: Iterable[str], flat: bool, modules: Iterable[str], what: str)
     """{name in the file: full module name}.
 
     Raises:
-        AdapterFileError: a name fits no module, or several.
+        AdapterFileError: a name fits no module, or more than one.
     """
     modules = list(modules)
     by_name: dict[str, list[str]] = {}
@@ -104,8 +110,8 @@ def resolve(names: Iterable[str], flat: bool, modules: Iterable[str], what: str)
     several = next((name for name in names if len(by_name[name]) > 1), None)
     if several is not None:
         raise AdapterFileError(
-            f"{what}: {several} could be {' or '.join(by_name[several])}, and its name has lost the dots that tell; "
-            "convert it with the tool that made it, to names with dots"
+            f"{what}: {several} could be {' or '.join(by_name[several])}, because its name has lost the dots; convert "
+            "the file to names with dots, with the tool that made it"
         )
     return {name: by_name[name][0] for name in names}
 
@@ -129,15 +135,15 @@ def _split(key: str, what: str) -> tuple[str, str]:
             if key.endswith(f".{ending}.weight"):
                 return key.removesuffix(f".{ending}.weight"), part
     last = key.removesuffix(".weight").rsplit(".", 1)[-1]
-    kind = f": that is {_OTHER[last]}, and no plain low-rank pair" if last in _OTHER else ""
-    raise AdapterFileError(f"{what}: {key} is a kind of adapter weight this version does not read{kind}")
+    kind = f": it belongs to {_OTHER[last]}, not to a plain low-rank pair" if last in _OTHER else ""
+    raise AdapterFileError(f"{what}: {key} is a kind of adapter weight that this version does not read{kind}")
 
 
 def _component(stem: str) -> tuple[str, str, bool]:
-    """(component, name, whether the name has lost its dots)."""
+    """(component, name, whether the name has lost its dots) of a stem."""
     match = re.fullmatch(r"(lora_(?:unet|transformer|te[123]?))_(.+)", stem)
     if match and "." not in stem:
         return KOHYA[match[1]], match[2], True
-    stem = stem.removeprefix(PEFT)
+    stem = stem.removeprefix(PREFIX)
     first, _, rest = stem.partition(".")
     return (first, rest, False) if rest and first in COMPONENTS else ("", stem, False)

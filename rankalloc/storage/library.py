@@ -1,7 +1,8 @@
-"""Many adapters of one base: hot swap without reloading it, and one batch with another adapter for each row.
+"""Many adapters of one base: hot swap without reloading the base, and one batch with a different adapter for each row.
 
-PEFT holds and computes them (``load_adapter``, ``set_adapter``, ``adapter_names``); what is here is what it leaves to
-the caller: which adapters a folder has, whether they are for this base, and which of them stay in memory.
+PEFT keeps them in memory and computes with them (``load_adapter``, ``set_adapter``, ``adapter_names``). This module
+does what PEFT leaves to the caller: it knows which adapters a folder has, whether they fit this base, and which ones
+stay in memory.
 """
 
 from __future__ import annotations
@@ -18,21 +19,26 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import AdapterFileError, ConfigError, RankallocError, TargetError
 from ..layers.adaptable import shape_of, why_not
+from ..options import whole
 from . import fingerprint
+from .fingerprint import weight_of
 from .library_index import AdapterVersion, find, scan
 from .reading import read_config
 from .saving import WITH_HEAD
 
-BASE = "__base__"  # PEFT's word for rows without an adapter
+BASE = "__base__"
+"""PEFT's name for rows without an adapter."""
+Versions = list[AdapterVersion]
+References = list[str]
 
 
 class AdapterLibrary:
     """The adapters in a folder, on one loaded model.
 
     Args:
-        folder: of adapters; see :mod:`rankalloc.storage.library_index`. What is added later is seen.
-        model: the base, changed in place when the first adapter is loaded; None to list only.
-        max_bytes: what the adapters in memory may take together; the least recently used leave first. None for no
+        folder: of adapters; see :mod:`rankalloc.storage.library_index`. Adapters added later are found too.
+        model: the base, changed in place when the first adapter is loaded; None only lists.
+        max_bytes: the most that all adapters in memory may take; the least recently used leave first. None for no
             limit.
         check_base: refuse adapters whose fingerprint names another base.
 
@@ -47,14 +53,14 @@ class AdapterLibrary:
         self, folder: str | os.PathLike, model: nn.Module | None = None, *, max_bytes: int | None = None,
         check_base: bool = True,
     ) -> None:
-        if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
-            raise ConfigError(f"max_bytes must be a whole number of at least 1, got {max_bytes!r}")
+        if max_bytes is not None:
+            whole("max_bytes", max_bytes, 1)
         if model is not None and any(isinstance(module, Adapter) for module in model.modules()):
             raise TargetError("this model has adapters attached already; save them and call rankalloc.detach first")
         self.folder = Path(folder)
         self.max_bytes = max_bytes
         self.check_base = check_base
-        self.model = model
+        self.model: Any = model  # PEFT has no types
         """The base until the first adapter is loaded, then PEFT's PeftModel around it."""
         self._base = model
         self._modules = dict(model.named_modules()) if model is not None else {}
@@ -63,30 +69,30 @@ class AdapterLibrary:
         self._loaded = 0
         scan(self.folder)
 
-    def list(self) -> list[AdapterVersion]:
+    def list(self) -> Versions:
         """The current version of every adapter."""
         return [versions[-1] for versions in scan(self.folder).values()]
 
-    def versions(self, name: str) -> list[AdapterVersion]:
+    def versions(self, name: str) -> Versions:
         """All versions of one adapter, the current one last. Raises AdapterFileError when there is none."""
         return scan(self.folder)[find(self.folder, name).name]
 
     @property
-    def cached(self) -> list[str]:
+    def cached(self) -> References:
         """References of the adapters in memory, the most recently used last."""
         return [version.reference for version, _ in self._cached.values()]
 
     @property
     def cached_bytes(self) -> int:
-        """What the adapters in memory take."""
+        """Bytes that the adapters in memory take."""
         return sum(size for _, size in self._cached.values())
 
     def use(self, name: str) -> nn.Module:
-        """Make ``name`` ("name" or "name@version") the model's adapter; the model, in evaluation mode.
+        """Make ``name`` ("name" or "name@version") the model's adapter, and return the model in evaluation mode.
 
         Raises:
             AdapterFileError: there is no such adapter, it is damaged, or it was made for another base.
-            RankallocError: peft is not installed, or the adapter alone is above ``max_bytes``.
+            RankallocError: PEFT is not installed, or the adapter alone is above ``max_bytes``.
         """
         key = self._ready([name])[0]
         self.model.set_adapter(key, inference_mode=True)
@@ -96,8 +102,8 @@ class AdapterLibrary:
         """Run one batch with the adapter ``names[i]`` for row i; None for the base alone.
 
         Raises:
-            AdapterFileError, RankallocError: as :meth:`use`; or together they are above ``max_bytes``, or they have
-                unlike heads, which PEFT cannot mix.
+            AdapterFileError, RankallocError: as :meth:`use`; or the adapters together are above ``max_bytes``, or have
+                different heads, which PEFT cannot mix.
         """
         wanted = [name for name in dict.fromkeys(names) if name is not None]
         if not wanted:
@@ -107,8 +113,8 @@ class AdapterLibrary:
         odd = next((name for name in wanted if heads[name] != heads[wanted[0]]), None)
         if odd is not None:
             raise RankallocError(
-                f"{wanted[0]} and {odd} have unlike heads ({', '.join(sorted(heads[wanted[0]] ^ heads[odd]))} in one "
-                "alone), which cannot share a batch; run them one by one"
+                f"{wanted[0]} and {odd} have different heads ({', '.join(sorted(heads[wanted[0]] ^ heads[odd]))} in "
+                "one alone), which cannot share a batch; run them one by one"
             )
         # a layer or head without the active adapter would skip the others too
         self.model.set_adapter(keys[wanted[0]], inference_mode=True)
@@ -116,13 +122,13 @@ class AdapterLibrary:
         return self.model.eval()(*args, adapter_names=rows, **inputs)
 
     def drop(self, name: str) -> None:
-        """Take an adapter out of memory; nothing happens when it is not there."""
+        """Remove an adapter from memory, if it is there."""
         for key, (version, _) in list(self._cached.items()):
             if name in (version.reference, version.name):
                 self._forget(key)
 
-    def close(self) -> nn.Module:
-        """Take all adapters out and give the base back as it was."""
+    def close(self) -> nn.Module | None:
+        """Remove all adapters and return the base as it was; None for a library without a model."""
         while self._cached:
             self._forget(next(iter(self._cached)))
         if self.model is not self._base:
@@ -130,27 +136,29 @@ class AdapterLibrary:
         self.model = self._base
         return self._base
 
-    def _ready(self, names: Sequence[str]) -> list[str]:
-        """Adapters of these names in memory, as PEFT calls them."""
+    def _ready(self, names: Sequence[str]) -> References:
+        """Bring the adapters of these names into memory, and return PEFT's names for them."""
         if self.model is None:
             raise ConfigError("this library has no model: pass AdapterLibrary(folder, model) to use its adapters")
         versions = [find(self.folder, name) for name in names]
-        keys = []
-        for version in versions:
-            same = (version.path, version.stamp)
-            key = next((k for k, (held, _) in self._cached.items() if (held.path, held.stamp) == same), None)
+        found = [self._cached_key(version) for version in versions]
+        for key, version in zip(found, versions, strict=True):
             if key is None:
-                # a file that was replaced makes its old content useless
-                self._drop_path(version.path)
+                self._drop_path(version.path)  # the file was replaced, so its old content is useless
             else:
                 self._cached.move_to_end(key)
-            keys.append(key)
-        needed = {key for key in keys if key is not None}
-        for index, (key, version) in enumerate(zip(keys, versions, strict=True)):
-            if key is None:
-                keys[index] = self._load(version, needed)
-                needed.add(keys[index])
+        needed = {key for key in found if key is not None}
+        keys = []
+        for version in versions:
+            # two references of one batch can name the same version
+            keys.append(self._cached_key(version) or self._load(version, needed))
+            needed.add(keys[-1])
         return keys
+
+    def _cached_key(self, version: AdapterVersion) -> str | None:
+        """PEFT's name for this version, if it is in memory."""
+        same = (version.path, version.stamp)
+        return next((key for key, (held, _) in self._cached.items() if (held.path, held.stamp) == same), None)
 
     def _load(self, version: AdapterVersion, needed: set[str]) -> str:
         peft = _peft()
@@ -160,11 +168,11 @@ class AdapterLibrary:
         self._loaded += 1
         options = {"autocast_adapter_dtype": False, "is_trainable": False}
         try:
-            with torch.random.fork_rng():  # PEFT draws initial weights before it reads the real ones
+            with torch.random.fork_rng():  # PEFT draws random initial weights before it reads the real ones
                 if self.model is self._base:
                     config = peft.PeftConfig.from_pretrained(version.path)
                     if config.task_type in WITH_HEAD:
-                        config.task_type = None  # PEFT's classes for these tasks want a head in every adapter
+                        config.task_type = None  # PEFT's classes for these tasks require a head in every adapter
                     self.model = peft.PeftModel.from_pretrained(
                         self._base, version.path, adapter_name=key, config=config, **options
                     )
@@ -182,7 +190,7 @@ class AdapterLibrary:
         return key
 
     def _check(self, version: AdapterVersion) -> None:
-        """Before PEFT changes anything: plain LoRA, of layers that this base has, made for this base."""
+        """Make sure, before PEFT changes anything, that this is a plain LoRA of layers of this base, made for it."""
         read_config(version.path)
         if not version.layers:
             raise AdapterFileError(f"{version.path} holds no LoRA weights")
@@ -194,7 +202,7 @@ class AdapterLibrary:
             if both:
                 raise RankallocError(
                     f"{version.reference} and {held.reference} cannot share a model: {min(both)} is trained whole in "
-                    f"one and adapted in the other; drop({held.reference!r}) first"
+                    f"one and adapted in the other; call drop({held.reference!r}) first"
                 )
         for name in sorted(version.layers):
             a, b = (version.shapes.get(f"{name}.lora_{half}.weight") for half in "AB")
@@ -207,10 +215,11 @@ class AdapterLibrary:
                     f"{version.path} was made for another model: {name} is {a[1]} → {b[0]} in the adapter and {d_in} → "
                     f"{d_out} here"
                 )
-        if self.check_base and version.base is not None:
+        if self.check_base and version.base is not None and self._base is not None:
             fingerprint.compare(version.base, self._base, str(version.path), self._layers)
 
     def _make_room(self, version: AdapterVersion, size: int, needed: set[str]) -> None:
+        """Remove adapters that are not ``needed`` until ``size`` more bytes fit."""
         if self.max_bytes is None:
             return
         while self.cached_bytes + size > self.max_bytes:
@@ -219,18 +228,18 @@ class AdapterLibrary:
                 together = f"with the {len(needed)} others of this batch " if len(needed) > (size == 0) else ""
                 raise RankallocError(
                     f"{version.reference} takes {size or self.cached_bytes:,} bytes, {together}above "
-                    f"max_bytes={self.max_bytes:,}; raise it, or use fewer adapters at once"
+                    f"max_bytes={self.max_bytes:,}; raise max_bytes, or use fewer adapters at once"
                 )
             self._forget(oldest)
 
     def _bytes_per_number(self) -> int:
-        """PEFT keeps adapters in the type of the layer beside them, float32 beside a quantised one."""
-        sizes = [m.weight.element_size() for m in self._layers.values() if m.weight.is_floating_point()]
-        return max(sizes, default=4)
+        """PEFT keeps adapters in the dtype of the adapted layer, and in float32 for quantised layers."""
+        weights = (weight_of(layer) for layer in self._layers.values())
+        return max((weight.element_size() for weight in weights if weight.is_floating_point()), default=4)
 
     def _size(self, key: str) -> int:
-        held = (p for name, p in self.model.named_parameters() if key in name.split("."))
-        return sum(p.numel() * p.element_size() for p in held)
+        own = (p for name, p in self.model.named_parameters() if key in name.split("."))
+        return sum(p.numel() * p.element_size() for p in own)
 
     def _drop_path(self, path: Path) -> None:
         for key, (version, _) in list(self._cached.items()):
@@ -242,12 +251,13 @@ class AdapterLibrary:
         self.model.delete_adapter(key)
 
     def _undo(self, key: str) -> None:
-        """Whatever a failed load left in the model."""
+        """Remove whatever a failed load left in the model."""
         if self.model is not self._base and key in self.model.peft_config:
             self.model.delete_adapter(key)
 
 
 def _peft() -> Any:
+    """The peft package."""
     try:
         import peft
     except ImportError:

@@ -1,4 +1,4 @@
-"""A folder of adapters: their names, versions and fingerprints. Names are data; none leads out of the folder.
+"""A folder of adapters: their names, versions and fingerprints. Names are data, and none leads out of the folder.
 
     folder/NAME/adapter_config.json, adapter_model.safetensors              one version, called ""
     folder/NAME/VERSION/adapter_config.json, adapter_model.safetensors      several; the last (9 < 10) is current
@@ -7,17 +7,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from ..errors import AdapterFileError, unknown
+from ..layer_names import natural_key
 from . import fingerprint
 from .folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from .tensors import read_header
 
 _CHUNK = 1 << 20
 
@@ -27,9 +28,9 @@ class AdapterVersion:
     """One adapter of a library, known from the header of its file alone.
 
     Attributes:
-        name, version: as the folders are called; ``version`` is "" where there is one.
+        name, version: the names of its folders; ``version`` is "" for an adapter with a single version.
         path: the adapter's folder.
-        stamp: (modification time in ns, bytes) of the weights file, which tell a file that was replaced.
+        stamp: (modification time in ns, bytes) of the weights file; they change when the file is replaced.
         shapes: {key without PEFT's prefix: shape} of its tensors.
         metadata: of the file.
     """
@@ -49,13 +50,7 @@ class AdapterVersion:
     @property
     def params(self) -> int:
         """Numbers in the file, zero padding and heads included."""
-        total = 0
-        for shape in self.shapes.values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def layers(self) -> set[str]:
@@ -70,8 +65,8 @@ class AdapterVersion:
 
     @cached_property
     def base(self) -> fingerprint.Fingerprint | None:
-        """The base it was made for; None when the file does not say."""
-        return fingerprint.read(self.path / WEIGHTS_NAME)
+        """The base that it was made for; None when the file names none."""
+        return fingerprint.named_in(self.metadata, self.path / WEIGHTS_NAME)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,31 +99,31 @@ def scan(folder: str | os.PathLike) -> dict[str, list[AdapterVersion]]:
 
 
 def find(folder: str | os.PathLike, reference: str) -> AdapterVersion:
-    """The adapter that "name" or "name@version" names.
+    """The adapter of that reference, "name" or "name@version".
 
     Raises:
-        AdapterFileError: there is none of that name, it is damaged, or it lies outside of the folder.
+        AdapterFileError: there is no such adapter, it is damaged, or it is outside of the folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise AdapterFileError(f"no adapter library at {folder}")
     if not isinstance(reference, str):
-        raise AdapterFileError(f"an adapter's name is text, got {reference!r}")
+        raise AdapterFileError(f"the name of an adapter must be text, got {reference!r}")
     names = [path.name for path in _inside(folder)]
     name, version = reference, ""
     if name not in names and "@" in reference:
         name, _, version = reference.rpartition("@")
-    # only what a listing of the folder gives is ever opened, so no name can lead elsewhere
+    # only folders from the listing are ever opened, so no name can lead elsewhere
     if name not in names:
         raise AdapterFileError(f"{folder}: {unknown('adapter', reference, names)}")
     path = folder / name
     if (path / CONFIG_NAME).is_file():
         if version:
-            raise AdapterFileError(f"{folder}: adapter {name!r} has one version, so there is no {version!r} of it")
+            raise AdapterFileError(f"{folder}: adapter {name!r} has a single version, and {version!r} is not it")
         return _read(name, "", path)
     versions = [sub.name for sub in _inside(path) if (sub / CONFIG_NAME).is_file()]
     if not versions:
-        raise AdapterFileError(f"{path} holds no {CONFIG_NAME}, so it is no adapter")
+        raise AdapterFileError(f"{path} holds no {CONFIG_NAME}, so it is not an adapter")
     if version and version not in versions:
         raise AdapterFileError(f"{path}: {unknown('version', version, versions)}")
     version = version or versions[-1]
@@ -136,26 +131,21 @@ def find(folder: str | os.PathLike, reference: str) -> AdapterVersion:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The folders directly in ``folder``, in natural order; links that lead out of it are no part of it."""
+    """The folders directly in ``folder``, without links that lead out of it.
+
+    They come in natural order (10 after 9), names that begin with a number after the others.
+    """
     home = folder.resolve()
     inside = [path for path in folder.iterdir() if path.is_dir() and path.resolve().is_relative_to(home)]
-    return sorted((path for path in inside if not path.name.startswith(".")), key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """10 comes after 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
+    shown = (path for path in inside if not path.name.startswith("."))
+    # names that differ in leading zeros alone have equal keys: their text decides, not the file system's order
+    return sorted(shown, key=lambda path: (path.name[:1].isdecimal(), natural_key(path.name), path.name))
 
 
 def _read(name: str, version: str, path: Path) -> AdapterVersion:
     weights = path / WEIGHTS_NAME
     if not weights.is_file() or not weights.resolve().is_relative_to(path.resolve()):
         raise AdapterFileError(f"{path} holds no {WEIGHTS_NAME}")
-    try:
-        stat = weights.stat()
-        with safe_open(weights, framework="pt") as file:
-            shapes = {key.removeprefix(PREFIX): tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{weights} is damaged or truncated ({error})") from None
-    return AdapterVersion(name, version, path, (stat.st_mtime_ns, stat.st_size), shapes, metadata)
+    stat, header = weights.stat(), read_header(weights)
+    shapes = {key.removeprefix(PREFIX): shape for key, shape in header.shapes.items()}
+    return AdapterVersion(name, version, path, (stat.st_mtime_ns, stat.st_size), shapes, header.metadata)

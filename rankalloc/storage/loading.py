@@ -1,47 +1,51 @@
-"""Putting a finished adapter into a model: rankalloc's own files, any PEFT LoRA or AdaLoRA; checked before the model
-is touched."""
+"""Loading a finished adapter into a model: rankalloc's own files, any PEFT LoRA or AdaLoRA.
+
+Everything is checked before the model is changed.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..adapters.adapter import Adapter
-from ..adapters.adapter_set import Adapters
+from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.attaching import attach
-from ..errors import AdapterFileError, RankallocError, TargetError
-from ..layers.adaptable import kind_of, shape_of, why_not
-from ..layers.kinds import KINDS
-from ..lowrank import Factors
+from ..errors import AdapterFileError, TargetError
+from ..layers.adaptable import why_not
 from . import fingerprint
+from .fitting import at_full_rank, fit
 from .folder import WEIGHTS_NAME
-from .reading import FinishedAdapter, StoredLayer
+from .reading import FinishedAdapter
 
 
 def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) -> Adapters:
     """Attach the adapter in folder ``path`` to ``model``: rankalloc's own, any PEFT LoRA, or a PEFT AdaLoRA.
 
-    Zero padding is taken off, so ``ranks()`` is what was saved. λ is trainable; it is 1, or what AdaLoRA had.
+    Zero padding is removed, so ``ranks()`` gives the ranks that were saved; a rank above min(d_in, d_out) becomes that
+    rank, with the same ΔW. λ is trainable; it is 1, or AdaLoRA's own. What method "dylora" trained stays nested:
+    :func:`rankalloc.at_rank` cuts it, and :func:`rankalloc.save` marks it again.
 
     Args:
         check_base: refuse a model that is not the base whose fingerprint the file carries
-            (:mod:`rankalloc.storage.fingerprint`); another precision of it is no other base.
+            (:mod:`rankalloc.storage.fingerprint`). Another precision of the same base is accepted.
 
     Raises:
-        AdapterFileError: a file is missing, truncated or pickled, the adapter is of another kind, has weights that
-            are not finite, or was made for another model.
+        AdapterFileError: a file is missing, truncated or pickled, the adapter is of a type that is not supported, has
+            weights that are not finite, or was made for another model.
         TargetError: the model has adapters attached already.
     """
     finished = FinishedAdapter(path)
     folder, modules = finished.folder, dict(model.named_modules())
     rest = _without_copies(finished, modules)
     heads = _head_names(rest, modules, folder)
-    factors = {name: _fitting(finished, layer, modules) for name, layer in finished.layers.items()}
+    exponent = finished.nested_exponent
+    read = {name: fit(finished, name, _layer(name, modules, folder)) for name in finished.layers}
+    factors = {name: at_full_rank(part) for name, part in read.items()}
     if check_base:
         fingerprint.check(model, folder / WEIGHTS_NAME)
     states = {
@@ -51,10 +55,13 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     for head, state in states.items():
         _check_head(head, state, modules[head], folder)
     rank = max(1, *(part.rank for part in factors.values()))
+    scale = next((key for key, value in SCALES.items() if value == exponent), "lora")
     adapters = attach(
-        model, rank=rank, alpha=rank, target_modules=lambda name, module: name in factors,
-        ranks={name: part.rank for name, part in factors.items()}, modules_to_save=heads,
+        model, rank=rank, alpha=rank ** SCALES[scale], target_modules=lambda name, module: name in factors,
+        ranks={name: part.rank for name, part in factors.items()}, modules_to_save=heads, scale=scale,
     )
+    # the singular triplets of a layer whose rank was lowered are mixtures of those that were trained to be nested
+    adapters.nested = exponent is not None and all(factors[name] is part for name, part in read.items())
     with torch.no_grad():
         for name, part in factors.items():
             adapter = adapters.modules[name]
@@ -68,7 +75,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
 
 
 def _without_copies(finished: FinishedAdapter, modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The heads without the embedding weights that PEFT writes along with an adapted embedding."""
+    """{name: key} of the heads, without the embedding weights that PEFT copies to the file of an adapted embedding."""
     own = {key: key.replace(".base_layer.", ".") for key in finished.heads if ".base_layer." in key}
     for key, plain in own.items():
         owner, _, attribute = plain.rpartition(".")
@@ -82,7 +89,7 @@ def _without_copies(finished: FinishedAdapter, modules: Mapping[str, nn.Module])
 
 
 def _head_names(rest: Mapping[str, str], modules: Mapping[str, nn.Module], folder: Path) -> list[str]:
-    """The modules that the leftover tensors belong to."""
+    """The modules that these tensors belong to."""
     heads: list[str] = []
     for key in rest:
         owner = key.rsplit(".", 1)[0]
@@ -96,28 +103,15 @@ def _head_names(rest: Mapping[str, str], modules: Mapping[str, nn.Module], folde
     return heads
 
 
-def _fitting(finished: FinishedAdapter, layer: StoredLayer, modules: Mapping[str, nn.Module]) -> Factors:
-    """The factors as matrices for the layer of that name, checked."""
-    name, folder = layer.name, finished.folder
+def _layer(name: str, modules: Mapping[str, nn.Module], folder: Path) -> nn.Module:
+    """The module of that name, when an adapter can be attached to it."""
     if name not in modules:
         raise AdapterFileError(f"{folder} was made for another model: this one has no layer {name}")
     if isinstance(modules[name], Adapter):
         raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
     if why_not(modules[name]):
         raise AdapterFileError(f"{folder}: cannot adapt {name}: {why_not(modules[name])}")
-    d_in, d_out = shape_of(modules[name])
-    kind = KINDS[kind_of(modules[name])]
-    if layer.plain and (layer.d_in, layer.d_out) != (d_in, d_out):
-        raise AdapterFileError(
-            f"{folder} was made for another model: {name} is {layer.d_in} → {layer.d_out} in the adapter and "
-            f"{d_in} → {d_out} here"
-        )
-    try:
-        return finished.factors(name, None if layer.plain and kind.plain else partial(kind.unpack, modules[name]))
-    except AdapterFileError:
-        raise
-    except RankallocError as error:
-        raise AdapterFileError(f"{folder} does not fit {name}: {error}") from None
+    return modules[name]
 
 
 def _check_head(head: str, state: Mapping[str, torch.Tensor], module: nn.Module, folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""A plain LoRA as files hold it: pairs of factors by module name. No model is needed to read, change or write one.
+"""A plain LoRA in memory: pairs of factors by module name, read, changed and written without a model.
 
-:func:`rankalloc.save` writes what adapters in a model compute; here the same two layouts are written from factors that
-come from elsewhere: another folder, another tool's file, a decomposition.
+:func:`rankalloc.save` writes what adapters in a model compute. This module writes the same two layouts from factors
+that come from elsewhere: another folder, another tool's file, a decomposition.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from ..errors import AdapterFileError
 from ..layers.kinds import KINDS
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
+from .layout import Layout
 from .reading import FinishedAdapter
+from .triplets import triplet_sizes
 
 EMBEDDING = KINDS["embedding"]
 _KEPT = ("base_model_name_or_path", "task_type", "modules_to_save", "fan_in_fan_out")
@@ -30,12 +32,12 @@ class PlainLora:
     """A LoRA whose scale is 1.
 
     Attributes:
-        pairs: {module name: (A, B)}, A (r, d_in) and B (d_out, r); of convolutions with their kernel dimensions behind.
-            A grouped convolution's A has its r rows once for each group, as PEFT has them.
+        pairs: {module name: (A, B)}, A (r, d_in) and B (d_out, r), followed by the kernel dimensions in convolutions.
+            A grouped convolution's A repeats its r rows for each group, as in PEFT.
         heads: {parameter name: tensor} of the modules that were trained whole.
         groups: {module name: groups} of the grouped convolutions.
         embeddings: names among ``pairs`` that are embeddings.
-        config: what is kept of the adapter_config.json it came from; {} for none.
+        config: the entries kept from the adapter_config.json that it was read from; {} for none.
         metadata: of the weights file, such as the base's fingerprint.
     """
 
@@ -51,15 +53,16 @@ class PlainLora:
         return {name: b.shape[1] for name, (_, b) in self.pairs.items()}
 
     def num_params(self) -> int:
-        """Numbers in the factors, heads apart."""
+        """Numbers in the factors, without the heads."""
         return sum(a.numel() + b.numel() for a, b in self.pairs.values())
 
 
 def read(path: str | os.PathLike) -> PlainLora:
-    """Read the PEFT LoRA in folder ``path``; its scale goes into B, and zero padding comes off.
+    """Read the PEFT LoRA in folder ``path``, with its scale in B and without zero padding.
 
     Raises:
-        AdapterFileError: a file is missing, damaged or pickled, or it is no plain LoRA.
+        AdapterFileError: a file is missing, damaged or pickled, a weight is not finite, or the adapter is not a plain
+            LoRA.
     """
     finished = FinishedAdapter(path)
     lora = PlainLora(
@@ -67,7 +70,7 @@ def read(path: str | os.PathLike) -> PlainLora:
         config={key: finished.config[key] for key in (*_KEPT, "target_modules") if key in finished.config},
         metadata={
             k: v for k, v in finished.metadata.items()
-            # trimmed triplets would change the scale that a nested cut goes by
+            # dropping zero triplets would change the scale that a nested cut uses
             if k.startswith("rankalloc") and k not in ("rankalloc_config", NESTED_KEY)
         },
     )
@@ -78,31 +81,32 @@ def read(path: str | os.PathLike) -> PlainLora:
             raise AdapterFileError(f"{finished.folder}: the factors of {name} do not fit each other")
         if groups > 1:
             lora.groups[name] = groups
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise AdapterFileError(f"{finished.folder}: the weights of {name} are not finite (NaN or inf)")
         lam = finished.raw(name, "E").flatten() if "E" in layer.keys else None
-        lora.pairs[name] = _trimmed(a, b, layer.scaling if lam is None else lam * layer.scaling, groups)
+        rows = a.unflatten(0, (groups, b.shape[1])).transpose(0, 1)  # triplet first
+        of_a, of_b = triplet_sizes(rows, b, lam, f"{finished.folder}: the weights of {name}")
+        used = (of_a != 0) & (of_b != 0)
+        scaled = _scaled(b[:, used], layer.scaling if lam is None else lam[used] * layer.scaling)
+        lora.pairs[name] = rows[used].transpose(0, 1).flatten(0, 1), scaled
         if layer.ends == EMBEDDING.keys:
             lora.embeddings.add(name)
     return lora
 
 
 def write(
-    lora: PlainLora, path: str | os.PathLike, layout: str = "uniform", *, pad_multiple: int = 1,
-    target_modules: list[str] | str | None = None,
+    lora: PlainLora, path: str | os.PathLike, layout: Layout, target_modules: list[str] | str | None = None
 ) -> Path:
-    """Write ``lora`` into folder ``path`` as PEFT reads it; see :func:`rankalloc.save` for the layouts.
+    """Write ``lora`` into folder ``path`` in PEFT's format.
 
     Args:
-        target_modules: for the configuration; None for those it came with if all of them are written, and else a
-            pattern of exactly the names that are written.
+        target_modules: for the configuration; None takes those it was read with if all of them are written, and else
+            a pattern of exactly the names that are written.
 
     Raises:
-        ConfigError: the layout is unknown or does not take the padding.
-        RankallocError: the folder cannot be written; what was there is unchanged.
+        ConfigError: the layout does not exist or does not take its padding.
+        RankallocError: the folder cannot be written; its old content is unchanged then.
     """
     ranks = lora.ranks()
-    written = [name for name in ranks if layout == "uniform" or ranks[name]] or list(ranks)[:1]
+    written = [name for name in ranks if layout.uniform or ranks[name]] or list(ranks)[:1]
     if target_modules is None:
         came_with = lora.config.get("target_modules") if set(written) == set(ranks) else None
         target_modules = came_with or "|".join(re.escape(name) for name in sorted(written))
@@ -118,12 +122,12 @@ def write(
     kept = {key: lora.config[key] for key in _KEPT if key in lora.config}
     return write_folder(
         path, layers, flat.__getitem__, lora.heads, lambda _, rank: lora_config(rank, target_modules, **kept), layout,
-        pad_multiple, lora.metadata,
+        lora.metadata,
     )
 
 
 def groups_of(a: torch.Tensor, b: torch.Tensor) -> int:
-    """The groups of the layer that these two tensors are for: 1 but for some convolutions; 0 when they are no pair."""
+    """The number of groups of the layer that A and B belong to, above 1 for some convolutions; 0 if they do not fit."""
     if min(a.dim(), b.dim()) < 2:
         return 0
     if len(a) == b.shape[1]:
@@ -139,14 +143,10 @@ def _with_kernel(
     return a.reshape(len(a), groups, *of_a).transpose(0, 1).flatten(0, 1), b.reshape(*b.shape, *of_b)
 
 
-def _trimmed(
-    a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor, groups: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair without the triplets that are zero, and with the scale, one number or (r,), in B."""
-    rows = a.unflatten(0, (groups, b.shape[1]))
-    used = (rows != 0).transpose(0, 1).flatten(1).any(1) & (b != 0).transpose(0, 1).flatten(1).any(1)
-    scaled = b[:, used]
+def _scaled(b: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+    """B (d_out, r, …) times a scale, one number or (r,)."""
     if isinstance(scale, torch.Tensor):
-        scale = scale[used].float().reshape(-1, *[1] * (b.dim() - 2))
-    whole = isinstance(scale, float) and scale == 1
-    return rows[:, used].flatten(0, 1), scaled if whole else (scaled.float() * scale).to(b.dtype)
+        scale = scale.float().reshape(-1, *[1] * (b.dim() - 2))
+    elif scale == 1:
+        return b
+    return (b.float() * scale).to(b.dtype)

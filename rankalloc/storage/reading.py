@@ -1,11 +1,11 @@
 """Reading a finished adapter from its folder, without a model: a PEFT LoRA, a PEFT AdaLoRA, or rankalloc's own.
 
-Only names, shapes and scales are read at first; the factors of a layer are read when they are asked for, so that
-an adapter of any size can be worked on in the memory of one layer.
+Opening one reads names, shapes and scales alone. The factors of a layer are read when they are asked for, so an
+adapter of any size can be processed in the memory of one layer.
 
-    LoRA      ΔW = s · lora_B lora_A             s = alpha / r, or alpha / √r with use_rslora
-    AdaLoRA   ΔW = s · lora_B diag(lora_E) lora_A      s = alpha / (init_r + 1e-5), as PEFT computes it; ranks that
-              it dropped are not in the file, and use_rslora and alpha_pattern do nothing there
+    LoRA      ΔW = s · lora_B lora_A                  s = alpha / r, or alpha / √r with use_rslora
+    AdaLoRA   ΔW = s · lora_B diag(lora_E) lora_A     s = alpha / (init_r + 1e-5), as PEFT computes it; the file omits
+              the ranks that AdaLoRA dropped, and PEFT ignores use_rslora and alpha_pattern there
 """
 
 from __future__ import annotations
@@ -16,30 +16,41 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..adapters.adapter_set import SCALES
 from ..errors import AdapterFileError
 from ..files import sha256_of
+from ..layer_names import natural_key
 from ..lowrank import Factors
-from .folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME
-from .tensors import TensorFile, refuse_pickles
+from .folder import CONFIG_NAME, NESTED_KEY, PREFIX, WEIGHTS_NAME
+from .tensors import Spec, TensorFile, refuse_pickles
+from .triplets import triplet_sizes
 
-KINDS = {
+PEFT_TYPES = {
     "LORA": (re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))"), "AB"),
     "ADALORA": (re.compile(r"(.+)\.lora_([ABE])"), "ABE"),
 }
-"""peft_type: how its keys are written, and the parts that make a layer."""
+"""{peft_type: (the pattern of its keys, the parts that make a layer)}."""
 
+_EXPONENTS = {f"{exponent:g}": exponent for exponent in SCALES.values()}
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """One adapted layer as the file holds it; ``rank`` counts padding too. ``keys`` are those of parts A, B (and E).
-    ``plain``: both factors are matrices, as a linear layer's are and a convolution's are not."""
+    """One adapted layer as the file holds it.
+
+    Attributes:
+        rank: of its factors, zero padding included.
+        scaling: s.
+        keys: {part A, B (and E): key in the file}.
+        plain: whether both factors are matrices, as a linear layer's are and a convolution's are not.
+    """
 
     name: str
     d_in: int
@@ -52,24 +63,24 @@ class StoredLayer:
 
     @property
     def ends(self) -> tuple[str, str]:
-        """How the keys of parts A and B end, behind the layer's name."""
+        """What the keys of parts A and B have after the layer's name."""
         embedding = "lora_embedding_A" in self.keys["A"]
         return ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
 
 
 class FinishedAdapter:
-    """The adapter in ``folder`` (or in the ``adapter`` folder of a run's).
+    """The adapter in ``folder``, or in the ``adapter`` folder of a run.
 
     Attributes:
-        folder: where it lies.
+        folder: where its two files are.
         config: its adapter_config.json.
-        layers: {layer name: :class:`StoredLayer`}, numbers in names counted as numbers.
-        heads: {name of a tensor that is no adapter weight, as in the model's state dict: key in the file}.
-        metadata: of the weights' file.
+        layers: {layer name: :class:`StoredLayer`} in natural order, layer 10 after layer 9.
+        heads: {name of a tensor that is not an adapter weight, as in the model's state dict: key in the file}.
+        metadata: of the weights file.
 
     Raises:
-        AdapterFileError: a file is missing, truncated or pickled; the adapter is of another kind than those above, or
-            trained something that low-rank factors do not express (the message names it).
+        AdapterFileError: a file is missing, truncated or pickled; the adapter is of a type other than those above, or
+            trained something that low-rank factors cannot express (the message names it).
 
     Example:
         >>> import tempfile, torch, rankalloc as ra
@@ -80,12 +91,12 @@ class FinishedAdapter:
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = _settle(Path(folder))
+        self.folder = _adapter_folder(Path(folder))
         self.config = read_config(self.folder)
         self._file = _open_weights(self.folder)
         self.metadata = self._file.metadata
         parts, self.heads = _split(self._file, self.config["peft_type"], self.folder)
-        self.layers = {name: self._layer(name, parts[name]) for name in sorted(parts, key=_natural)}
+        self.layers = {name: self._layer(name, parts[name]) for name in sorted(parts, key=natural_key)}
 
     def _layer(self, name: str, keys: Mapping[str, str]) -> StoredLayer:
         shapes = {part: self._file.specs[key].shape for part, key in keys.items()}
@@ -97,25 +108,25 @@ class FinishedAdapter:
         scaling = _adalora_scale if "E" in keys else _lora_scale
         dtype = torch.promote_types(self._file.specs[keys["A"]].dtype, self._file.specs[keys["B"]].dtype)
         if not dtype.is_floating_point:
-            raise AdapterFileError(f"{self.folder}: the weights of {name} are no floating-point numbers but {dtype}")
+            raise AdapterFileError(f"{self.folder}: the weights of {name} are {dtype}, not floating-point numbers")
         return StoredLayer(name, d_in, d_out, rank, scaling(self.config, name, rank, self.folder), dtype, keys, plain)
 
     def raw(self, name: str, part: str) -> torch.Tensor:
-        """Part A, B or E of a layer, in the file's own shape."""
+        """Part A, B or E of a layer, in the shape it has in the file."""
         return self._file[self.layers[name].keys[part]]
 
     def stored(self, name: str) -> Factors:
-        """The factors of one layer as the file holds them, zero padding included, the scale apart. Not looked at.
+        """The factors of one layer as the file holds them: unchecked, with zero padding, the scale kept apart.
 
         Raises:
-            AdapterFileError: they are no matrices.
+            AdapterFileError: they are not matrices.
         """
         layer = self.layers[name]
         if not layer.plain:
             shape = tuple(self._file.specs[layer.keys["A"]].shape)
             raise AdapterFileError(
-                f"{self.folder}: {layer.keys['A']} has the shape {shape}, which is no linear layer's; convolutions are "
-                "not read here"
+                f"{self.folder}: {layer.keys['A']} has the shape {shape}, not that of a linear layer; convolutions "
+                "cannot be processed without their model"
             )
         lam = self.raw(name, "E").flatten() if "E" in layer.keys else None
         return Factors(self.raw(name, "B"), self.raw(name, "A"), lam, layer.scaling)
@@ -123,10 +134,10 @@ class FinishedAdapter:
     def factors(
         self, name: str, unpack: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
     ) -> Factors:
-        """The same without the padding, and looked at.
+        """The factors of one layer, checked and without zero padding.
 
         Args:
-            unpack: turns parts A and B, as they are in the file, into matrices (r, d_in) and (d_out, r).
+            unpack: turns parts A and B from their shapes in the file into matrices (r, d_in) and (d_out, r).
 
         Raises:
             AdapterFileError: a weight is NaN or infinite.
@@ -137,61 +148,69 @@ class FinishedAdapter:
             lora_a, lora_b = unpack(self.raw(name, "A"), self.raw(name, "B"))
             held = Factors(lora_b, lora_a, None, self.layers[name].scaling)
         lora_a, lora_b, lam = held.Q, held.P, held.lam
-        # the largest entry of each triplet says in one pass what is padding and whether all is finite
-        sizes = [factor.abs().amax(1 - axis) if factor.numel() else factor.sum(1 - axis)
-                 for axis, factor in enumerate((lora_a, lora_b))]
-        if not all(torch.isfinite(part).all() for part in (*sizes, *([] if lam is None else [lam]))):
-            raise AdapterFileError(f"{self.folder}: the weights of {name} are not finite (NaN or inf); it has diverged")
-        used = (sizes[0] != 0) | (sizes[1] != 0)
+        of_a, of_b = triplet_sizes(lora_a, lora_b, lam, f"{self.folder}: the weights of {name}")
+        used = (of_a != 0) | (of_b != 0)
         if not used.all():
             lora_a, lora_b, lam = lora_a[used], lora_b[:, used], None if lam is None else lam[used]
         return Factors(lora_b, lora_a, lam, held.scaling)
 
     def head(self, name: str) -> torch.Tensor:
-        """A tensor of :attr:`heads`. Raises AdapterFileError when it is not finite."""
+        """A tensor of :attr:`heads`. Raises AdapterFileError when a number in it is not finite."""
         value = self._file[self.heads[name]]
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise AdapterFileError(f"{self.folder}: {name} is not finite (NaN or inf)")
         return value
 
-    def spec(self, head: str):
+    def spec(self, head: str) -> Spec:
         """Shape and dtype of a tensor of :attr:`heads`."""
         return self._file.specs[self.heads[head]]
 
+    def head_sources(self) -> dict[str, tuple[Spec, Callable[[], torch.Tensor]]]:
+        """{name: its spec and a function that reads it} of all :attr:`heads`, as a writer takes them."""
+        return {name: (self.spec(name), partial(self.head, name)) for name in self.heads}
+
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return str(self.folder)
 
     @property
     def base(self) -> str | None:
-        """The base model's name, as the adapter gives it."""
+        """The name of the base model in the adapter's configuration; None without one."""
         return self.config.get("base_model_name_or_path") or None
 
+    @property
+    def nested_exponent(self) -> float | None:
+        """e of a nested adapter: the first b of a layer's r triplets are an adapter too, at (r / b)^e times the scale.
+
+        None when the file is not marked as nested, or with an exponent that this version does not know.
+        """
+        return _EXPONENTS.get(self.metadata.get(NESTED_KEY, ""))
+
     def bytes_per_param(self) -> int | None:
-        """Size of one weight in bytes; None when layers differ."""
+        """Size of one weight in bytes; None when the layers differ in it."""
         sizes = {layer.dtype.itemsize for layer in self.layers.values()}
         return sizes.pop() if len(sizes) == 1 else None
 
 
-def _settle(folder: Path) -> Path:
+def _adapter_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise AdapterFileError(f"no adapter folder at {folder}")
-    inner = folder / "adapter"  # where a run keeps its own
+    inner = folder / "adapter"  # where a run keeps its adapter
     return inner if not (folder / CONFIG_NAME).exists() and (inner / CONFIG_NAME).exists() else folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json in ``folder``. Raises AdapterFileError when it is missing, damaged or of another kind."""
+    """The adapter_config.json in ``folder``. Raises AdapterFileError when it is missing, damaged or not supported."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AdapterFileError(f"{folder} holds no {CONFIG_NAME}, so it is no adapter") from None
+        raise AdapterFileError(f"{folder} holds no {CONFIG_NAME}, so it is not an adapter") from None
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         raise AdapterFileError(f"{folder / CONFIG_NAME} is damaged: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") not in KINDS:
-        kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapterFileError(f"{folder} is an adapter of type {kind!r}; this version reads {' and '.join(KINDS)}")
+    if not isinstance(config, dict) or config.get("peft_type") not in PEFT_TYPES:
+        kind, known = config.get("peft_type") if isinstance(config, dict) else config, " and ".join(PEFT_TYPES)
+        raise AdapterFileError(f"{folder} is an adapter of type {kind!r}; this version reads {known}")
     for key in ("use_dora", "trainable_token_indices", "layer_replication", "megatron_config"):
         if config.get(key):
             raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
@@ -199,7 +218,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         named = ", ".join(map(str, config["target_parameters"]))
         raise AdapterFileError(
             f"{folder} adapts parameters ({named}) and not layers, as PEFT does with experts stacked in one tensor; a "
-            "triplet of such a stack is none of a matrix"
+            "rank-one term of such a stack does not correspond to one of any single matrix"
         )
     init = str(config.get("init_lora_weights"))
     if init.startswith(_CHANGES_BASE):
@@ -228,30 +247,31 @@ def _open_weights(folder: Path) -> TensorFile:
 
 
 def _split(file: TensorFile, kind: str, folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """({layer: {part: key}}, {other tensor: key})."""
-    pattern, wanted = KINDS[kind]
+    """Sort the file's keys into {layer: {part: key}} and {other tensor: key}."""
+    pattern, wanted = PEFT_TYPES[kind]
     layers: dict[str, dict[str, str]] = {}
     rest = {}
     for key in file.specs:
         name = key.removeprefix(PREFIX)
         match = pattern.fullmatch(name)
         if match:
-            layers.setdefault(match[1], {})[match[match.lastindex]] = key
+            part = next(group for group in match.groups()[1:] if group)
+            layers.setdefault(match[1], {})[part] = key
         elif "lora_" in name:
-            raise AdapterFileError(f"{folder}: {key} is a kind of adapter weight this version does not read")
+            raise AdapterFileError(f"{folder}: {key} is a kind of adapter weight that this version does not read")
         else:
             rest[name] = key
     for name, parts in layers.items():
         if len(parts) != len(wanted):
             held, missing = (" and ".join(f"lora_{p}" for p in wanted if (p in parts) == has) for has in (True, False))
-            raise AdapterFileError(f"{folder} is incomplete: {name} has {held} alone, without {missing}")
+            raise AdapterFileError(f"{folder} is incomplete: {name} has {held} but no {missing}")
     if not layers:
         raise AdapterFileError(f"{folder} holds no LoRA weights")
     return layers, rest
 
 
 def _lora_scale(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
-    """PEFT's scale of one module: alpha / r, with patterns as regular expressions, first hit first."""
+    """PEFT's scale of one module: alpha / r, where the first pattern (a regular expression) that matches decides."""
     try:
         alpha = float(_by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
         named = _by_pattern(config.get("rank_pattern"), name, config.get("r", rank))
@@ -280,8 +300,8 @@ def _adalora_scale(config: Mapping[str, Any], name: str, rank: int, folder: Path
 def _check_rank(named: Any, rank: int, name: str, folder: Path) -> None:
     if named != rank:
         raise AdapterFileError(
-            f"{folder}: {CONFIG_NAME} and {WEIGHTS_NAME} do not fit: {name} has rank {named} in the one and {rank} "
-            "in the other"
+            f"{folder}: {CONFIG_NAME} and {WEIGHTS_NAME} do not fit each other: {name} has rank {named} in the first "
+            f"and {rank} in the second"
         )
 
 
@@ -290,7 +310,3 @@ def _by_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> A
         if re.match(rf"(.*\.)?({key})$", name):
             return value
     return default
-
-
-def _natural(name: str) -> list:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]

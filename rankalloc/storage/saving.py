@@ -1,6 +1,7 @@
-"""Saving the adapters of a model as plain LoRA: lora_A = Q, lora_B = P·(Λ·s); ``adapter_folder`` has the layouts.
+"""Saving the adapters of a model as plain LoRA: lora_A = Q, lora_B = P·(Λ·s).
 
-How the pair of an embedding or a convolution lies in the file is in :mod:`rankalloc.layers.kinds`.
+:mod:`rankalloc.storage.layout` describes the two layouts, :mod:`rankalloc.layers.kinds` the tensors of embeddings and
+convolutions.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import SCALES, Adapters
 from ..errors import RankallocError
 from . import fingerprint
-from .folder import NESTED_KEY, LayerToWrite, check_layout, lora_config, write_folder
+from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
+from .layout import Layout
 
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS",
 }
 WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-"""Task types for which PEFT looks for a head in the file, and fails when there is none."""
+"""Task types for which PEFT expects a head in the file, and fails without one."""
 
 
 def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *, pad_multiple: int = 1) -> Path:
-    """Write the adapters as plain LoRA into the folder ``path``; exactly the function they compute now.
+    """Write the adapters as plain LoRA into the folder ``path``: exactly the function that they compute now.
 
-    Task heads that trained along are written as PEFT's modules_to_save.
+    Task heads that were trained along are written as PEFT's modules_to_save.
 
     Args:
         adapters: may be saved at any moment of a run; dropped triplets that grew back are included.
-        path: folder; made if missing, other files in it are left alone.
-        layout: "uniform" or "compact"; see :mod:`rankalloc.storage.folder`.
-        pad_multiple: in the uniform layout, round R up to a multiple of this (some servers want 8
-            or 16).
+        path: folder; it is made if missing, and other files in it are left alone.
+        layout: "uniform" or "compact"; see :mod:`rankalloc.storage.layout`.
+        pad_multiple: in the uniform layout, round the one rank up to a multiple of this (some servers want 8 or 16).
 
     Raises:
-        NotAdaptedError: ranks were to be chosen for these adapters and never were.
-        RankallocError: the folder cannot be written; what was there is unchanged.
+        NotAdaptedError: a method was to choose ranks for these adapters and never did.
+        RankallocError: the folder cannot be written; its old content is unchanged then.
 
-    Warns of a convolution that PEFT would compute otherwise (dilated, or with a padding mode).
+    Warns of convolutions that PEFT would compute differently (dilated ones, or ones with a padding mode).
     """
     adapters.check_adapted()
     if not adapters.modules:
         raise RankallocError("these adapters were taken out of their model (detach or merge): nothing is left to save")
-    check_layout(layout, pad_multiple)
+    written = Layout(layout, pad_multiple).check()
     for note in caveats(adapters):
         warnings.warn(note, stacklevel=2)
-    held = {name: _factors(adapter) for name, adapter in adapters.modules.items()}
+    factors = {name: _factors(adapter) for name, adapter in adapters.modules.items()}
     layers = {}
-    for name, (a, b) in held.items():
-        kind, base = adapters.modules[name].layout, adapters.modules[name].base_layer
+    for name, (a, b) in factors.items():
+        kind, layer = adapters.modules[name].layout, adapters.modules[name].base_layer
         layers[name] = LayerToWrite(
             a.shape[1], b.shape[0], a.shape[0], torch.promote_types(a.dtype, b.dtype), kind.keys,
-            partial(kind.pack, base), kind.groups(base),
+            partial(kind.pack, layer), kind.groups(layer),
         )
     heads = {
         f"{head}.{key}": value
@@ -69,13 +70,12 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     if adapters.nested:
         about[NESTED_KEY] = f"{SCALES[adapters.scale]:g}"
     return write_folder(
-        path, layers, held.__getitem__, heads, lambda written, rank: _config(adapters, written, rank), layout,
-        pad_multiple, about,
+        path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
     )
 
 
 def _factors(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lora_A (k, d_in), lora_B (d_out, k)) of the triplets that do something or are kept."""
+    """(lora_A (k, d_in), lora_B (d_out, k)) of the triplets that are kept or not zero."""
     lam = adapter.lam.detach()
     keep = adapter.kept | (lam != 0)
     lora_a = adapter.Q.detach()[keep]
@@ -84,26 +84,26 @@ def _factors(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def caveats(adapters: Adapters) -> list[str]:
-    """Where PEFT would compute otherwise than these adapters do, one sentence each."""
+    """Where PEFT would compute something else than these adapters, one sentence each."""
     found = {name: adapter.layout.caveat(adapter.base_layer) for name, adapter in adapters.modules.items()}
     return [f"{name}: {caveat}" for name, caveat in found.items() if caveat]
 
 
 def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]:
     model = adapters.model
-    base = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
     class_name = type(model).__name__
     task_type = next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None)
     if not adapters.heads and task_type in WITH_HEAD:
         task_type = None
     return lora_config(
-        rank, _target_modules(adapters, written), base_model_name_or_path=base or None, task_type=task_type,
+        rank, _target_modules(adapters, written), base_model_name_or_path=fingerprint.name_of(model),
+        task_type=task_type,
         modules_to_save=sorted(adapters.heads) or None, fan_in_fan_out=any(a.kind == "conv1d" for a in adapters),
     )
 
 
 def _target_modules(adapters: Adapters, written: list[str]) -> list[str] | str:
-    """Short suffixes where they name exactly the written modules, else full names, else a pattern."""
+    """Short suffixes if they name exactly the written modules, else full names, else a pattern."""
     inside = tuple(f"{name}." for name in adapters.modules)
     plain = [name for name, _ in adapters.model.named_modules() if name and not name.startswith(inside)]
     suffixes = {name.rsplit(".", 1)[-1] for name in written}
@@ -111,5 +111,5 @@ def _target_modules(adapters: Adapters, written: list[str]) -> list[str] | str:
         hit = {name for name in plain if any(name == n or name.endswith("." + n) for n in names)}
         if hit == set(written):
             return names
-    # a full name that is another's suffix too: PEFT reads a string as a regular expression for whole names
+    # a full name is also the suffix of another; PEFT reads a string as a regular expression for whole names
     return "|".join(re.escape(name) for name in sorted(written))

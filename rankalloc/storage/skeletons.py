@@ -1,8 +1,9 @@
-"""A model without its weights, from its configuration alone: names and shapes of layers, on the meta device."""
+"""A model without its weights, built from its configuration on the meta device: names and shapes of its layers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -10,23 +11,25 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import ConfigError
-from ..experiments.tasks.models import quiet
-from ..experiments.tasks.packages import MINILM, minilm_folder
+from .quiet import quiet
 
 
 def build_skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
-    """The model without weights, on the meta device, in the class its configuration names."""
-    reference = str(minilm_folder()) if model == MINILM else model
+    """The model in folder (or of hub id) ``model`` on the meta device, in the class that its configuration names.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be built.
+    """
     try:
         with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(reference, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
             own_class = None if getattr(config, "auto_map", None) else _class_named_in(config)
             if own_class is not None:
                 return own_class(config)
             return _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    # A damaged config.json fails in whatever way the model's own code trips over it.
+    # a damaged config.json fails in whatever way the model's own code trips over it
     except Exception as error:
-        raise ConfigError(_why(model, reference, error, trust_remote_code)) from error
+        raise ConfigError(_why(model, error, trust_remote_code)) from error
 
 
 def _class_named_in(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -37,18 +40,18 @@ def _class_named_in(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     return None
 
 
-def _auto_class(config: PreTrainedConfig) -> type:
+def _auto_class(config: PreTrainedConfig) -> Any:
     names = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
     return getattr(transformers, names[0], AutoModel) if names else AutoModel
 
 
-def _why(model: str, reference: str, error: Exception, trusted: bool) -> str:
+def _why(model: str, error: Exception, trusted: bool) -> str:
     why = " ".join(str(error).split())
     why = why if len(why) < 200 else why[:196] + " ..."
     if not trusted and "trust_remote_code" in str(error):
         return f"model {model!r} brings its own code; if you trust it, add --trust-remote-code"
-    if Path(reference).is_dir():
+    if Path(model).is_dir():
         return f"model folder {model!r} cannot be read: {why or type(error).__name__}"
-    if Path(reference).is_absolute() or model.startswith("."):
+    if Path(model).is_absolute() or model.startswith("."):
         return f"no model folder at {model!r}; give a folder with a config.json"
-    return f"model {model!r} is no local folder and could not be fetched from the model hub ({why})"
+    return f"model {model!r} is not a local folder and could not be fetched from the model hub ({why})"

@@ -12,18 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 
 from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
-from ..errors import AdapterFileError, ConfigError, RankallocError
+from ..errors import AdapterFileError, ConfigError
 from ..files import sha256_of
-from ..layers.adaptable import shape_of
-from ..layers.kinds import KINDS
 from ..lowrank import Factors, bases
 from ..storage import fingerprint
+from ..storage.fitting import fit
 from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
 from ..storage.reading import FinishedAdapter
 
@@ -104,15 +102,14 @@ def subspaces_of(adapters: Adapters, others: Given | Sequence[Given], side: str 
 
 def _check_base(other: FinishedAdapter, adapters: Adapters) -> list[str]:
     """Raise AdapterFileError when ``other`` is of another base; a note when nobody can tell and names differ."""
-    wanted = fingerprint.read(other.folder / WEIGHTS_NAME)
+    wanted = fingerprint.named_in(other.metadata, other.folder / WEIGHTS_NAME)
     relation, why = (None, "") if wanted is None else fingerprint.relation(wanted, adapters.model)
     if relation == "another":
         raise AdapterFileError(
             f"away_from: {other.label} was made for another base model: {why}; only adapters of the base that is "
             "trained here have subspaces in it"
         )
-    model = adapters.model
-    here = getattr(getattr(model, "config", None), "_name_or_path", None) or getattr(model, "name_or_path", None)
+    here = fingerprint.name_of(adapters.model)
     if relation is None and here and other.base and here != other.base:
         return [
             f"away_from: {other.label} was made for base model {other.base!r} and carries nothing to compare the "
@@ -122,22 +119,12 @@ def _check_base(other: FinishedAdapter, adapters: Adapters) -> list[str]:
 
 
 def _factors(other: FinishedAdapter, name: str, adapter: Adapter) -> Factors:
-    layer, kind, base = other.layers[name], KINDS[adapter.kind or "linear"], adapter.base_layer
-    d_in, d_out = shape_of(base)
     try:
-        plain = layer.plain and kind.plain
-        factors = other.factors(name, None if plain else partial(kind.unpack, base))
-    except AdapterFileError:
-        raise
-    except RankallocError as error:
-        raise AdapterFileError(f"away_from: {other.label} does not fit {name}: {error}") from None
-    if (factors.Q.shape[1], factors.P.shape[0]) != (d_in, d_out):
-        raise AdapterFileError(
-            f"away_from: {other.label} was made for another model: {name} is {factors.Q.shape[1]} → "
-            f"{factors.P.shape[0]} in it and {d_in} → {d_out} here"
-        )
+        factors = fit(other, name, adapter.base_layer)
+    except AdapterFileError as error:
+        raise AdapterFileError(f"away_from: {error}") from None
     rows = factors.Q.clone()
-    kind.blank(base, rows)  # what must stay zero here is not to be pushed
+    adapter.layout.blank(adapter.base_layer, rows)  # what must stay zero here is not to be pushed
     return replace(factors, Q=rows)
 
 

@@ -189,9 +189,11 @@ def test_dylora_says_when_it_cannot_draw():
 
 
 def test_only_nested_adapters_are_cut_from_the_end(mlp):
-    with pytest.raises(RankallocError, match="dylora"), ra.at_rank(ra.attach(mlp, rank=2), 1):
-        pass
     adapters = ra.attach(make_mlp(), rank=2, init="lora")
+    for never in (ra.attach(mlp, rank=2), adapters):
+        with pytest.raises(RankallocError, match="dylora"), ra.at_rank(never, 1):
+            pass
+    ra.RankController(adapters, ra.RankBudget(fraction=1.0), 20, "dylora")
     for wrong in (-1, 1.5, True, {"nowhere": 1}, 3, {"0": 3}):
         with pytest.raises(ConfigError), ra.at_rank(adapters, wrong):
             pass

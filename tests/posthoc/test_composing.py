@@ -134,7 +134,7 @@ def test_weights_of_the_base_say_more_than_its_name(tmp_path):
         randomize(adapters)
         folders.append(ra.save(adapters, tmp_path / str(number)))
     ra.compose(folders[:2])
-    with pytest.raises(AdapterFileError, match="unlike bases: the frozen weights differ"):
+    with pytest.raises(AdapterFileError, match="different bases: the frozen weights differ"):
         ra.compose([folders[0], folders[2]], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     ra.compose([folders[0], folders[2]], same_base=True)
@@ -147,7 +147,7 @@ def test_unlike_adapters_are_refused_and_leave_nothing_behind(tmp_path):
     fewer = dict(list(layers.items())[:-1])
     cases = [
         (write_peft(tmp_path / "base", layers, base_model_name_or_path="another"), "base model 'another'", {}),
-        (write_peft(tmp_path / "wider", wider), "unlike bases: layer0.dense", {}),
+        (write_peft(tmp_path / "wider", wider), "different bases: layer0.dense", {}),
         (write_peft(tmp_path / "fewer", fewer), "missing='zero'", {}),
         (write_peft(tmp_path / "conv", layers, fan_in_fan_out=True), "fan_in_fan_out", {}),
     ]

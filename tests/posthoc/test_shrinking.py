@@ -276,7 +276,8 @@ def test_neither_a_model_nor_a_run_nor_a_source_is_written_into(tmp_path):
         lambda out: export(folder, out),
     ]
     places = [
-        ("model", "holds a model"), ("run", "holds a run"), ("run/adapter", "is what is read"), ("file", "a file"),
+        ("model", "holds a model"), ("run", "holds a run"), ("run/adapter", "is the adapter that is read"),
+        ("file", "a file"),
     ]
     for out, words in places:
         for write in writers:
@@ -313,7 +314,7 @@ def test_what_the_file_says_of_its_base_goes_along_and_convolutions_are_named(tm
     tensors = load_file(path)
     key = next(key for key in tensors if key.endswith("layer1.dense.lora_A.weight"))
     save_file(tensors | {key: tensors[key][:, :, None, None].clone()}, path)
-    with pytest.raises(AdapterFileError, match="layer1.dense.lora_A.weight.*no linear layer's"):
+    with pytest.raises(AdapterFileError, match="layer1.dense.lora_A.weight.*not that of a linear layer"):
         ra.shrink(folder, ra.RankBudget(ranks=2), tmp_path / "c")
     assert not (tmp_path / "c").exists()
 

@@ -208,15 +208,15 @@ def pair(stem, d_in=16, d_out=24, rank=2, ends=("lora_down.weight", "lora_up.wei
         (pair("lora_unet_nowhere"), make_mlp, "lora_unet_nowhere|nowhere of 1 names fit no layer"),
         (pair("lora_unet_0", 15), make_mlp, "0 is 15 → 24 in the adapter and 16 → 24 here"),
         ({"lora_unet_0.lora_down.weight": torch.ones(2, 16)}, make_mlp, "0 has no lora_up"),
-        ({**pair("lora_unet_0"), "lora_unet_0.dora_scale": torch.ones(24)}, make_mlp, "that is DoRA"),
-        ({"lora_unet_0.hada_w1_a": torch.ones(2, 16)}, make_mlp, "that is LoHa"),
+        ({**pair("lora_unet_0"), "lora_unet_0.dora_scale": torch.ones(24)}, make_mlp, "belongs to DoRA"),
+        ({"lora_unet_0.hada_w1_a": torch.ones(2, 16)}, make_mlp, "belongs to LoHa"),
         ({**pair("lora_unet_0"), "lora_unet_0.alpha": torch.ones(2)}, make_mlp, "has 2 numbers"),
         ({**pair("lora_unet_0"), "unet.2.lora_A.weight": torch.ones(2, 24)}, make_mlp, "in two ways"),
         ({**pair("lora_unet_0"), **pair("lora_te_0")}, make_mlp, "text_encoder, unet; say with component="),
         ({"lora_unet_0.lora_down.weight": torch.ones(2, 16), "lora_unet_0.lora_up.weight": torch.ones(24, 3)},
          make_mlp, "do not fit each other"),
         ({**pair("lora_unet_0"), "lora_unet_0.lora_up.weight": torch.full((24, 2), torch.nan)}, make_mlp, "NaN or inf"),
-        ({"weight": torch.ones(2)}, make_mlp, "a kind of adapter weight this version does not read"),
+        ({"weight": torch.ones(2)}, make_mlp, "a kind of adapter weight that this version does not read"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tensors, make, words, tmp_path):

