@@ -27,7 +27,8 @@ from ..errors import RankallocError
 from ..layers.adaptable import kind_of, shape_of
 from ..layers.families import Family, output
 from ..layers.fused import Layer, compute_dtype, frozen_linear, fused_linear
-from ..layers.kinds import KINDS, Kind
+from ..layers.kinds import LAYER_KINDS, Kind
+from ..layers.replicas import REFUSAL, is_replica
 from ..lowrank import Factors, singular_values
 from .vera import shared_pair
 
@@ -98,7 +99,7 @@ class Adapter(nn.Module):
         self.base_layer = base_layer
         self.origin = uuid.uuid4().hex  # a copy has its original's
         self.kind = kind_of(base_layer)
-        self.layout: Kind = KINDS[self.kind or "linear"]
+        self.layout: Kind = LAYER_KINDS[self.kind or "linear"]
         for name in self.layout.attributes:  # what other code reads from the layer it thinks it has
             setattr(self, name, getattr(base_layer, name))
         self.d_in, self.d_out = shape_of(base_layer)
@@ -175,7 +176,13 @@ class Adapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # looked up once: an attribute of a module costs as much as a small operator
         base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
-        if not parameters["lam"].numel():
+        try:
+            empty = not parameters["lam"].numel()
+        except KeyError:
+            if is_replica(self):
+                raise RankallocError(REFUSAL) from None
+            raise
+        if empty:
             return frozen_linear(base, self.kind, x) if self.training else base(x)
         layer = self.layer()
         if self.training:
@@ -205,6 +212,14 @@ class Adapter(nn.Module):
             factors = p[:, :rank], lam.new_ones(rank), q[:rank]
             return Layer(self._modules["base_layer"], self.kind, factors, self.scaling * self.stretch(rank))
         return Layer(self._modules["base_layer"], self.kind, (p, lam, q), self.scaling)
+
+    def uses_all_triplets(self, layer: Layer) -> bool:
+        """Whether it trains, without dropout, with the factors in ``layer`` exactly as they are stored."""
+        # not self.P: an attribute of a module costs as much as a small operator
+        p, _, q = layer.factors
+        modules, parameters = self._modules, self._parameters
+        stored = p is parameters["P"] and q is parameters["Q"]
+        return self.training and modules["dropout"] is None and stored
 
     def stretch(self, rank: int) -> float:
         """The scale of a nested adapter's first ``rank`` triplets relative to s, (r / rank)^e."""

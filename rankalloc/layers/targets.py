@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from torch import nn
 
 from ..errors import TargetError, did_you_mean
-from .adaptable import SUPPORTED, is_quantized, kind_of, stacked_weights, why_not
+from .adaptable import is_quantized, kind_of, stacked_weights, supported, why_not
 from .kinds import LINEAR
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -206,7 +206,7 @@ def _could_be(modules: dict[str, nn.Module]) -> str:
             suffix = name.rsplit(".", 1)[-1]
             suffixes[suffix] = suffixes.get(suffix, 0) + 1
     if not suffixes:
-        return f"This model has no layer that rankalloc adapts ({SUPPORTED})"
+        return f"This model has no layer that rankalloc adapts ({supported()})"
     return "What can be adapted: " + ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.items())
 
 

@@ -16,7 +16,7 @@ from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import attach
 from ..errors import AdapterFileError, RankallocError, TargetError
 from ..layers.adaptable import kind_of, shape_of, why_not
-from ..layers.kinds import KINDS
+from ..layers.kinds import LAYER_KINDS
 from ..lowrank import Factors
 from . import fingerprint
 from .folder import WEIGHTS_NAME
@@ -106,7 +106,7 @@ def _fitting(finished: FinishedAdapter, layer: StoredLayer, modules: Mapping[str
     if why_not(modules[name]):
         raise AdapterFileError(f"{folder}: cannot adapt {name}: {why_not(modules[name])}")
     d_in, d_out = shape_of(modules[name])
-    kind = KINDS[kind_of(modules[name])]
+    kind = LAYER_KINDS[kind_of(modules[name])]
     if layer.plain and (layer.d_in, layer.d_out) != (d_in, d_out):
         raise AdapterFileError(
             f"{folder} was made for another model: {name} is {layer.d_in} → {layer.d_out} in the adapter and "

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from ..errors import AdapterFileError
-from ..layers.kinds import KINDS
+from ..layers.kinds import LAYER_KINDS
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .reading import FinishedAdapter
 
-EMBEDDING = KINDS["embedding"]
+EMBEDDING = LAYER_KINDS["embedding"]
 _KEPT = ("base_model_name_or_path", "task_type", "modules_to_save", "fan_in_fan_out")
 
 

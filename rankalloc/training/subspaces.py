@@ -21,7 +21,7 @@ from ..adapters.adapter_set import Adapters
 from ..errors import AdapterFileError, ConfigError, RankallocError
 from ..files import sha256_of
 from ..layers.adaptable import shape_of
-from ..layers.kinds import KINDS
+from ..layers.kinds import LAYER_KINDS
 from ..lowrank import Factors, bases
 from ..storage import fingerprint
 from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
@@ -122,7 +122,7 @@ def _check_base(other: FinishedAdapter, adapters: Adapters) -> list[str]:
 
 
 def _factors(other: FinishedAdapter, name: str, adapter: Adapter) -> Factors:
-    layer, kind, base = other.layers[name], KINDS[adapter.kind or "linear"], adapter.base_layer
+    layer, kind, base = other.layers[name], LAYER_KINDS[adapter.kind or "linear"], adapter.base_layer
     d_in, d_out = shape_of(base)
     try:
         plain = layer.plain and kind.plain
