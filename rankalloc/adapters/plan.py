@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from ..budget import LayerShape, RankBudget
+from ..budget import RankBudget, budget_of
 from ..errors import BudgetError, ConfigError, NotAdaptedError
 from ..methods.base import Method
 from .adapter_set import Adapters
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What one adapter begins with: ``P`` (d_out, r) and ``Q`` (r, d_in), with ΔW = P Q at the first step
+class Start:
+    """The factors that one adapter begins with: ``P`` (d_out, r) and ``Q`` (r, d_in), with ΔW = P Q at the first step
     whatever the scaling will be."""
 
     P: torch.Tensor
@@ -31,7 +31,7 @@ class RankPlan(dict[str, int]):
         init: parametrisation the method trains; attach's default.
         rank: the peak rank it was planned at; attach's default, and so the denominator of the scaling.
         budget: what the plan spends; None for a manual pattern taken as it is.
-        factors: {module name: Factors} of the layers that the method initialises; {} for none.
+        factors: {module name: Start} of the layers that the method initialises; {} for none.
         notes: what the user should know, one sentence each.
     """
 
@@ -42,7 +42,7 @@ class RankPlan(dict[str, int]):
         init: str,
         rank: int,
         budget: RankBudget | None,
-        factors: Mapping[str, Factors] | None = None,
+        factors: Mapping[str, Start] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         super().__init__(ranks)
@@ -76,15 +76,6 @@ def initialise(adapters: Adapters, plan: RankPlan) -> None:
             adapter.Q.copy_(factors.Q)
             adapter.lam.fill_(1.0)
     adapters.plan = plan
-
-
-def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param: int = 4) -> RankBudget:
-    """``budget`` restated for adapters that begin at their final ranks: what ``shapes`` cost, in the
-    same unit."""
-    unit = "params" if budget.params is not None else "bytes" if budget.bytes is not None else "ranks"
-    each = {"ranks": 0, "params": 1, "bytes": bytes_per_param}[unit]
-    spent = sum((shape.params_per_rank * each or 1) * shape.rank for shape in shapes)
-    return replace(budget, **{"ranks": None, "params": None, "bytes": None, "fraction": None, unit: spent})
 
 
 def budget_after(adapters: Adapters, budget: RankBudget, method: Method) -> RankBudget:

@@ -1,5 +1,8 @@
-"""Which layers can be adapted, and as matrices of which shape. The answers come from two registries: the kinds of layers
-in :mod:`rankalloc.layers.kinds`, and the ways to pack a weight in :mod:`rankalloc.layers.quantized`."""
+"""Which layers can be adapted, and as matrices of which shape.
+
+The answers come from two registries: the kinds of layers in :mod:`rankalloc.layers.kinds`, and the ways to pack a
+weight in :mod:`rankalloc.layers.quantized`.
+"""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ the pair is laid out in a PEFT file:
 
 A new kind is one subclass of :class:`Kind` and one entry in :data:`LAYER_KINDS`.
 
-The triplets of a grouped convolution are those of its weight as a matrix: one row of Q serves every group. PEFT's lora_A
-sees all channels, so the file repeats row i once per group, zero outside that group's channels: its rank is groups · r,
-its numbers are the layer's own and zeros, and PEFT computes the right output from it. (Budgets count neither these zeros
-nor padding.) PEFT cannot merge grouped convolutions; :func:`rankalloc.merge` can. A file that PEFT trained over all
-groups at once is not an update of the grouped weight: it cannot be loaded, but it can be exported.
+The triplets of a grouped convolution are those of its weight as a matrix: one row of Q serves every group. PEFT's
+lora_A sees all channels, so the file repeats row i once per group, zero outside that group's channels: its rank is
+groups · r, its numbers are the layer's own and zeros, and PEFT computes the right output from it. (Budgets count
+neither these zeros nor padding.) PEFT cannot merge grouped convolutions; :func:`rankalloc.merge` can. A file that PEFT
+trained over all groups at once is not an update of the grouped weight: it cannot be loaded, but it can be exported.
 """
 
 from __future__ import annotations

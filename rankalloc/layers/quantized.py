@@ -162,7 +162,8 @@ def take_back(model: nn.Module) -> None:
 def _require_scheme(module: nn.Module) -> str:
     scheme = scheme_of(module)
     if scheme is None:
-        raise RankallocError(f"{type(module).__name__} is quantised in a way this version does not know; known: {KNOWN}")
+        name = type(module).__name__
+        raise RankallocError(f"{name} is quantised in a way this version does not know; known: {KNOWN}")
     return scheme
 
 
@@ -173,9 +174,9 @@ def _is_of_bitsandbytes(module: nn.Module, name: str) -> bool:
 def _from_4_bits(packed: torch.Tensor, state: Any) -> torch.Tensor:
     """The matrix that bitsandbytes' layer multiplies by.
 
-    On a CPU with AVX512-BF16 the first call of a layer in evaluation changes the layout of its weight for good: codes of
-    32 rows side by side, scales transposed and rounded to bfloat16. ``dequantize_4bit`` does not know that layout and
-    would silently read other numbers.
+    On a CPU with AVX512-BF16 the first call of a layer in evaluation changes the layout of its weight for good: codes
+    of 32 rows side by side, scales transposed and rounded to bfloat16. ``dequantize_4bit`` does not know that layout
+    and would silently read other numbers.
     """
     from bitsandbytes import functional
 

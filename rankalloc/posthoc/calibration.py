@@ -25,6 +25,7 @@ from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import detach
 from ..errors import ConfigError, RankallocError
 from ..lowrank import Factors
+from ..options import number
 from ..storage.loading import load
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
@@ -85,8 +86,7 @@ def calibrate(
         ConfigError: there are no batches, or a number is out of its range.
         RankallocError: the model returns no loss, or a moment is not finite.
     """
-    if not 0 <= damping < float("inf"):
-        raise ConfigError(f"damping must be at least 0, got {damping!r}")
+    damping = number("damping", damping)
     loaded = not isinstance(adapter, Adapters)
     own = {name: value.clone() for name, value in _heads(model, adapter).items()} if loaded else {}
     adapters = load(model, adapter) if loaded else adapter

@@ -29,7 +29,7 @@ from ..budget import LayerShape, RankBudget
 from ..errors import AdapterFileError, ConfigError, did_you_mean, unknown
 from ..files import write_json
 from ..methods.allocators import ALLOCATORS, Demand
-from ..options import whole
+from ..options import integer
 from ..storage import fingerprint, plain_lora
 from ..storage.folder import check_destination, check_layout
 from ..storage.plain_lora import PlainLora
@@ -70,7 +70,7 @@ def extract(
         ConfigError: an option does not exist or is out of range.
     """
     check_layout(layout, pad_to)
-    whole("rank", rank, 1)
+    rank = integer("rank", rank, 1)
     if dtype not in _DTYPES:
         raise ConfigError(unknown("dtype", dtype, _DTYPES))
     if allocator not in ALLOCATORS:

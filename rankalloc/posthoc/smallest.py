@@ -13,7 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ..budget import RankBudget
-from ..errors import BudgetError, ConfigError
+from ..errors import BudgetError
+from ..options import integer, number
 from ..storage.folder import check_layout
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
@@ -52,10 +53,7 @@ def smallest(
         ConfigError: max_drop or steps is out of its range.
         AdapterFileError, RankallocError: as :func:`rankalloc.shrink`.
     """
-    if not 0 <= max_drop < 1:
-        raise ConfigError(f"max_drop is a share of the metric between 0 and 1, got {max_drop!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ConfigError(f"steps must be a whole number of at least 2, got {steps!r}")
+    max_drop, steps = number("max_drop", max_drop, 0, 1, ends="low"), integer("steps", steps, 2)
     check_layout(layout, pad_multiple)
     finished = settled(adapter, out)
     points = Points(finished, evaluate, out, metric, progress)

@@ -18,6 +18,7 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import AdapterFileError, ConfigError, RankallocError, TargetError
 from ..layers.adaptable import shape_of, why_not
+from ..options import integer
 from . import fingerprint
 from .library_index import AdapterVersion, find, scan
 from .reading import read_config
@@ -47,8 +48,8 @@ class AdapterLibrary:
         self, folder: str | os.PathLike, model: nn.Module | None = None, *, max_bytes: int | None = None,
         check_base: bool = True,
     ) -> None:
-        if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
-            raise ConfigError(f"max_bytes must be a whole number of at least 1, got {max_bytes!r}")
+        if max_bytes is not None:
+            max_bytes = integer("max_bytes", max_bytes, 1)
         if model is not None and any(isinstance(module, Adapter) for module in model.modules()):
             raise TargetError("this model has adapters attached already; save them and call rankalloc.detach first")
         self.folder = Path(folder)

@@ -74,12 +74,7 @@ def check_spendable(plan: BudgetPlan, adapters: Adapters) -> None:
     Raises:
         BudgetError: neither holds.
     """
-    cheapest = min(plan.costs) * plan.multiple_of
-    if 0 < plan.target < cheapest:
-        raise BudgetError(
-            f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it, "
-            "or to prune every rank say ranks=0"
-        )
+    plan.require_spendable()
     unspent = plan.target - plan.spent([a.rank for a in adapters])
     growable = [c for c, a, cap in zip(plan.costs, adapters, plan.caps, strict=True) if a.rank < cap]
     if growable and unspent >= min(growable) * plan.multiple_of:

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...adapters.plan import Factors
+from ...adapters.plan import Start
 from ...budget import LayerShape
-from ...options import whole
+from ...options import integer
 from .probe import Probe
 
 Scores = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ class Planner(ABC):
     """Whether it looks at batches."""
 
     def __init__(self, max_batches: int = 8) -> None:
-        self.max_batches = whole("max_batches", max_batches, 1)
+        self.max_batches = integer("max_batches", max_batches, 1)
 
     @abstractmethod
     def scores(self, probe: Probe, choose: Choose) -> Scores:
@@ -44,7 +44,7 @@ class Planner(ABC):
         depends on it.
         """
 
-    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Factors]:
+    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Start]:
         """{name: what the adapter begins with} at its final rank; {} leaves the initialisation alone.
 
         Called after :meth:`scores`, with the same probe."""

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...adapters.plan import Factors
-from ...errors import ConfigError, RankallocError
-from ...options import whole
+from ...adapters.plan import Start
+from ...errors import RankallocError
+from ...options import integer, number
 from .base import Choose, Planner, Scores
 from .incremental_pca import IncrementalPCA
 from .probe import Probe
@@ -45,9 +45,7 @@ class EVA(Planner):
 
     def __init__(self, max_batches: int = 8, tau: float = 0.99, passes: int = 16) -> None:
         super().__init__(max_batches)
-        if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau <= 1:
-            raise ConfigError(f"tau is a cosine above 0 and at most 1, got {tau!r}")
-        self.tau, self.passes = float(tau), whole("passes", passes, 1)
+        self.tau, self.passes = number("tau", tau, 0, 1, ends="high"), integer("passes", passes, 1)
 
     @torch.no_grad()
     def scores(self, probe: Probe, choose: Choose) -> Scores:
@@ -84,12 +82,12 @@ class EVA(Planner):
             )
         return self._ratios(probe)
 
-    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Factors]:
+    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Start]:
         factors = {}
         for name, rank in ranks.items():
             if rank:
                 Q = self.pca[self.first[name]].components[:rank].float().to(probe.targets[name].weight.device)
-                factors[name] = Factors(Q.new_zeros(probe.shape(name)[1], rank), Q)
+                factors[name] = Start(Q.new_zeros(probe.shape(name)[1], rank), Q)
         return factors
 
     def _ratios(self, probe: Probe) -> Scores:

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 
 import torch
 
-from ...adapters.plan import Factors
-from ...errors import ConfigError
+from ...adapters.plan import Start
 from ...layers.adaptable import full_weight
+from ...options import number
 from .base import Choose, Planner, Scores, constant
 from .gradients import weight_gradients
 from .probe import Probe, low_rank
@@ -42,9 +42,7 @@ class GoRA(Planner):
 
     def __init__(self, max_batches: int = 8, gamma: float = 0.05) -> None:
         super().__init__(max_batches)
-        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma < float("inf"):
-            raise ConfigError(f"gamma must be a positive number, got {gamma!r}")
-        self.gamma = float(gamma)
+        self.gamma = number("gamma", gamma, ends=False)
 
     def scores(self, probe: Probe, choose: Choose) -> Scores:
         self.gradients = weight_gradients(probe)
@@ -56,7 +54,7 @@ class GoRA(Planner):
         return constant(probe, {n: share / total / sum(probe.shape(n)) ** 0.5 for n, share in importance.items()})
 
     @torch.no_grad()
-    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Factors]:
+    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Start]:
         step = {}
         for name, rank in ranks.items():
             if rank:
@@ -64,19 +62,19 @@ class GoRA(Planner):
                 # G Qᵀ (Q Qᵀ)⁻¹ is the least-squares solution P of P Q = G
                 P = -torch.linalg.lstsq(Q.double().cpu().T, self.gradients.mean[name].double().T).solution.T
                 P = P * (probe.shape(name)[0] / rank) ** 0.5
-                step[name] = Factors(P.float().to(Q.device), Q)
+                step[name] = Start(P.float().to(Q.device), Q)
         gamma = self.gamma
         for _ in range(_HALVINGS):
-            start = {name: Factors(gamma * factors.P, factors.Q) for name, factors in step.items()}
+            start = {name: Start(gamma * factors.P, factors.Q) for name, factors in step.items()}
             if self._loss(probe, start) < self.gradients.loss:
                 if gamma < self.gamma:
                     probe.notes.append(f"gora began with a step of {gamma:g}: the loss rose at {2 * gamma:g}")
                 return start
             gamma /= 2
         probe.notes.append("gora began at ΔW = 0: no step along the gradient made the loss fall")
-        return {name: Factors(torch.zeros_like(factors.P), factors.Q) for name, factors in step.items()}
+        return {name: Start(torch.zeros_like(factors.P), factors.Q) for name, factors in step.items()}
 
-    def _loss(self, probe: Probe, start: Mapping[str, Factors]) -> float:
+    def _loss(self, probe: Probe, start: Mapping[str, Start]) -> float:
         def moved(name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             if name not in start:
                 return y

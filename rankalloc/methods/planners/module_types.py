@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...errors import ConfigError
+from ...options import number
 from .base import Choose, NoData, Scores
 from .patterns import matched
 from .probe import Probe
@@ -34,7 +34,5 @@ class ModuleTypes(NoData):
 
     def scores(self, probe: Probe, choose: Choose) -> Scores:
         named = matched("weights", self.weights, list(probe.targets))
-        for name, weight in named.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise ConfigError(f"weights gives {name} {weight!r}; a weight is a number of at least 0")
+        named = {name: number(f"the weight of {name}", weight) for name, weight in named.items()}
         return {name: named.get(name, 1.0) / (np.arange(peak) + 1.0) for name, peak in probe.peaks.items()}

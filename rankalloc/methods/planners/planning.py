@@ -14,7 +14,7 @@ from torch import nn
 from ...adapters import memory
 from ...adapters.adapter import Adapter
 from ...adapters.adapter_set import Adapters
-from ...adapters.plan import RankPlan, budget_of, initialise
+from ...adapters.plan import RankPlan, initialise
 from ...budget import LayerShape, RankBudget
 from ...errors import ConfigError, RankallocError, TargetError
 from ...layers.adaptable import kind_of, shape_of
@@ -25,8 +25,6 @@ from ...training.checks import check_init
 from .. import find_method
 from .prepared import Prepared, prepare_plan
 from .probe import LossFn, Probe, unchanged
-
-__all__ = ["budget_of", "first_batches", "layer_shapes", "plan_adapters", "plan_ranks"]
 
 
 def layer_shapes(

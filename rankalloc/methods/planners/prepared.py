@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapters.plan import budget_of
-from ...budget import BudgetPlan, LayerShape, RankBudget
+from ...budget import BudgetPlan, LayerShape, RankBudget, budget_of
 from ...errors import BudgetError, ConfigError, unknown
 from .. import METHODS, PLACEMENTS, Method, find_method
 from ..allocators import ALLOCATORS, Demand
@@ -92,12 +91,7 @@ def prepare_plan(
         raise ConfigError(f"method {method!r} needs a budget, such as RankBudget(fraction=0.5); 'manual' goes without")
     else:
         plan = budget.resolve(shapes, bytes_per_param=bytes_per_param)
-        cheapest = min(plan.costs) * plan.multiple_of
-        if 0 < plan.target < cheapest:
-            raise BudgetError(
-                f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it, "
-                "or to prune every rank say ranks=0"
-            )
+        plan.require_spendable()
     demand = Demand.at(plan, plan.freeze_step, seed or 0)
     return Prepared(chosen, planner, placement, budget, shapes, given, demand)
 
