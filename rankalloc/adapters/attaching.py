@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
-from ..layers.targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets, unadapted
+from ..layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads, unadapted
 from ..options import choice, integer, number
 from ..training import processes
 from .adapter import INITS, Adapter
@@ -88,7 +88,7 @@ def attach(
             f"the plan of method {plan.method!r} begins with factors of its own, and init='vera' with the same random "
             "ones in every layer; pass ranks=dict(plan) for its ranks alone"
         )
-    heads = find_heads(model) if modules_to_save is None else check_heads(model, modules_to_save)
+    heads = find_heads(model) if modules_to_save is None else named_heads(model, modules_to_save)
     targets = find_targets(model, target_modules, exclude_modules, heads)
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     notes = unadapted(model, target_modules, exclude_modules)

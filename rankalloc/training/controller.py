@@ -25,12 +25,13 @@ from ..budget import RankBudget
 from ..errors import ConfigError, NotAdaptedError, unknown
 from ..methods import PLACEMENTS, find_method
 from ..methods.allocators import ALLOCATORS
+from ..methods.requirements import basis_of, require_trainable
 from ..methods.rules import RULES
 from ..methods.scores import SCORES, Score
 from ..options import flag
 from ..trace import TRACE_NAME, LogRecord, RankTrace
 from . import allocation, averages, resuming, sharding
-from .checks import all_finite, basis_of, check_init, check_spendable
+from .checks import all_finite, check_spendable
 from .clock import StepClock
 from .recording import close_trace, new_trace
 from .regularizer import add_orthogonal_gradient
@@ -102,7 +103,7 @@ class RankController:
         strangers = [name for name in options if name not in self.method.options]
         if strangers:
             raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], self.method.options or ["none"]))
-        check_init(self.method, adapters.init)
+        require_trainable(self.method, adapters.init)
         sharding.prepare(adapters)
         self.canonical, self.orthogonal = basis_of(self.method, adapters.init, options)
         self.score_after_step = flag("score_after_step", options.pop("score_after_step", False))

@@ -127,7 +127,7 @@ BERT_KINDS = ("What can be adapted: ", "query (2)", "dense (6)")
         (["qeury"], ("matches no layer", "did you mean 'query'", *BERT_KINDS)),
         (["query", "valeu"], ("'valeu'", "did you mean 'value'")),
         ("query", ("regular expression for the whole name", *BERT_KINDS)),
-        ("(", ("no valid regular expression",)),
+        ("(", ("not a valid regular expression",)),
         ([], ("must be names",)),
         ([""], ("must be names",)),
         ([3], ("must be names",)),

@@ -1,16 +1,16 @@
 """GoRA: ranks from |W ⊙ G|, and a start one step down the gradient (He et al., arXiv 2502.12171).
 
 With G = E[∂L/∂W] over a few batches, a layer's importance is mean |W ⊙ G|, its share I_l of the sum over all
-layers. The paper gives it round(b · I_l / √(d_in + d_out)) ranks, clipped; here ranks are in proportion to
+layers. The paper gives a layer round(b · I_l / √(d_in + d_out)) ranks, clipped; here ranks are proportional to
 I_l / √(d_in + d_out) and meet the budget exactly, by largest remainders.
 
-Adapters begin at ΔW = P Q = −γ √(d_in / r) G Qᵀ (Q Qᵀ)⁻¹ Q: the projection of −G on the rows of Q, drawn as
-plain LoRA's, with the norm it loses by projecting given back, so that it is one step of gradient descent of
-size γ. γ is halved until the mean loss over the same batches falls: published code has been seen to begin
-uphill, and no fixed step is safe for all models.
+Adapters start at ΔW = P Q = −γ √(d_in / r) G Qᵀ (Q Qᵀ)⁻¹ Q: the projection of −G on the rows of Q, which are drawn as
+in plain LoRA, scaled to make up for the norm that the projection loses, so that it is one step of gradient descent of
+size γ. γ is halved until the mean loss over the same batches falls: published code has been seen to start uphill, and
+no fixed step is safe for all models.
 
-Cost: one forward and backward pass a batch, a forward pass or a few more for the start, and 4 bytes of host
-memory for each adapted weight. Known weakness: W ⊙ G says how much the loss hangs on the weights there are, not
+Cost: one forward and backward pass per batch, one or a few more forward passes for the start, and 4 bytes of host
+memory for each adapted weight. Known weakness: W ⊙ G measures how much the loss depends on the existing weights, not
 on the update to come; ΔW ≠ 0 before the first step.
 """
 
@@ -31,11 +31,11 @@ _HALVINGS = 30
 
 
 class GoRA(Planner):
-    """One score a layer, I_l / √(d_in + d_out), and factors to begin with; see the module docstring.
+    """One score per layer, I_l / √(d_in + d_out), and factors to start from; see the module docstring.
 
     Args:
         max_batches: how many batches to average gradients over.
-        gamma: size γ of the first step, before it is halved as often as needed.
+        gamma: size γ of the first step, before any halving.
     """
 
     name = "gora"

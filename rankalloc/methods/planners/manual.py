@@ -1,6 +1,6 @@
-"""Manual: the ranks you say, {suffix or regular expression: rank}, as PEFT's ``rank_pattern``.
+"""Manual: the ranks you give, {suffix or regular expression: rank}, as PEFT's ``rank_pattern``.
 
-A layer that no key matches has the peak rank. Cost: none. Known weakness: it is as good as the guess.
+A layer that no key matches has the peak rank. Cost: none. Known weakness: it is only as good as the guess.
 """
 
 from __future__ import annotations

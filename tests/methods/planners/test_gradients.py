@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import rankalloc as ra
 from rankalloc.layers.adaptable import weight_view
-from rankalloc.methods.planners.effective_rank import effective_rank
+from rankalloc.lowrank import effective_rank
 from rankalloc.methods.planners.fim import Fisher
 from rankalloc.methods.planners.gora import GoRA
 from rankalloc.methods.planners.gradients import weight_gradients
