@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .errors import BudgetError
 from .layer_names import places
@@ -280,7 +281,8 @@ def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param:
     fraction becomes a number of ranks."""
     unit = "params" if budget.params is not None else "bytes" if budget.bytes is not None else "ranks"
     spent = _spent([_cost(shape, unit, bytes_per_param) for shape in shapes], [shape.rank for shape in shapes])
-    return replace(budget, **{**dict.fromkeys(_QUANTITIES), unit: spent})
+    quantities: dict[str, Any] = {**dict.fromkeys(_QUANTITIES), unit: spent}
+    return replace(budget, **quantities)
 
 
 def _cost(shape: LayerShape, unit: str, bytes_per_param: int) -> int:

@@ -201,7 +201,7 @@ def distance(factors: Factors, lora_a: torch.Tensor, lora_b: torch.Tensor) -> fl
 def effective_rank(matrix: torch.Tensor) -> float:
     """exp(entropy of the normalised singular values) of a matrix: 1 to min(shape), and 0 for a zero matrix.
 
-    The report computes the same from recorded values, in a function of its own, because it does without torch.
+    The report has its own copy, from recorded values, because it does not import torch.
     """
     values = torch.linalg.svdvals(matrix.double())
     total = values.sum()

@@ -32,11 +32,9 @@ def number(
         rankalloc.errors.ConfigError: dropout must be a number of at least 0 and below 1, got 1
     """
     with_low, with_high = ends in (True, "low"), ends in (True, "high")
-    inside = (
-        isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        and (low <= value if with_low else low < value) and (value <= high if with_high else value < high)
-    )
-    if not inside:
+    finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    above = finite and (value >= low if with_low else value > low)
+    if not above or not (value <= high if with_high else value < high):
         bounds = f"of at least {low:g}" if with_low else f"above {low:g}"
         if math.isfinite(high):
             bounds += f" and at most {high:g}" if with_high else f" and below {high:g}"

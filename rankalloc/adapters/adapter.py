@@ -28,7 +28,7 @@ from ..layers.adaptable import kind_of, shape_of
 from ..layers.families import Family, output
 from ..layers.fused import Layer, compute_dtype, frozen_linear, fused_linear
 from ..layers.kinds import LAYER_KINDS, Kind
-from ..layers.replicas import REFUSAL, is_replica
+from ..layers.replicas import why_no_parameters
 from ..lowrank import Factors, singular_values
 from .vera import shared_pair
 
@@ -179,9 +179,7 @@ class Adapter(nn.Module):
         try:
             empty = not parameters["lam"].numel()
         except KeyError:
-            if is_replica(self):
-                raise RankallocError(REFUSAL) from None
-            raise
+            raise RankallocError(why_no_parameters(self)) from None
         if empty:
             return frozen_linear(base, self.kind, x) if self.training else base(x)
         layer = self.layer()
@@ -204,7 +202,10 @@ class Adapter(nn.Module):
     def layer(self) -> Layer:
         """The base layer and the factors that this call uses."""
         parameters = self._parameters
-        p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
+        try:
+            p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
+        except KeyError:
+            raise RankallocError(why_no_parameters(self)) from None
         if parameters["lam_out"] is not None:
             p = self.left()
         if self.training and self.drawn:

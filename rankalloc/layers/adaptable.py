@@ -37,7 +37,8 @@ def why_not(module: nn.Module) -> str | None:
     if own_reason:
         return own_reason
     name = type(module).__name__
-    if is_sharded(getattr(module, "weight", None)):
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor) and is_sharded(weight):
         return "its weight is sharded over processes already; put adapters in before fully_shard"
     if is_quantized(module) and not scheme_of(module):
         return f"its weights are quantised ({name}) in a way that is not known here; known: {KNOWN}"

@@ -36,15 +36,12 @@ class Member(Hashable, Protocol):
     @property
     def rank(self) -> int:
         """How many triplets it holds."""
-        ...
 
     def layer(self) -> Layer:
         """The frozen layer and the factors that a call uses now."""
-        ...
 
     def uses_all_triplets(self, layer: Layer) -> bool:
         """Whether it trains, without dropout, with the factors in ``layer`` exactly as they are stored."""
-        ...
 
 
 class Family:

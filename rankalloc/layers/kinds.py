@@ -1,4 +1,4 @@
-"""The kinds of layers that can be adapted: what a low-rank update is to each, one small strategy per kind.
+"""The kinds of layers that can be adapted, and how each computes a low-rank update: one small strategy per kind.
 
 To an adapter every weight is a matrix W (d_out, d_in), and its update is ΔW = P Q. A kind recognises its layers and
 defines how the matrix is laid out in the stored weight, what P Q adds to the layer's output without forming ΔW, and how
@@ -20,6 +20,7 @@ trained over all groups at once is not an update of the grouped weight: it canno
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -37,7 +38,7 @@ Base = TypeVar("Base", bound=nn.Module)
 _CONVOLVE: dict[int, Callable[..., torch.Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-class Kind(Generic[Base]):
+class Kind(ABC, Generic[Base]):
     """What nn.Linear and most others share; a subclass overrides what differs."""
 
     name: str
@@ -53,9 +54,9 @@ class Kind(Generic[Base]):
     takes_numbers = True
     """Whether inputs are numbers, which can be cast and dropped out; token ids cannot."""
 
+    @abstractmethod
     def matches(self, module: nn.Module) -> bool:
         """Whether ``module`` is a layer of this kind and computes its output as the kind says."""
-        raise NotImplementedError
 
     def why_not(self, module: nn.Module) -> str | None:
         """Why ``module`` cannot be adapted although it is of this kind, in a few words; else None."""
@@ -93,7 +94,7 @@ class Kind(Generic[Base]):
         return a, b
 
     def unpack(self, base: Base, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inverse of :meth:`pack`. Raises RankallocError, without a subject, when they are no pair for ``base``."""
+        """The inverse of :meth:`pack`. Raises RankallocError, without a subject, if they do not fit ``base``."""
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
             raise RankallocError("its factors do not fit each other")
         return a, b

@@ -15,7 +15,7 @@ adds in a different order from MKL: runs with and without it differ by rounding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -41,7 +41,7 @@ def processor() -> str | None:
     return _capabilities().get("cpu_name") or None
 
 
-def _capabilities() -> dict[str, Any]:
+def _capabilities() -> Mapping[str, Any]:
     # older versions of torch do not have this function
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 

@@ -16,6 +16,7 @@ packings are unknown, and refused by name.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -24,20 +25,20 @@ from torch import nn
 from ..errors import RankallocError
 
 
-class Scheme:
+class Scheme(ABC):
     """One way to pack the weight of a linear layer."""
 
     name: str
     title: str
     """Its layers in the words of a message."""
 
+    @abstractmethod
     def matches(self, module: nn.Module) -> bool:
         """Whether the weight of ``module`` is packed in this way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dequantized(self, module: Any) -> torch.Tensor:
         """The weight as a plain floating-point matrix, (d_out, d_in): a new tensor."""
-        raise NotImplementedError
 
     def unpacked_dtype(self, module: Any) -> torch.dtype | None:
         """The type of the weight before it was packed; None where :meth:`dequantized` returns that type already."""

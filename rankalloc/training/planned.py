@@ -52,11 +52,11 @@ def prepare_adapters(
     """The checks of :func:`plan_adapters` that need no data; raises as it does."""
     require_trainable(find_method(method), adapters.init)
     prepared = prepare_plan(adapters.shapes(), budget, method, placement, adapters.bytes_per_param(), seed, options)
-    for shape in adapters.shapes() if prepared.given is not None else ():
-        if prepared.given[shape.name] > shape.rank:
+    peaks = {shape.name: shape.rank for shape in adapters.shapes()}
+    for name, rank in (prepared.given or {}).items():
+        if rank > peaks[name]:
             raise ConfigError(
-                f"rank_pattern gives {shape.name} rank {prepared.given[shape.name]}, and its adapter has rank "
-                f"{shape.rank}; attach with a higher rank"
+                f"rank_pattern gives {name} rank {rank}, and its adapter holds {peaks[name]}; attach with a higher rank"
             )
     return prepared
 

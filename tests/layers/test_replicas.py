@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 import rankalloc as ra
 from rankalloc.errors import RankallocError
@@ -75,6 +76,14 @@ def test_it_does_not_matter_who_came_first(wrapped_first):
     torch.testing.assert_close(wrapper(x), model(x))
     with pytest.raises(RankallocError, match="adapters do not run in torch.nn.DataParallel"):
         replica_of(wrapper.module)(x)
+
+
+@pytest.mark.parametrize("factor", ["P", "lam", "Q"])
+def test_factors_that_are_parametrized_are_refused_too(factor):
+    adapters = ra.attach(Pair(), rank=2)
+    register_parametrization(adapters.modules["one"], factor, nn.Identity())
+    with pytest.raises(RankallocError, match="are not its parameters any more .parametrized, pruned or flattened"):
+        adapters.model(torch.ones(2, 4))
 
 
 def test_a_replica_without_adapters_is_left_alone():

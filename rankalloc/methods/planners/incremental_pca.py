@@ -31,7 +31,6 @@ class IncrementalPCA:
         self.count, self.tau = count, tau
         self.components: torch.Tensor | None = None
         self.ratios: torch.Tensor | None = None
-        self.ratios: torch.Tensor | None = None
         self.converged = torch.zeros(count, dtype=torch.bool)
         self.singular_values: torch.Tensor | None = None
         self.rows = 0

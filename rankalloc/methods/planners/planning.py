@@ -66,13 +66,13 @@ def plan_ranks(
         bytes_per_param: element size of the adapters to come.
         placement: one of ``rankalloc.methods.PLACEMENTS``: the method's own choice or one of its controls.
         seed: of everything the method draws.
-        loss_fn: ``loss_fn(outputs, labels)`` where the model gives no loss of its own.
+        loss_fn: ``loss_fn(outputs, labels)`` if the model does not return a loss.
         target_modules, exclude_modules, modules_to_save: as for attach.
         options: the method's own (``rankalloc ls methods``).
 
     Raises:
         ConfigError: the method chooses its ranks while training; an option is unknown or out of range;
-            there are no batches, or no loss.
+            there are no batches, or there is no loss.
         BudgetError: the budget does not fit.
         RankallocError: a loss or gradient is not finite.
 
