@@ -20,6 +20,7 @@ from rankalloc.options import choice, flag, integer, number
 from rankalloc.posthoc.combining import combiner
 
 SHAPES = [ra.LayerShape("a", 16, 16, 12), ra.LayerShape("b", 16, 8, 12)]
+EIGHT = ra.RankBudget(ranks=8)
 NOT_WHOLE = (True, "8", 8.0, np.float32(8), None)
 NOT_NUMBERS = (True, "0.5", float("nan"), float("inf"), [0.5])
 
@@ -50,6 +51,7 @@ WHOLE = {
     "run length": lambda v: ra.RankBudget(ranks=8).resolve(SHAPES, v).total_steps,
     "attach rank": lambda v: attached(rank=v).rank,
     "attach ranks": lambda v: attached(ranks={"0": v}).ranks()["0"],
+    "plan_ranks rank": lambda v: ra.plan_ranks(nn.Sequential(nn.Linear(16, 16)), None, EIGHT, rank=v).rank,
     "at_rank": at_rank,
     "max_batches": lambda v: EVA(max_batches=v).max_batches,
     "passes": lambda v: EVA(passes=v).passes,

@@ -18,6 +18,7 @@ from ...errors import ConfigError, TargetError
 from ...layers.adaptable import kind_of, shape_of
 from ...layers.kinds import LINEAR
 from ...layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads
+from ...options import integer
 from .prepared import Prepared, prepare_plan
 from .probe import LossFn, Probe, unchanged
 
@@ -90,6 +91,7 @@ def plan_ranks(
             "this model has adapters attached already: plan before rankalloc.attach, or give the Trainer a "
             "RankCallback, which plans for adapters at their start"
         )
+    rank = integer("rank", rank, 1)
     targets = _targets(model, target_modules, exclude_modules, modules_to_save)
     multiple = budget.multiple_of if budget is not None else 1
     shapes = [at_peak(LayerShape(name, *shape_of(module), rank), multiple) for name, module in targets.items()]
