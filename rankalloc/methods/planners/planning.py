@@ -158,7 +158,7 @@ def _taken(method: str, batches: Iterable[Any] | None, count: int) -> list[Any]:
         raise ConfigError(f"batches must be several batches, got one {type(batches).__name__}; pass [batch]")
     taken = list(islice(batches, count)) if batches is not None else []
     if not taken:
-        got = "None" if batches is None else "an empty iterable"
+        got = "None" if batches is None else "none at all"
         raise ConfigError(f"method {method!r} looks at data to choose ranks: pass training batches, got {got}")
     return taken
 
