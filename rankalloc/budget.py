@@ -1,21 +1,25 @@
-"""What may be spent on ranks, and its course over the steps of a run. Pure: no torch.
+"""The rank budget, and its course over the steps of a run. Pure: no torch.
 
-A :class:`RankBudget` is what the user says. :meth:`RankBudget.resolve` holds it against the
-layers it is for and returns a :class:`BudgetPlan` in whole units with exact steps, or one clear
-error. Costs count the plain LoRA that ships: d_in + d_out parameters for each rank of a layer.
+The user gives a :class:`RankBudget`. :meth:`RankBudget.resolve` checks it against the layers it is for and returns a
+:class:`BudgetPlan` in whole units with exact steps, or raises one clear error. Costs count the plain LoRA that ships:
+d_in + d_out parameters for each rank of a layer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from .errors import BudgetError, unknown
+from .errors import BudgetError
 from .layer_names import places
+from .options import choice, integer, number
 
 SHAPES = {"cubic": 3, "linear": 1, "constant": 0}
 """Course of the budget between warm-up and freeze: the exponent of (1 - progress)."""
+
+_QUANTITIES = ("ranks", "params", "bytes", "fraction")
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,15 @@ class RankBudget:
         if len(given) != 1:
             got = ", ".join(f"{k}={v!r}" for k, v in given.items()) or "none of them"
             raise BudgetError(f"a RankBudget takes exactly one of ranks=, params=, bytes=, fraction=; got {got}")
-        for name in ("ranks", "params", "bytes", "min_rank", "max_rank", "multiple_of", "every"):
-            value = getattr(self, name)
-            lowest = 1 if name in ("multiple_of", "every") else 0
-            if value is None and name not in ("min_rank", "multiple_of", "every"):
-                continue
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < lowest:
-                raise BudgetError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
-        for name in ("fraction", "warmup", "freeze"):
-            value = getattr(self, name)
-            if value is None and name == "fraction":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise BudgetError(f"{name} is a fraction between 0 and 1, got {value!r}")
+        for name in ("ranks", "params", "bytes", "max_rank"):
+            if getattr(self, name) is not None:
+                self._settle(name, integer(name, getattr(self, name), 0, error=BudgetError))
+        for name, lowest in (("min_rank", 0), ("multiple_of", 1), ("every", 1)):
+            self._settle(name, integer(name, getattr(self, name), lowest, error=BudgetError))
+        if self.fraction is not None:
+            self._settle("fraction", number("fraction", self.fraction, 0, 1, error=BudgetError))
+        for name in ("warmup", "freeze"):
+            self._settle(name, number(name, getattr(self, name), 0, 1, error=BudgetError))
         if self.fraction == 0:
             raise BudgetError("fraction must be above 0; to prune every rank say ranks=0")
         if self.warmup + self.freeze >= 1:
@@ -104,38 +104,80 @@ class RankBudget:
                 f"warmup={self.warmup} and freeze={self.freeze} leave no steps to choose ranks in; "
                 "their sum must stay below 1"
             )
-        if self.shape not in SHAPES:
-            raise BudgetError(unknown("shape", self.shape, SHAPES))
+        choice("shape", self.shape, SHAPES, BudgetError)
         if self.max_rank is not None and self.min_rank > self.max_rank:
             raise BudgetError(f"min_rank={self.min_rank} is above max_rank={self.max_rank}")
+
+    def _settle(self, name: str, value: float) -> None:
+        """Store a plain Python number, which JSON can hold, for the one that was given."""
+        object.__setattr__(self, name, value)
 
     @property
     def given(self) -> dict[str, int | float]:
         """The one quantity that was given, as {name: value}."""
-        quantities = {name: getattr(self, name) for name in ("ranks", "params", "bytes", "fraction")}
-        # numpy's whole numbers are welcome and become plain ones, which JSON can hold
-        plain = {
-            n: v.__index__() if hasattr(v, "__index__") and not isinstance(v, bool) else v
-            for n, v in quantities.items()
-        }
-        return {name: value for name, value in plain.items() if value is not None}
+        values = {name: getattr(self, name) for name in _QUANTITIES}
+        return {name: value for name, value in values.items() if value is not None}
 
     def resolve(
         self, layers: Sequence[LayerShape], total_steps: int = 1, bytes_per_param: int = 4,
         most: str = "that the adapters start with", way_out: str = "lower it, or begin with a higher rank",
         finished: bool = False,
     ) -> BudgetPlan:
-        """Hold the budget against ``layers`` and a run of ``total_steps`` optimizer steps.
+        """Check the budget against ``layers`` and a run of ``total_steps`` optimizer steps.
 
-        ``most`` and ``way_out`` are for messages: what the layers' ranks are, and what to do when they are too few.
-        ``finished`` layers may hold less than ``min_rank``; they are not to lose what they have.
+        ``most`` and ``way_out`` are for messages: what the layers' ranks are, and what to do when they are too low.
+        ``finished`` layers may have less than ``min_rank``; they must then keep what they have.
 
         Raises:
-            BudgetError: the budget is above what the layers start with or may keep, below the
-                floor's total, or no multiple of ``multiple_of``; the message gives both numbers.
+            BudgetError: the budget is above the ranks that the layers start with or may keep, below the sum of
+                their floors, or not a multiple of ``multiple_of``; the message gives both numbers.
         """
-        if isinstance(total_steps, bool) or not hasattr(total_steps, "__index__") or total_steps < 1:
-            raise BudgetError(f"total_steps must be a whole number of at least 1, got {total_steps!r}")
+        total_steps = integer("total_steps", total_steps, 1, error=BudgetError)
+        ranks = [layer.rank for layer in layers]
+        floors, caps = self._bounds(layers, most, way_out, finished)
+        unit, costs = self._costs(layers, bytes_per_param)
+        initial, floor, ceiling = (_spent(costs, counts) for counts in (ranks, floors, caps))
+        target = self._target(initial)
+        if any(low > high for low, high in zip(floors, caps, strict=True)):
+            raise BudgetError(
+                f"min_rank={self.min_rank} and max_rank={self.max_rank} leave no multiple of {self.multiple_of} "
+                "between them"
+            )
+        if target > initial:
+            raise BudgetError(f"the budget of {target:,} {unit} is above the {initial:,} {most}; {way_out}")
+        if target > ceiling:
+            raise BudgetError(
+                f"the budget of {target:,} {unit} cannot be spent: max_rank={self.max_rank} allows {ceiling:,}"
+            )
+        if target < floor:
+            raise BudgetError(
+                f"the budget of {target:,} {unit} is below the floor: min_rank={self.min_rank} on {len(floors)} "
+                f"layers takes {floor:,}"
+            )
+        if unit == "ranks" and target % self.multiple_of:
+            below = target // self.multiple_of * self.multiple_of
+            raise BudgetError(
+                f"ranks={target} is not a multiple of multiple_of={self.multiple_of}; say {below} or "
+                f"{below + self.multiple_of}"
+            )
+        warmup_steps, freeze_step = self._steps(total_steps)
+        return BudgetPlan(
+            unit=unit, target=target, initial=initial, ceiling=ceiling, floor=floor, costs=costs,
+            floors=floors, caps=caps, multiple_of=self.multiple_of, shape=self.shape, every=self.every,
+            total_steps=total_steps, warmup_steps=warmup_steps, freeze_step=freeze_step,
+            groups=_groups([layer.name for layer in layers]),
+        )
+
+    def _costs(self, layers: Sequence[LayerShape], bytes_per_param: int) -> tuple[str, tuple[int, ...]]:
+        """The unit of the budget, and what one rank of each layer costs in it."""
+        (name, _), = self.given.items()
+        unit = "ranks" if name == "fraction" else name
+        return unit, tuple(_cost(layer, unit, bytes_per_param) for layer in layers)
+
+    def _bounds(
+        self, layers: Sequence[LayerShape], most: str, way_out: str, finished: bool
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The lowest and the highest rank of each layer, in whole multiples."""
         step = self.multiple_of
         for layer in layers:
             if layer.rank % step:
@@ -147,61 +189,36 @@ class RankBudget:
                 raise BudgetError(
                     f"min_rank={self.min_rank} is above the {layer.rank} {most} in {layer.name}; {way_out}"
                 )
-        (name, value), = self.given.items()
-        unit = "ranks" if name == "fraction" else name
-        per_rank = {"ranks": 0, "params": 1, "bytes": bytes_per_param}[unit]
-        costs = tuple(layer.params_per_rank * per_rank if per_rank else 1 for layer in layers)
         floor = -(-self.min_rank // step) * step
         floors = tuple(min(floor, layer.rank) if finished else floor for layer in layers)
         highest = [layer.rank if self.max_rank is None else min(layer.rank, self.max_rank) for layer in layers]
-        caps = tuple(rank // step * step for rank in highest)
-        initial = sum(cost * layer.rank for cost, layer in zip(costs, layers, strict=True))
-        # a fraction such as 0.29 of 100 is 28.999…: rounding down must not eat a whole rank
-        target = math.floor(value * initial + 1e-9) // step * step if name == "fraction" else int(value)
-        if name == "fraction" and target == 0:
+        return floors, tuple(rank // step * step for rank in highest)
+
+    def _target(self, initial: int) -> int:
+        """The budget at the end, in its unit; ``initial`` is what the layers start with."""
+        (name, value), = self.given.items()
+        if name != "fraction":
+            return int(value)
+        # 0.29 · 100 is 28.999…: rounding down must not eat a whole rank
+        target = math.floor(value * initial + 1e-9) // self.multiple_of * self.multiple_of
+        if target == 0:
             raise BudgetError(
-                f"fraction={value} of {initial:,} ranks is less than one step of {step}; raise it, or to prune every "
-                "rank say ranks=0"
+                f"fraction={value} of {initial:,} ranks is less than one step of {self.multiple_of}; raise it, or to "
+                "prune every rank say ranks=0"
             )
-        floor_total = sum(cost * floor for cost, floor in zip(costs, floors, strict=True))
-        cap_total = sum(cost * cap for cost, cap in zip(costs, caps, strict=True))
-        if any(floor > cap for floor, cap in zip(floors, caps, strict=True)):
-            raise BudgetError(
-                f"min_rank={self.min_rank} and max_rank={self.max_rank} leave no multiple of {step} between them"
-            )
-        if target > initial:
-            raise BudgetError(
-                f"the budget of {target:,} {unit} is above the {initial:,} {most}; {way_out}"
-            )
-        if target > cap_total:
-            raise BudgetError(
-                f"the budget of {target:,} {unit} cannot be spent: max_rank={self.max_rank} allows {cap_total:,}"
-            )
-        if target < floor_total:
-            raise BudgetError(
-                f"the budget of {target:,} {unit} is below the floor: min_rank={self.min_rank} on {len(floors)} "
-                f"layers takes {floor_total:,}"
-            )
-        if unit == "ranks" and target % step:
-            raise BudgetError(
-                f"ranks={target} is no multiple of multiple_of={step}; say {target // step * step} or "
-                f"{-(-target // step) * step}"
-            )
+        return target
+
+    def _steps(self, total_steps: int) -> tuple[int, int]:
+        """The last step of the warm-up, and the step at which ranks freeze."""
         freeze_step = max(1, total_steps - _nearest(self.freeze * total_steps))
-        warmup_steps = min(_nearest(self.warmup * total_steps), freeze_step - 1)
-        return BudgetPlan(
-            unit=unit, target=target, initial=initial, ceiling=cap_total, floor=floor_total, costs=costs,
-            floors=floors, caps=caps, multiple_of=step, shape=self.shape, every=self.every,
-            total_steps=total_steps, warmup_steps=warmup_steps, freeze_step=freeze_step,
-            groups=_groups([layer.name for layer in layers]),
-        )
+        return min(_nearest(self.warmup * total_steps), freeze_step - 1), freeze_step
 
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """A budget resolved for given layers: whole units, exact steps. ``costs``, ``floors`` and
-    ``caps`` are per layer (cost of one rank, lowest and highest rank), and so are ``groups``: layers of
-    one module type, whatever their block, have the same index."""
+    """A budget resolved for given layers: whole units, exact steps. ``costs``, ``floors`` and ``caps`` are per layer
+    (cost of one rank, lowest and highest rank), and so are ``groups``: layers of one module type have the same index,
+    whatever their block."""
 
     unit: str
     target: int
@@ -242,8 +259,39 @@ class BudgetPlan:
         return step == self.freeze_step or (inside and (step - self.warmup_steps) % self.every == 0)
 
     def spent(self, ranks: Sequence[int]) -> int:
-        """What these live ranks cost, in :attr:`unit`."""
-        return sum(cost * rank for cost, rank in zip(self.costs, ranks, strict=True))
+        """The cost of these live ranks, in :attr:`unit`."""
+        return _spent(self.costs, ranks)
+
+    @property
+    def cheapest(self) -> int:
+        """The cost of the cheapest step of ranks in any layer, in :attr:`unit`."""
+        return min(self.costs) * self.multiple_of
+
+    def require_spendable(self) -> None:
+        """Raise BudgetError when the target is above zero and still buys no rank."""
+        if 0 < self.target < self.cheapest:
+            raise BudgetError(
+                f"the budget of {self.target:,} {self.unit} buys no rank: the cheapest costs {self.cheapest:,}; raise "
+                "it, or to prune every rank say ranks=0"
+            )
+
+
+def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param: int = 4) -> RankBudget:
+    """``budget`` restated for adapters that begin at their final ranks: the cost of ``shapes``, in the same unit; a
+    fraction becomes a number of ranks."""
+    unit = "params" if budget.params is not None else "bytes" if budget.bytes is not None else "ranks"
+    spent = _spent([_cost(shape, unit, bytes_per_param) for shape in shapes], [shape.rank for shape in shapes])
+    quantities: dict[str, Any] = {**dict.fromkeys(_QUANTITIES), unit: spent}
+    return replace(budget, **quantities)
+
+
+def _cost(shape: LayerShape, unit: str, bytes_per_param: int) -> int:
+    """The cost of one rank of a layer."""
+    return {"ranks": 1, "params": shape.params_per_rank, "bytes": shape.params_per_rank * bytes_per_param}[unit]
+
+
+def _spent(costs: Sequence[int], ranks: Sequence[int]) -> int:
+    return sum(cost * rank for cost, rank in zip(costs, ranks, strict=True))
 
 
 def _groups(names: Sequence[str]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""Every error rankalloc raises on purpose, and the did-you-mean they share.
+"""Every error that rankalloc raises on purpose, and the suggestion of a near name that they share.
 
-A message names what was wrong, the value it got, and the way out, in one sentence. The command
-line prints exactly that sentence; ``exit_code`` is what the process then ends with.
+A message is one sentence: what was wrong, the value, and the way out. The command line prints exactly that sentence and
+exits with ``exit_code``.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ class RankallocError(Exception):
 
 
 class BudgetError(RankallocError, ValueError):
-    """A rank budget that cannot be read or cannot be met by the adapters it is for."""
+    """A rank budget that is invalid, or cannot be met by the adapters it is for. Exit code 2."""
 
     exit_code = 2
 
 
 class TargetError(RankallocError, ValueError):
-    """Target modules that are missing, cannot be adapted, or are adapted already."""
+    """Target modules that are missing, cannot be adapted, or are adapted already. Exit code 2."""
 
     exit_code = 2
 
 
 class ConfigError(RankallocError, ValueError):
-    """A configuration, option or name that does not exist or does not fit. Exit code 2."""
+    """A configuration, option or name that does not exist or is not valid. Exit code 2."""
 
     exit_code = 2
 
 
 class DataError(RankallocError, ValueError):
-    """The user's data file: missing, empty, without the named column, with unusable labels."""
+    """A data file of the user that is missing, empty, lacks a column, or has unusable labels. Exit code 2."""
 
     exit_code = 2
 
@@ -45,11 +45,11 @@ class AdapterFileError(RankallocError):
 
 
 class NotAdaptedError(RankallocError, RuntimeError):
-    """Adaptation was asked for and did not happen, which is never passed over in silence."""
+    """Adaptation was requested and did not happen, which is never silently ignored."""
 
 
 class NothingFeasibleError(RankallocError):
-    """No trial was feasible, or none completed. Exit code 3."""
+    """No trial was feasible, or none was completed. Exit code 3."""
 
     exit_code = 3
 
@@ -61,6 +61,6 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
-    """One sentence saying that ``word`` is no known ``kind``, with the nearest and all choices."""
+    """The sentence for a ``word`` that is not a known ``kind``, with the nearest of ``choices`` and all of them."""
     choices = list(choices)
     return f"unknown {kind} {word!r}{did_you_mean(word, choices)}; known: {', '.join(choices)}"

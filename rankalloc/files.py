@@ -1,7 +1,7 @@
 """Writing files so that a reader never sees half of one.
 
-Content goes to a temporary name in the same folder, reaches the disk, and is then renamed over
-the target. A full disk or a killed process leaves the old file as it was.
+Content is written to a temporary file in the same folder, flushed to disk, and renamed over the target. A full disk or
+a killed process leaves the old file unchanged.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success rename it over ``path``, else remove it.
 
     Raises:
-        RankallocError: the folder cannot be made or written to, or the disk is full. The target
-            is then untouched.
+        RankallocError: the folder cannot be created or written to, or the disk is full; the target is unchanged.
     """
     target = Path(path)
     temporary: Path | None = None
@@ -50,7 +49,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write ``text`` as UTF-8, whole or not at all; returns the path."""
+    """Write ``text`` as UTF-8, completely or not at all; returns the path."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)

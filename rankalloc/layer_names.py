@@ -1,4 +1,4 @@
-"""What a layer's name says: where in the network it sits (the two axes of the rank map), and its place in a list."""
+"""What a layer's name tells: its position in the network (the two axes of the rank map), and its place in a list."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _BLOCK = re.compile(r"^(?:(?P<stack>.*?)\.)?(?P<block>\d+)(?:\.(?P<role>.*))?$")
 
 
 def places(names: Sequence[str]) -> list[tuple[int | None, str]]:
-    """(block, role) of each name: ``encoder.layer.3.attention.self.query`` is block 3, role
-    ``attention.self.query``. A name without a number has block None and is its own role. Where a
-    model has several stacks (encoder and decoder), the stack's name goes in front of the role.
+    """(block, role) of each name: ``encoder.layer.3.attention.self.query`` has block 3 and role
+    ``attention.self.query``. A name without a number has block None and is its own role. If a model has several stacks
+    (encoder and decoder), the role begins with the stack's name.
 
     Example:
         >>> places(["encoder.layer.3.output.dense", "pooler.dense"])

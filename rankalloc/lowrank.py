@@ -5,16 +5,16 @@ R_P Λ R_Qᵀ = U Σ Vᵀ has the singular values of ΔW, and the singular direc
 
     P · (Λ R_Qᵀ V) = U_ΔW Σ,      (Uᵀ R_P Λ) · Q = Σ V_ΔWᵀ                                             (1)
 
-so that no orthonormal basis of the tall factors is ever formed, and nothing is divided by but the singular values
-that are kept. Dropping the smallest is the best approximation in the Frobenius norm (Eckart and Young, 1936).
+so no orthonormal basis of the tall factors is ever formed, and the only divisions are by singular values that are kept.
+Dropping the smallest is the best approximation in the Frobenius norm (Eckart and Young, 1936).
 
-In the metric ‖G^½ · C^½‖_F (K-FAC: Martens and Grosse, 2015, arXiv 1503.05671) the same holds with PᵀGP and QCQᵀ in
-the place of PᵀP and QQᵀ: the truncation of G^½ ΔW C^½, mapped back, is (1) again, since the inverse roots cancel.
-What the metric must give is therefore two r × r matrices a layer, never G and C themselves.
+In the metric ‖G^½ · C^½‖_F (K-FAC: Martens and Grosse, 2015, arXiv 1503.05671) the same holds with PᵀGP and QCQᵀ
+instead of PᵀP and QQᵀ: the truncation of G^½ ΔW C^½, mapped back, is (1) again, since the inverse roots cancel. The
+metric must therefore supply two r × r matrices per layer, never G and C themselves.
 
 R comes from the Cholesky factor of the r × r Gram matrix in float64, at a fifth of the cost of a Householder QR of the
-tall factor. Squaring loses singular values below about 1e-8 of ‖P‖‖Λ‖‖Q‖, which is under the rounding of float32
-factors; where ΔW itself is that much smaller than its factors (two adapters that cancel each other, say), or the
+tall factor. Squaring loses singular values below about 1e-8 of ‖P‖‖Λ‖‖Q‖, which is below the rounding of float32
+factors; if ΔW itself is that much smaller than its factors (two adapters that cancel each other, for example), or the
 factors are float64, the QR is used.
 """
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 
 CANCELS = 1e-3
-"""How small ‖ΔW‖ may be beside ‖P‖‖ΛQ‖ before squared matrices are not exact enough."""
+"""The ratio of ‖ΔW‖ to ‖P‖‖ΛQ‖ below which Gram matrices are not exact enough."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ class Factors:
         return lam.double() * self.scaling
 
     def dense(self) -> torch.Tensor:
-        """ΔW, (d_out, d_in) in float64: for where nothing smaller will do."""
+        """ΔW, (d_out, d_in) in float64, for uses that need the full matrix."""
         return (self.P.double() * self.diagonal()) @ self.Q.double()
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A low-rank update in singular form, as maps on its own factors.
+    """A low-rank update in singular form, as linear maps of its factors.
 
     Attributes:
         sigma: singular values in the metric, falling, (m,) in float64, m = min(r, d_out, d_in).
         left: (r, m); P · left = U Σ^½ (in the metric).
         right: (m, r); right · Q = Σ^½ Vᵀ.
         core: Λ s as a matrix, (r, r): ΔW = P core Q.
-        norm: ‖ΔW‖_F, whatever the metric.
+        norm: ‖ΔW‖_F, in any metric.
         roots: R_P and R_Q of the Frobenius norm.
-        plain: whether that is the metric.
+        plain: whether the metric is the Frobenius norm.
     """
 
     sigma: torch.Tensor
@@ -75,17 +75,17 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """Singular values there are when triplets that are zero padding are not counted."""
+        """How many singular values there are, without triplets that are zero padding."""
         used = (self.roots[0] != 0).any(0) | (self.roots[1] != 0).any(0)
         return min(int(used.sum()), len(self.sigma))
 
     def significant(self, share: float = 1e-8) -> int:
-        """How many singular values (in the Frobenius norm) are above ``share`` of ‖P‖‖ΛQ‖, that is, not rounding."""
+        """How many singular values (in the Frobenius norm) are above ``share`` of ‖P‖‖ΛQ‖, and so not rounding."""
         size = self.roots[0].norm() * (self.roots[1] @ self.core).norm()
         return int((self.sigma > share * size).sum())
 
     def error(self, kept: int) -> float:
-        """‖ΔW − ΔW_kept‖_F of the ``kept`` largest triplets, whatever the metric they are largest in."""
+        """‖ΔW − ΔW_kept‖_F for the ``kept`` triplets that are largest in the metric."""
         if self.plain:
             return float(self.sigma[kept:].norm())
         return _norm(self.core - self.left[:, :kept] @ self.right[:kept], *self.roots)
@@ -98,7 +98,7 @@ def decompose(
 
     Args:
         grams: PᵀGP and QCQᵀ of a metric, (r, r) each; None for the Frobenius norm.
-        exact: use Householder QR; None where it is needed.
+        exact: use Householder QR; None to use it only when needed.
 
     Raises:
         FloatingPointError: a factor is not finite.
@@ -121,12 +121,12 @@ def decompose(
         return Spectrum(*nothing, core, norm, roots, grams is None)
     u, sigma, vh = torch.linalg.svd((weighted[0] * diagonal) @ weighted[1].T, full_matrices=False)
     u, sigma, vh = u[:, :most], sigma[:most], vh[:most]
-    # a direction of no size has no inverse: it is kept, if at all, as zeros
+    # a direction of size zero has no inverse: if it is kept, it is kept as zeros
     sizes = sigma.sqrt()
     inverse = torch.where(sigma > sigma[0] * 1e-14, 1 / sizes.clamp_min(1e-300), 0.0)
     left = diagonal[:, None] * (weighted[1].T @ vh.T) * inverse
     right = inverse[:, None] * (u.T @ weighted[0]) * diagonal
-    # equal weights give equal factors: the sign that makes the largest entry of each column positive
+    # equal weights must give equal factors: the sign is the one that makes each column's largest entry positive
     sign = torch.sign(left.gather(0, left.abs().argmax(0, keepdim=True)))
     sign = torch.where(sign == 0, 1.0, sign)
     return Spectrum(sigma, left * sign, right * sign.T, core, norm, roots, grams is None)
@@ -162,10 +162,10 @@ def _norm(core: torch.Tensor, root_p: torch.Tensor, root_q: torch.Tensor) -> flo
 
 
 def cut(factors: Factors, spectrum: Spectrum, kept: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(lora_A (kept, d_in), lora_B (d_out, kept)) of the best ``kept`` triplets, U Σ^½ and Σ^½ Vᵀ of what is kept.
+    """(lora_A (kept, d_in), lora_B (d_out, kept)) of the best ``kept`` triplets: their Σ^½ Vᵀ and U Σ^½.
 
-    In another metric than the Frobenius norm, the triplets' two sides are of sizes as unlike as inputs and gradients
-    are, which half precision cannot hold and no optimizer can train on; they are brought into singular form anew.
+    In a metric other than the Frobenius norm, the two sides of a triplet differ in size as inputs and gradients do,
+    which half precision cannot represent and an optimizer cannot train well; they are brought into singular form again.
     """
     work = torch.promote_types(torch.float32, factors.P.dtype)
     left, right = spectrum.left[:, :kept], spectrum.right[:kept]
@@ -193,9 +193,22 @@ def concatenate(parts: list[tuple[float, Factors]]) -> Factors:
 
 
 def distance(factors: Factors, lora_a: torch.Tensor, lora_b: torch.Tensor) -> float:
-    """‖ΔW − lora_B lora_A‖_F, exactly: the two side by side are one low-rank product too."""
+    """‖ΔW − lora_B lora_A‖_F, exactly: the difference is itself one low-rank product."""
     both = concatenate([(1.0, factors), (-1.0, Factors(lora_b, lora_a))])
     return _norm(torch.diag(both.diagonal()), root(both.P.T, exact=True), root(both.Q, exact=True))
+
+
+def effective_rank(matrix: torch.Tensor) -> float:
+    """exp(entropy of the normalised singular values) of a matrix: 1 to min(shape), and 0 for a zero matrix.
+
+    The report has its own copy, from recorded values, because it does not import torch.
+    """
+    values = torch.linalg.svdvals(matrix.double())
+    total = values.sum()
+    if total == 0:
+        return 0.0
+    shares = values[values > 0] / total
+    return torch.exp(-(shares * shares.log()).sum()).item()
 
 
 def bases(factors: Factors, cutoff: float = 1e-6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,8 +225,8 @@ def bases(factors: Factors, cutoff: float = 1e-6) -> tuple[torch.Tensor, torch.T
 def principal_angles(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Angles in degrees, rising, between the spans of two orthonormal bases (d, k) and (d, l): (min(k, l),).
 
-    Cosines are the singular values of oneᵀ·other (Björck and Golub, 1973); below 45° the angle is taken from the
-    sines, the singular values of what of the one lies outside the other, which are exact where cosines are not.
+    Cosines are the singular values of oneᵀ·other (Björck and Golub, 1973). Below 45° cosines are inexact, so the angle
+    is computed from the sines, the singular values of the part of one span that lies outside the other.
     """
     if one.shape[1] > other.shape[1]:
         one, other = other, one

@@ -35,7 +35,8 @@ from ..errors import RankallocError
 from ..layers.adaptable import kind_of, shape_of
 from ..layers.families import Family, output
 from ..layers.fused import Layer, compute_dtype, frozen_linear, fused_linear
-from ..layers.kinds import KINDS, Kind
+from ..layers.kinds import LAYER_KINDS, Kind
+from ..layers.replicas import why_no_parameters
 from ..lowrank import Factors, singular_values
 from .vera import shared_pair
 
@@ -116,7 +117,7 @@ class Adapter(nn.Module):
         self.base_layer = base_layer
         self.origin = uuid.uuid4().hex  # a copy has its original's
         self.kind = kind_of(base_layer)
-        self.layout: Kind = KINDS[self.kind or "linear"]
+        self.layout: Kind = LAYER_KINDS[self.kind or "linear"]
         for name in self.layout.attributes:  # what other code reads from the layer it thinks it has
             setattr(self, name, getattr(base_layer, name))
         self.d_in, self.d_out = shape_of(base_layer)
@@ -193,7 +194,11 @@ class Adapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # looked up once: an attribute of a module costs as much as a small operator
         base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
-        if not parameters["lam"].numel():
+        try:
+            empty = not parameters["lam"].numel()
+        except KeyError:
+            raise RankallocError(why_no_parameters(self)) from None
+        if empty:
             return frozen_linear(base, self.kind, x) if self.training else base(x)
         layer = self.layer()
         if self.training:
@@ -215,7 +220,10 @@ class Adapter(nn.Module):
     def layer(self) -> Layer:
         """The base layer and the factors that this call uses."""
         parameters = self._parameters
-        p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
+        try:
+            p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
+        except KeyError:
+            raise RankallocError(why_no_parameters(self)) from None
         if parameters["lam_out"] is not None:
             p = self.left()
         if self.training and self.drawn:
@@ -223,6 +231,14 @@ class Adapter(nn.Module):
             factors = p[:, :rank], lam.new_ones(rank), q[:rank]
             return Layer(self._modules["base_layer"], self.kind, factors, self.scaling * self.stretch(rank))
         return Layer(self._modules["base_layer"], self.kind, (p, lam, q), self.scaling)
+
+    def uses_all_triplets(self, layer: Layer) -> bool:
+        """Whether it trains, without dropout, with the factors in ``layer`` exactly as they are stored."""
+        # not self.P: an attribute of a module costs as much as a small operator
+        p, _, q = layer.factors
+        modules, parameters = self._modules, self._parameters
+        stored = p is parameters["P"] and q is parameters["Q"]
+        return self.training and modules["dropout"] is None and stored
 
     def stretch(self, rank: int) -> float:
         """The scale of a nested adapter's first ``rank`` triplets relative to s, (r / rank)^e."""

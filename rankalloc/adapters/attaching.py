@@ -10,7 +10,8 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
-from ..layers.targets import ALL_LINEAR, Targets, check_heads, find_heads, find_targets, unadapted
+from ..layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads, unadapted
+from ..options import choice, integer, number
 from .adapter import INITS, Adapter
 from .adapter_set import SCALES, Adapters, parents_of
 from .ddp import leave_out_empty
@@ -77,23 +78,17 @@ def attach(
         rank = plan.rank if plan is not None else 12
     if init is None:
         init = plan.init if plan is not None else "svd"
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ConfigError(f"rank must be a whole number of at least 1, got {rank!r}")
-    alpha = 2.0 * rank if alpha is None else float(alpha)
-    if not 0 < alpha < float("inf"):
-        raise ConfigError(f"alpha must be a positive number, got {alpha!r}")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"dropout must lie in [0, 1), got {dropout!r}")
-    if init not in INITS:
-        raise ConfigError(unknown("init", init, INITS))
-    if scale not in SCALES:
-        raise ConfigError(unknown("scale", scale, SCALES))
+    rank = integer("rank", rank, 1)
+    alpha = 2.0 * rank if alpha is None else number("alpha", alpha, ends=False)
+    dropout = number("dropout", dropout, 0, 1, ends="low")
+    choice("init", init, INITS)
+    choice("scale", scale, SCALES)
     if init == "vera" and plan is not None and plan.factors:
         raise ConfigError(
             f"the plan of method {plan.method!r} begins with factors of its own, and init='vera' with the same random "
             "ones in every layer; pass ranks=dict(plan) for its ranks alone"
         )
-    heads = find_heads(model) if modules_to_save is None else check_heads(model, modules_to_save)
+    heads = find_heads(model) if modules_to_save is None else named_heads(model, modules_to_save)
     targets = find_targets(model, target_modules, exclude_modules, heads)
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     notes = unadapted(model, target_modules, exclude_modules)
@@ -150,11 +145,9 @@ def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str
     strangers = [name for name in ranks if name not in targets]
     if strangers:
         raise TargetError(unknown("layer in ranks=", strangers[0], targets))
-    layer_ranks = {name: ranks.get(name, rank) for name in targets}
+    layer_ranks = {name: integer(f"the rank of {name}", ranks.get(name, rank), 0) for name in targets}
     for name, value in layer_ranks.items():
         highest = min(shape_of(targets[name]))
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"the rank of {name} must be a whole number of at least 0, got {value!r}")
         if value > highest:
             raise TargetError(
                 f"rank {value} is above min(d_in, d_out) = {highest} of {name}; lower the rank or exclude that layer"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import ConfigError, RankallocError, unknown
-from ..options import whole
+from ..options import integer
 from .adapter_set import Adapters
 
 
@@ -48,7 +48,7 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
     for name, value in wanted.items():
         if name not in adapters.modules:
             raise ConfigError(unknown("layer in rank=", name, adapters.modules))
-        whole("rank", value, 0)
+        wanted[name] = integer("rank", value, 0)
     most = max((adapter.initial_rank for adapter in adapters), default=0)
     if wanted and min(wanted.values()) > most:
         raise ConfigError(f"rank {min(wanted.values())} is more than any layer was trained at, at most {most}")

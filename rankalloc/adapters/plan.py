@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..budget import LayerShape, RankBudget
+from ..budget import RankBudget
 from ..errors import ConfigError
 from .adapter import Adapter
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What one adapter begins with: ``P`` (d_out, r) and ``Q`` (r, d_in), with ΔW = P Q at the first step
+class Start:
+    """The factors that one adapter begins with: ``P`` (d_out, r) and ``Q`` (r, d_in), with ΔW = P Q at the first step
     whatever the scaling will be."""
 
     P: torch.Tensor
@@ -30,7 +30,7 @@ class RankPlan(dict[str, int]):
         init: parametrisation the method trains; attach's default.
         rank: the peak rank it was planned at; attach's default, and so the denominator of the scaling.
         budget: what the plan spends; None for a manual pattern taken as it is.
-        factors: {module name: Factors} of the layers that the method initialises; {} for none.
+        factors: {module name: Start} of the layers that the method initialises; {} for none.
         notes: what the user should know, one sentence each.
     """
 
@@ -41,7 +41,7 @@ class RankPlan(dict[str, int]):
         init: str,
         rank: int,
         budget: RankBudget | None,
-        factors: Mapping[str, Factors] | None = None,
+        factors: Mapping[str, Start] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         super().__init__(ranks)
@@ -76,10 +76,3 @@ def initialise(modules: Mapping[str, Adapter], plan: RankPlan) -> None:
             adapter.lam.fill_(1.0)
 
 
-def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param: int = 4) -> RankBudget:
-    """``budget`` restated for adapters that begin at their final ranks: what ``shapes`` cost, in the
-    same unit."""
-    unit = "params" if budget.params is not None else "bytes" if budget.bytes is not None else "ranks"
-    each = {"ranks": 0, "params": 1, "bytes": bytes_per_param}[unit]
-    spent = sum((shape.params_per_rank * each or 1) * shape.rank for shape in shapes)
-    return replace(budget, **{"ranks": None, "params": None, "bytes": None, "fraction": None, unit: spent})

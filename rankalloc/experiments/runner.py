@@ -14,11 +14,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import attach
-from ..budget import BudgetPlan, LayerShape, RankBudget
+from ..budget import BudgetPlan, LayerShape, RankBudget, budget_of
 from ..errors import ConfigError, RankallocError
 from ..files import write_text
 from ..methods import find_method
-from ..methods.planners.planning import at_peak, budget_of, first_batches, layer_shapes, plan_ranks
+from ..methods.planners.planning import at_peak, first_batches, layer_shapes, plan_ranks
 from ..storage.loading import load
 from ..storage.saving import save
 from ..trace import EvaluationRecord, RankTrace

@@ -6,20 +6,19 @@
 Where oneDNN multiplies by W (:mod:`rankalloc.layers.products`), its product comes first and the adapter's is added in
 place.
 
-Mostly that is one layer. For several (:mod:`rankalloc.layers.families`), x Qᵀ, ∂z Q and ∂zᵀ x are one product each with
-the Qs on top of one another, and ∂x is one buffer to which each layer adds.
+Usually there is one layer. For several (:mod:`rankalloc.layers.families`), x Qᵀ, ∂z Q and ∂zᵀ x are one product each,
+with the Qs stacked, and ∂x is one buffer to which each layer adds.
 
-Most of what a LoRA layer costs beside a frozen one is passes over activations and calls from Python, not
-arithmetic. Here the adapter writes its output where the layer would have written its bias, and the layer's
-product is added in place; ∂x likewise. Only x and z are kept for the backward pass, z alone where Q is not
-trained (LoRA-FA, VeRA), and autograd sees one node.
+The extra cost of a LoRA layer over a frozen one is mostly passes over activations and calls from Python, not
+arithmetic. Here the adapter writes its output where the layer would have written its bias, and the layer's product is
+added in place; ∂x likewise. Only x and z are kept for the backward pass, z alone if Q is not trained (LoRA-FA, VeRA),
+and autograd sees one node.
 
-Weakness: a product that is added in place may be rounded otherwise than one that is added afterwards,
-so the last bit may differ from the plain formula's. That is why only training comes here: in
-evaluation, an adapter computes what its exported file does, to the bit.
+Weakness: a product that is added in place may be rounded differently from one that is added afterwards, so the last bit
+may differ from the plain formula's. Therefore only training uses this path: in evaluation, an adapter computes exactly
+what its exported file does, to the bit.
 
-On the CPU, in float32 and where Q is trained, :mod:`rankalloc.layers.native` does the same without Python, if it was
-built.
+On the CPU, in float32 and with Q trained, :mod:`rankalloc.layers.native` does the same without Python, if it was built.
 """
 
 from __future__ import annotations
@@ -29,15 +28,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.modules import module as module_hooks
 
 from ..errors import RankallocError
 from . import native, products
 from .kinds import LINEAR
 
-# vmap, grad, jvp and their like cannot pass through a Function that is written to in place; torch has no public
-# name for this question, which its own Function.apply asks
+# vmap, grad, jvp and similar transforms cannot pass through a Function that writes in place; torch has no public name
+# for this query, which its own Function.apply makes
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _PLAIN_TENSORS = {torch.Tensor, nn.Parameter}
 # the Function's arguments: scalings, onednn, x, dropped; then weight, bias, P, lam, Q of each layer
@@ -46,8 +44,8 @@ _AUTOCAST_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 class Layer(NamedTuple):
-    """One frozen layer and its adapter: base (of ``kind``, :func:`rankalloc.layers.adaptable.kind_of`), P (d_out, r),
-    lam (r,), Q (r, d_in), or no factors where there is no triplet, and s."""
+    """One frozen layer and its adapter: base (of ``kind``, :func:`rankalloc.layers.adaptable.kind_of`), the factors
+    P (d_out, r), lam (r,) and Q (r, d_in), or none if the adapter has no triplet, and the scaling s."""
 
     base: nn.Module
     kind: str | None
@@ -56,11 +54,10 @@ class Layer(NamedTuple):
 
 
 def compute_dtype(layer: Layer, x: torch.Tensor) -> torch.dtype | None:
-    """The dtype in which :func:`fused_linear` may stand for ``layer`` on x, (..., d_in), or None when it may not.
+    """The dtype in which :func:`fused_linear` may compute ``layer`` on x, (..., d_in); None when it may not.
 
     It may when calling the base layer is nothing but a product with a frozen weight: nn.Linear or Conv1D themselves,
-    without hooks, a replaced ``forward`` or computed weights. Types must agree, or be those that autocast
-    brings together.
+    without hooks, a replaced ``forward`` or computed weights. Dtypes must agree, or be those that autocast unifies.
     """
     base, kind, factors, _ = layer
     if torch.compiler.is_compiling() or _transformed():  # a compiler fuses the plain formula by itself
@@ -73,12 +70,12 @@ def compute_dtype(layer: Layer, x: torch.Tensor) -> torch.dtype | None:
         return None
     # every layer comes here at every step: sets of so few cost half of what a generator does
     tensors = (x, weight, *factors) if bias is None else (x, weight, bias, *factors)
-    # a subclass (quantised, sharded, fake) has its own idea of a product
+    # a subclass (quantised, sharded, fake) defines its own product
     if not {type(t) for t in tensors} <= _PLAIN_TENSORS or x.dim() < 2:
         return None
     dtypes = {t.dtype for t in tensors}
     if torch.is_autocast_enabled(x.device.type):
-        # float64 is what autocast leaves alone
+        # autocast leaves float64 alone
         return torch.get_autocast_dtype(x.device.type) if dtypes <= _AUTOCAST_TYPES else None
     return x.dtype if len(dtypes) == 1 else None
 
@@ -86,18 +83,18 @@ def compute_dtype(layer: Layer, x: torch.Tensor) -> torch.dtype | None:
 def fused_linear(
     layers: Sequence[Layer], x: torch.Tensor, dtype: torch.dtype, dropped: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """base(x) + s · P Λ Q x of every layer, differentiable in x, ``dropped`` and the factors, twice as well.
+    """base(x) + s · P Λ Q x of every layer, twice differentiable in x, ``dropped`` and the factors.
 
     Args:
         layers: all of them read x; usually one.
         x: (..., d_in), two dimensions or more.
-        dtype: from :func:`compute_dtype`; everything is brought to it.
-        dropped: what the adapter sees where that is not x, x after dropout; for one layer alone.
+        dtype: from :func:`compute_dtype`; everything is cast to it.
+        dropped: x after dropout, the input of the adapter if it is not x; for a single layer only.
 
     Returns:
         For each layer (..., d_out) in ``dtype``.
     """
-    tensors = [x, dropped]
+    tensors: list[Any] = [x, dropped]
     for layer in layers:
         tensors += [*_frozen(layer), *layer.factors]
     if {t.dtype for t in tensors if t is not None} != {dtype}:
@@ -110,8 +107,8 @@ def fused_linear(
 
 
 def frozen_linear(base: nn.Module, kind: str | None, x: torch.Tensor) -> torch.Tensor:
-    """base(x) of a layer without triplets that is being trained around, (..., d_out)."""
-    # a layer without triplets costs what its base does: nothing else is asked where oneDNN is not used
+    """base(x) of a layer without triplets while others are trained, (..., d_out)."""
+    # a layer without triplets costs no more than its base: without oneDNN nothing else is checked
     if not torch.compiler.is_compiling() and products.uses_onednn():
         layer = Layer(base, kind, (), 1.0)
         if compute_dtype(layer, x) is x.dtype:
@@ -123,12 +120,13 @@ def frozen_linear(base: nn.Module, kind: str | None, x: torch.Tensor) -> torch.T
 
 def _frozen(layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
     """W (d_out, d_in) and b."""
-    weight = layer.base._parameters["weight"]
-    return weight.t() if layer.kind == "conv1d" else weight, layer.base._parameters["bias"]
+    parameters: dict[str, Any] = layer.base._parameters
+    weight = parameters["weight"]
+    return weight.t() if layer.kind == "conv1d" else weight, parameters["bias"]
 
 
 def _is_plain_call(base: nn.Module) -> bool:
-    """Whether nothing but forward would run when ``base`` is called, and that the one of its class."""
+    """Whether a call of ``base`` runs nothing but the forward of its class."""
     hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
     return not hooks and not module_hooks._has_any_global_hook() and "forward" not in base.__dict__
 
@@ -138,7 +136,7 @@ class _FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, scalings: Sequence[float], onednn: bool, x: torch.Tensor, dropped: torch.Tensor | None,
+        ctx: Any, scalings: Sequence[float], onednn: bool, x: torch.Tensor, dropped: torch.Tensor | None,
         *tensors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
@@ -152,30 +150,30 @@ class _FusedLinear(torch.autograd.Function):
             if onednn:
                 out = products.product(rows, weight, bias).addmm_(z, b.t())
             else:
-                # the bias is one more triplet, whose z is 1: no pass over the outputs of its own
+                # the bias is one more triplet, whose z is 1: it needs no extra pass over the outputs
                 out = torch.mm(z, b.t() if bias is None else torch.cat((b.t(), bias[None])))
                 out.addmm_(rows, weight.t())
-            # and not a view, which may not be changed in place
+            # not a view, because autograd forbids changing a view in place
             outs.append(out.resize_(*x.shape[:-1], out.shape[-1]))
             computed += [z, scale, b]
         ctx.scalings, ctx.onednn, ctx.shape, ctx.shared = scalings, onednn, x.shape, dropped is None
         ctx.set_materialize_grads(False)
-        # x is for the gradient of Q alone: where no Q is trained, z is all that is kept, r numbers a token
+        # x is needed for the gradient of Q alone: if no Q is trained, only z is kept, r numbers per token
         kept = x if dropped is None else dropped
         ctx.save_for_backward(kept if any(_of_q(ctx.needs_input_grad)) else None, *tensors, *computed)
         return tuple(outs)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         kind = next((grad.device.type for grad in grads if grad is not None), None)
         if kind is None or not torch.is_autocast_enabled(kind):
             return _gradients(ctx, grads)
-        # all are of one dtype already; a backward pass inside autocast would have some products cast and some not
+        # all have one dtype already; inside autocast a backward pass would cast some products and not others
         with torch.autocast(kind, enabled=False):
             return _gradients(ctx, grads)
 
 
-def _gradients(ctx: FunctionCtx, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+def _gradients(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     """One gradient, or None, for each input of the Function."""
     x, *tensors = ctx.saved_tensors
     arguments = _PER_LAYER * len(grads)
@@ -183,26 +181,26 @@ def _gradients(ctx: FunctionCtx, grads: tuple[torch.Tensor | None, ...]) -> tupl
     needs_x, needs_dropped = ctx.needs_input_grad[_X:_FIRST]
     trains_q = any(_of_q(ctx.needs_input_grad))
     found: list[torch.Tensor | None] = [None] * len(ctx.needs_input_grad)
-    seen = x if x is None else x.reshape(-1, x.shape[-1])
+    seen: Any = x if x is None else x.reshape(-1, x.shape[-1])
     again = torch.is_grad_enabled()
     if again and seen is None:
         raise RankallocError(
-            "second derivatives of an adapter whose Q is not trained need the input that it does not keep; take "
+            "second derivatives of an adapter whose Q is not trained need an input that it does not keep; compute "
             "them in evaluation mode (model.eval())"
         )
-    used = []  # of the layers whose outputs were used: first argument, weight, Q, ∂y and ∂z
+    used = []  # first argument, weight, Q, ∂y and ∂z of each layer whose output was used
     for index, ((weight, _, p, lam, q), grad) in enumerate(zip(layers, grads, strict=True)):
         if grad is None:
             continue
         first, scaling = _FIRST + _PER_LAYER * index, ctx.scalings[index]
         z, scale, b = computed[3 * index : 3 * index + 3]
-        if again:  # what was computed in forward has no history, which a second derivative needs
+        if again:  # a second derivative needs a history, which the tensors of the forward pass do not have
             z, scale = torch.mm(seen, q.t()), lam * scaling
             b = p * scale
         grad = grad.reshape(-1, grad.shape[-1])
         needs_p, needs_lam = ctx.needs_input_grad[first + 2 : first + 4]
         if needs_p or needs_lam:
-            # and not gradᵀ z, which is up to twice as slow for a few columns
+            # not gradᵀ z, which is up to twice as slow for a few columns
             grad_b = torch.mm(z[:, : q.shape[0]].t(), grad).t()
             if needs_p:
                 found[first + 2] = grad_b * scale
@@ -219,7 +217,7 @@ def _gradients(ctx: FunctionCtx, grads: tuple[torch.Tensor | None, ...]) -> tupl
         found[_DROPPED] = torch.mm(grad_z, stacked_q).view(ctx.shape)
     if needs_x:
         update = (grad_z, stacked_q) if ctx.shared else None
-        by_onednn = ctx.onednn and not again  # which nothing can be derived from
+        by_onednn = ctx.onednn and not again  # oneDNN's products have no derivatives
         found[_X] = (_through_by_onednn if by_onednn else _through)(ys, weights, update).view(ctx.shape)
     if trains_q:
         grad_q = torch.mm(grad_z.t(), seen)
@@ -256,7 +254,7 @@ def _of_q(arguments: Sequence[Any]) -> Sequence[Any]:
 
 
 def _project(seen: torch.Tensor, layers: Sequence[Sequence[Any]], biased: bool) -> Sequence[torch.Tensor]:
-    """x Qᵀ of every layer, if ``biased`` with a column of ones after it where the layer has a bias."""
+    """x Qᵀ of every layer; if ``biased``, followed by a column of ones where the layer has a bias."""
     if not biased:
         layers = [(weight, None, *factors) for weight, _, *factors in layers]
     if len(layers) == 1:

@@ -1,42 +1,70 @@
-"""What a low-rank update is to each kind of layer: one small strategy a kind, and the adapter stays one class.
+"""The kinds of layers that can be adapted, and how each computes a low-rank update: one small strategy per kind.
 
-To an adapter every weight is a matrix W (d_out, d_in), and its update ΔW = P Q. A kind says how the matrix lies in
-the stored weight, what P Q adds to the layer's output without forming ΔW, and how the pair lies in a PEFT file:
+To an adapter every weight is a matrix W (d_out, d_in), and its update is ΔW = P Q. A kind recognises its layers and
+defines how the matrix is laid out in the stored weight, what P Q adds to the layer's output without forming ΔW, and how
+the pair is laid out in a PEFT file:
 
     linear        W as stored                          lora_A (r, in)               lora_B (out, r)
     conv1d        transformers' Conv1D: W transposed   the same
     embedding     W = Eᵀ, (dim, num_embeddings)        lora_embedding_A (r, num)    lora_embedding_B (dim, r)
     convolution   W (out, in / groups · kernel)        lora_A (r, in, *kernel)      lora_B (out, r, 1, ...)
 
-A grouped convolution's triplets are those of its weight as a matrix: one row of Q serves every group. PEFT's lora_A
-sees all channels, so in the file row i stands once a group, zero outside that group's channels: rank groups · r, the
-layer's own numbers and zeros, and what PEFT computes from it is right. (Budgets count no such zeros, and none of the
-padding either.) PEFT cannot merge grouped convolutions; :func:`rankalloc.merge` can. A file that PEFT trained over
-all groups at once is no update of the grouped weight: loading it is refused, exporting it again is not.
+A new kind is one subclass of :class:`Kind` and one entry in :data:`LAYER_KINDS`.
+
+The triplets of a grouped convolution are those of its weight as a matrix: one row of Q serves every group. PEFT's
+lora_A sees all channels, so the file repeats row i once per group, zero outside that group's channels: its rank is
+groups · r, its numbers are the layer's own and zeros, and PEFT computes the right output from it. (Budgets count
+neither these zeros nor padding.) PEFT cannot merge grouped convolutions; :func:`rankalloc.merge` can. A file that PEFT
+trained over all groups at once is not an update of the grouped weight: it cannot be loaded, but it can be exported.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import RankallocError
+from .quantized import scheme_of
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+Base = TypeVar("Base", bound=nn.Module)
+"""The type of a kind's layers."""
+
+_CONVOLVE: dict[int, Callable[..., torch.Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-class Kind:
-    """nn.Linear, and what the others share with it."""
+class Kind(ABC, Generic[Base]):
+    """What nn.Linear and most others share; a subclass overrides what differs."""
 
-    name = "linear"
+    name: str
+    titles: tuple[str, ...]
+    """The layers in the words of a message."""
+    types: tuple[type[nn.Module], ...] = ()
+    """Classes whose instances are of this kind unless they compute their output differently."""
     keys = ("lora_A.weight", "lora_B.weight")
     attributes: tuple[str, ...] = ()
     """What other code reads from such a layer, beside weight and bias."""
     plain = True
-    """Whether the file holds Q and P as the matrices they are."""
+    """Whether the file holds Q and P as plain matrices."""
     takes_numbers = True
     """Whether inputs are numbers, which can be cast and dropped out; token ids cannot."""
+
+    @abstractmethod
+    def matches(self, module: nn.Module) -> bool:
+        """Whether ``module`` is a layer of this kind and computes its output as the kind says."""
+
+    def why_not(self, module: nn.Module) -> str | None:
+        """Why ``module`` cannot be adapted although it is of this kind, in a few words; else None."""
+        return None
+
+    def weight_dims(self, base: Base) -> int:
+        """How many dimensions the stored weight has when it is not packed."""
+        return 2
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         """The stored weight as (d_out, d_in); a view wherever its strides allow one."""
@@ -47,39 +75,61 @@ class Kind:
         return matrix
 
     def fan_in(self, d_in: int) -> int:
-        """How many inputs are added up in one output, which decides the size that Q is drawn with."""
+        """How many inputs one output sums up, which determines the scale that Q is drawn with."""
         return d_in
 
-    def blank(self, base: nn.Module, q: torch.Tensor) -> None:
-        """Set to zero what a fresh Q (r, d_in) must not touch."""
+    def blank(self, base: Base, q: torch.Tensor) -> None:
+        """Set the entries of a fresh Q (r, d_in) to zero that must stay zero."""
 
-    def update(self, base: nn.Module, x: torch.Tensor, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    def update(self, base: Base, x: torch.Tensor, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         """What ΔW = P Q adds to base(x); q (r, d_in), p (d_out, r)."""
         return F.linear(F.linear(x, q), p)
 
-    def groups(self, base: nn.Module) -> int:
-        """How often each row of Q stands in the file."""
+    def groups(self, base: Base) -> int:
+        """How often the file repeats each row of Q."""
         return 1
 
-    def pack(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def pack(self, base: Base, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Q (k, d_in) and P (d_out, k), scaled, as the two tensors of the file."""
         return a, b
 
-    def unpack(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inverse of :meth:`pack`. Raises RankallocError, without a subject, when they are no pair for ``base``."""
+    def unpack(self, base: Base, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The inverse of :meth:`pack`. Raises RankallocError, without a subject, if they do not fit ``base``."""
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
             raise RankallocError("its factors do not fit each other")
         return a, b
 
-    def caveat(self, base: nn.Module) -> str | None:
+    def caveat(self, base: Base) -> str | None:
         """What PEFT gets wrong when it computes with the file, without a subject; None when nothing."""
         return None
 
 
-class Conv1D(Kind):
+class Linear(Kind[nn.Linear]):
+    """nn.Linear, and the quantised layers that compute a linear map (:mod:`rankalloc.layers.quantized`)."""
+
+    name = "linear"
+    titles = ("nn.Linear",)
+    types = (nn.Linear,)
+
+    def matches(self, module: nn.Module) -> bool:
+        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        return plain or scheme_of(module) is not None
+
+    def why_not(self, module: nn.Module) -> str | None:
+        if isinstance(module, NonDynamicallyQuantizableLinear):
+            return "nn.MultiheadAttention reads this weight directly and would never call an adapter"
+        return None
+
+
+class Conv1D(Kind[Base]):
     """transformers' Conv1D: a linear layer that keeps its weight as (d_in, d_out)."""
 
     name = "conv1d"
+    titles = ("transformers' Conv1D",)
+
+    def matches(self, module: nn.Module) -> bool:
+        # by name, so that torch alone is enough for models that are not from transformers
+        return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.T
@@ -88,35 +138,60 @@ class Conv1D(Kind):
         return matrix.T
 
 
-class Embedding(Conv1D):
-    """nn.Embedding: a linear layer of one-hot inputs. A padding row stays as it is: its column of Q begins at zero
+class Embedding(Conv1D[nn.Embedding]):
+    """nn.Embedding: a linear layer of one-hot inputs. A padding row stays unchanged: its column of Q starts at zero
     and gets no gradient."""
 
     name = "embedding"
+    titles = ("nn.Embedding",)
+    types = (nn.Embedding,)
     keys = ("lora_embedding_A", "lora_embedding_B")
     attributes = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "sparse")
     takes_numbers = False
 
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+
+    def why_not(self, module: nn.Module) -> str | None:
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            return "an embedding with max_norm changes its own weight at each call, which an adapter cannot follow"
+        return None
+
     def fan_in(self, d_in: int) -> int:
         return 1  # one input is 1 and all others are 0
 
-    def blank(self, base: nn.Module, q: torch.Tensor) -> None:
+    def blank(self, base: nn.Embedding, q: torch.Tensor) -> None:
         if base.padding_idx is not None:
             q[:, base.padding_idx] = 0.0
 
-    def update(self, base: nn.Module, x: torch.Tensor, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    def update(self, base: nn.Embedding, x: torch.Tensor, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         return F.linear(F.embedding(x, q.T, padding_idx=base.padding_idx), p)
 
 
-class Convolution(Kind):
+Convolving = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class Convolution(Kind[Convolving]):
     """nn.Conv1d, nn.Conv2d and nn.Conv3d: the kernel flattened to (d_out, in / groups · kernel). The first factor
     convolves as the layer does (stride, padding and its mode, dilation, groups); the second one is pointwise."""
 
     name = "convolution"
+    titles = ("nn.Conv1d", "nn.Conv2d", "nn.Conv3d")
+    types = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     plain = False
     attributes = (
         "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
     )
+
+    def matches(self, module: nn.Module) -> bool:
+        own: Any = type(module)
+        return any(
+            isinstance(module, c) and own.forward is c.forward and own._conv_forward is c._conv_forward
+            for c in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        )
+
+    def weight_dims(self, base: Convolving) -> int:
+        return len(base.kernel_size) + 2
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.flatten(1)
@@ -124,17 +199,17 @@ class Convolution(Kind):
     def stored(self, matrix: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return matrix.reshape(weight.shape)
 
-    def update(self, base: nn.Module, x: torch.Tensor, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    def update(self, base: Convolving, x: torch.Tensor, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         kernel = base.weight.shape[1:]
         q = q.reshape(len(q), *kernel)
         z = base._conv_forward(x, q if base.groups == 1 else torch.cat([q] * base.groups), None)
         pointwise = p.reshape(*p.shape, *[1] * (len(kernel) - 1))
         return _CONVOLVE[len(kernel) - 1](z, pointwise, groups=base.groups)
 
-    def groups(self, base: nn.Module) -> int:
+    def groups(self, base: Convolving) -> int:
         return base.groups
 
-    def pack(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def pack(self, base: Convolving, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         channels, *kernel = base.weight.shape[1:]
         blocks = a.new_zeros(base.groups, len(a), base.groups, channels, *kernel)
         for group in range(base.groups):
@@ -142,14 +217,14 @@ class Convolution(Kind):
         packed = blocks.reshape(base.groups * len(a), base.in_channels, *kernel)
         return packed, b.reshape(*b.shape, *[1] * len(kernel))
 
-    def unpack(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def unpack(self, base: Convolving, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         channels, *kernel = base.weight.shape[1:]
         groups, rank = base.groups, b.shape[1] if b.dim() > 1 else 0
         shapes = (groups * rank, base.in_channels, *kernel), (base.out_channels, rank, *[1] * len(kernel))
         if (tuple(a.shape), tuple(b.shape)) != shapes:
             raise RankallocError(
-                f"its factors are {tuple(a.shape)} and {tuple(b.shape)}, and {shapes[0]} and {shapes[1]} is what this "
-                "layer takes"
+                f"its factors are {tuple(a.shape)} and {tuple(b.shape)}, and this layer takes {shapes[0]} and "
+                f"{shapes[1]}"
             )
         blocks = a.reshape(groups, rank, groups, channels, *kernel)
         first = blocks[0, :, 0]
@@ -163,7 +238,7 @@ class Convolution(Kind):
             )
         return first.flatten(1), b.flatten(1)
 
-    def caveat(self, base: nn.Module) -> str | None:
+    def caveat(self, base: Convolving) -> str | None:
         lost = []
         if any(step != 1 for step in base.dilation):
             lost.append(f"dilation={base.dilation}")
@@ -175,5 +250,10 @@ class Convolution(Kind):
         return f"PEFT leaves {' and '.join(lost)} out of the adapter of a convolution {merging}rankalloc.load does not"
 
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Kind(), Conv1D(), Embedding(), Convolution())}
-LINEAR = (Kind.name, Conv1D.name)
+LAYER_KINDS: dict[str, Kind[Any]] = {
+    kind.name: kind for kind in (Linear(), Conv1D[nn.Module](), Embedding(), Convolution())
+}
+"""The kinds by name; a layer is of the first that matches it."""
+
+LINEAR = (Linear.name, Conv1D.name)
+"""Names of the kinds that multiply by a matrix."""

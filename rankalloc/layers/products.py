@@ -1,21 +1,23 @@
-"""Which of torch's libraries multiplies by a frozen weight: x Wᵀ and ∂y W, in float32 on the CPU.
+"""The library of torch that multiplies by a frozen weight: x Wᵀ and ∂y W, in float32 on the CPU.
 
-torch gives these products to MKL, which is not made for AMD's processors. On an EPYC (Zen 5) oneDNN, which torch holds
-as well, takes 0.4 to 0.5 × the time. These two products are nearly all of an adapted layer's work, so that
-:mod:`rankalloc.layers.fused` gives them to oneDNN on AMD's processors with AVX-512.
+torch computes these products with MKL, which is not tuned for AMD's processors. On an EPYC (Zen 5) oneDNN, which is
+part of torch too, takes 0.4 to 0.5 × the time. These two products are nearly all of an adapted layer's work, so
+:mod:`rankalloc.layers.fused` computes them with oneDNN on AMD's processors with AVX-512.
 
-The choice depends on the processor and on shapes, never on a clock, so a run repeats itself to the bit.
-``RANKALLOC_ONEDNN=0`` leaves all products to torch's choice, ``RANKALLOC_ONEDNN=1`` takes oneDNN on other processors.
+The choice depends on the processor and on shapes, never on a clock, so runs are repeatable to the bit.
+``RANKALLOC_ONEDNN=0`` leaves all products to torch's choice; ``RANKALLOC_ONEDNN=1`` uses oneDNN on other processors
+too.
 
-Weakness: the operator is one that torch's own compiler emits, not a public one. Where it is missing, torch's choice
-stands. oneDNN adds in another order than MKL does: runs with and without it differ by rounding.
+Weakness: the operator is not public; torch's own compiler emits it. If it is missing, torch's choice is used. oneDNN
+adds in a different order from MKL: runs with and without it differ by rounding.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -26,17 +28,22 @@ _SMALLEST = 2**21
 
 @lru_cache(maxsize=1)
 def uses_onednn() -> bool:
-    """Whether this process gives products of frozen weights to oneDNN where they are large enough."""
+    """Whether this process computes large enough products with frozen weights by oneDNN."""
     wanted = os.environ.get(SWITCH)
     if wanted == "0" or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    wide = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_f", False)
+    wide = _capabilities().get("avx512_f", False)
     return wanted == "1" or wide and "AMD" in (processor() or "") and torch.backends.mkl.is_available()
 
 
 def processor() -> str | None:
-    """The CPU's name, such as "AMD EPYC"; None where torch does not know it."""
-    return getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or None
+    """The CPU's name, such as "AMD EPYC"; None if torch does not know it."""
+    return _capabilities().get("cpu_name") or None
+
+
+def _capabilities() -> Mapping[str, Any]:
+    # older versions of torch do not have this function
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def chosen(x: torch.Tensor, weights: Iterable[torch.Tensor]) -> bool:
@@ -58,14 +65,14 @@ def product_plus(rows: torch.Tensor, weight: torch.Tensor, other: torch.Tensor) 
 
 
 class FrozenLinear(torch.autograd.Function):
-    """x Wᵀ + b by oneDNN for frozen W and b, differentiable in x any number of times; nothing of x is kept."""
+    """x Wᵀ + b by oneDNN for frozen W and b, differentiable in x any number of times; x is not kept."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(weight)
         return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return FrozenLinear.apply(grad, weight.t(), None), None, None

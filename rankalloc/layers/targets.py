@@ -1,4 +1,4 @@
-"""Finding what to adapt, what to train along as a task head, and what to leave alone."""
+"""Finding the layers to adapt, the task heads to train in full, and the layers to leave frozen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from torch import nn
 
 from ..errors import TargetError, did_you_mean
-from .adaptable import SUPPORTED, is_quantized, kind_of, stacked_weights, why_not
+from .adaptable import is_quantized, kind_of, stacked_weights, supported, why_not
 from .kinds import LINEAR
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -24,18 +24,16 @@ def find_targets(
     """The modules to adapt, by full name, in the model's order.
 
     Args:
-        targets: "all-linear" (every linear layer but heads, output heads and tied embeddings), a
-            list of names or suffixes, a regular expression for the whole name, or a callable
-            (name, module) -> bool.
+        targets: "all-linear" (every linear layer except task heads, output heads and tied embeddings), a list of names
+            or suffixes, a regular expression for the whole name, or a callable (name, module) -> bool.
         exclude: names or suffixes never to adapt.
-        heads: names of modules that are trained whole.
+        heads: names of modules that are trained in full.
 
     Raises:
-        TargetError: nothing matches, or something that matches cannot be adapted; the message
-            lists what could be.
+        TargetError: nothing matches, or a match cannot be adapted; the message lists what can be.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    _check_names("exclude_modules", exclude, [*modules, *stacked_in(model)])
+    _require_known("exclude_modules", exclude, [*modules, *stacked_in(model)])
     if targets == ALL_LINEAR:
         found = _all_linear(model, modules, heads)
     else:
@@ -62,7 +60,7 @@ def find_targets(
             more = f" and {len(asked) - 1} more" if asked[1:] else ""
             raise TargetError(
                 f"target_modules names weights of experts, {asked[0]}{more}: stacked in one tensor for all experts, "
-                "they are no layer and stay frozen; leave them out"
+                "they are not a layer and stay frozen; leave them out"
             )
     if not found:
         hint = ""
@@ -73,12 +71,12 @@ def find_targets(
             hint = next((h for h in (did_you_mean(t, sorted(suffixes)) for t in targets) if h), "")
         raise TargetError(f"target_modules={_shown(targets)} matches no layer{hint}. {_could_be(callable_layers)}")
     if not callable(targets) and not isinstance(targets, str):
-        _check_names("target_modules", targets, modules)
+        _require_known("target_modules", targets, modules)
     return found
 
 
 def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
-    """What "all-linear" would adapt if it could, in one sentence: experts whose weights are stacked in one tensor."""
+    """The weights that "all-linear" cannot adapt, in one sentence: those of experts, stacked in one tensor."""
     if targets != ALL_LINEAR:
         return []
     stacks = {
@@ -94,14 +92,14 @@ def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -
 
 
 def stacked_in(model: nn.Module) -> dict[str, int]:
-    """{full name of a parameter in which the weights of experts are stacked: how many there are}."""
+    """{full name of a parameter that stacks the weights of experts: the number of experts}."""
     modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
     return {f"{n}{w}": len(getattr(module, w)) for n, module in modules for w in stacked_weights(module)}
 
 
 def find_heads(model: nn.Module) -> list[str]:
-    """Names of the task heads that train along: known names at the top of the model, such as
-    ``classifier`` and ``score``, unless they are the language-modelling head."""
+    """Names of the task heads to train in full: known names at the top level of the model, such as ``classifier`` and
+    ``score``, except a language-modelling head."""
     output = output_embeddings(model)
     heads = []
     for name, child in model.named_children():
@@ -112,7 +110,7 @@ def find_heads(model: nn.Module) -> list[str]:
     return heads
 
 
-def check_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
+def named_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
     """The full names of the modules that ``modules_to_save`` names (names or suffixes).
 
     Raises:
@@ -145,7 +143,7 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence
         if head or id(module) in bypassed or id(getattr(module, "weight", None)) in tied:
             continue
         if is_quantized(module):
-            found[name] = module  # refused by the caller with its reason: never passed over in silence
+            found[name] = module  # the caller refuses it with its reason: never silently skipped
         elif kind_of(module) in LINEAR:
             found[name] = module
     return found
@@ -158,7 +156,7 @@ def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
         try:
             pattern = re.compile(targets)
         except re.error as error:
-            raise TargetError(f"target_modules={targets!r} is no valid regular expression: {error}") from None
+            raise TargetError(f"target_modules={targets!r} is not a valid regular expression: {error}") from None
         return lambda name, module: pattern.fullmatch(name) is not None
     suffixes = list(targets)
     if not suffixes or not all(isinstance(s, str) and s for s in suffixes):
@@ -167,13 +165,13 @@ def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
 
 
 def _bypassed(model: nn.Module) -> dict[int, str]:
-    """{id of module: why not} of linear layers whose parent computes with their weight and never calls them."""
+    """{id of module: why not} of linear layers whose parent reads their weight and never calls them."""
     layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
     reason = "nn.TransformerEncoderLayer reads this weight directly outside of training and would never call an adapter"
     return {id(linear): reason for layer in layers for linear in (layer.linear1, layer.linear2)}
 
 
-def _check_names(argument: str, names: Sequence[str], modules: Collection[str]) -> None:
+def _require_known(argument: str, names: Sequence[str], modules: Collection[str]) -> None:
     if isinstance(names, str):
         raise TargetError(f"{argument} takes a list of names, got {names!r}")
     for name in names:
@@ -191,11 +189,11 @@ def _under(name: str, parents: Sequence[str]) -> bool:
 
 
 def output_embeddings(model: nn.Module) -> nn.Module | None:
-    """The layer that turns hidden states into a vocabulary's scores, of models that have one."""
+    """The layer that turns hidden states into scores over the vocabulary; None if the model has none."""
     getter = getattr(model, "get_output_embeddings", None)
     try:
         return getter() if getter else None
-    except (AttributeError, NotImplementedError):  # models without one say so in several ways
+    except (AttributeError, NotImplementedError):  # the errors of models without one
         return None
 
 
@@ -206,7 +204,7 @@ def _could_be(modules: dict[str, nn.Module]) -> str:
             suffix = name.rsplit(".", 1)[-1]
             suffixes[suffix] = suffixes.get(suffix, 0) + 1
     if not suffixes:
-        return f"This model has no layer that rankalloc adapts ({SUPPORTED})"
+        return f"This model has no layer that rankalloc adapts ({supported()})"
     return "What can be adapted: " + ", ".join(f"{suffix} ({count})" for suffix, count in suffixes.items())
 
 

@@ -24,6 +24,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import detach
 from ..errors import ConfigError, RankallocError
+from ..layers.batches import evaluating, on_device
 from ..lowrank import Factors
 from ..options import number
 from ..storage.fitting import at_full_rank
@@ -113,15 +114,13 @@ def calibrate(
         adapters = load(model, adapter)
     device = next(model.parameters()).device
     watches = {name: _Watch(each, inputs_only) for name, each in adapters.modules.items()}
-    modes = [(module, module.training) for module in model.modules()]
     count = 0
     try:
-        model.eval()
-        with ExitStack() as hooks:
+        with evaluating(model), ExitStack() as hooks:
             for watch in watches.values():
                 hooks.callback(watch.handle.remove)
             for batch in batches:
-                batch = {key: value.to(device) for key, value in batch.items()}
+                batch = on_device(batch, device)
                 for watch in watches.values():
                     watch.mask = batch.get("attention_mask")
                 with torch.set_grad_enabled(not inputs_only):
@@ -133,8 +132,6 @@ def calibrate(
                 if progress is not None:
                     progress(count)
     finally:
-        for module, training in modes:
-            module.training = training
         if own is not None:
             detach(adapters).load_state_dict(own, strict=False)
     if not count:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError
 from ..lowrank import Factors
+from ..options import choice, number
 
 Combine = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 """Turns the updates of one layer and their weights into one update."""
@@ -29,10 +30,8 @@ def combiner(name: str, density: float) -> Combine:
     Raises:
         ConfigError: there is no such combination, the density is not in (0, 1), or PEFT is not installed.
     """
-    if name not in COMBINATIONS:
-        raise ConfigError(unknown("combination", name, COMBINATIONS))
-    if not 0 < density < 1:
-        raise ConfigError(f"density must lie between 0 and 1, got {density!r}")
+    choice("combination", name, COMBINATIONS)
+    density = number("density", density, 0, 1, ends=False)
     try:
         from peft.utils import merge_utils
     except ImportError:

@@ -31,7 +31,7 @@ from ..files import write_json
 from ..layers.adaptable import kind_of
 from ..layers.targets import ALL_LINEAR, find_heads, find_targets
 from ..methods.allocators import ALLOCATORS, Demand
-from ..options import whole
+from ..options import integer
 from ..storage import fingerprint, plain_lora
 from ..storage.folder import require_destination
 from ..storage.layout import Layout
@@ -73,7 +73,7 @@ def extract(
         ConfigError: an option does not exist or is out of range.
     """
     written = Layout(layout, pad_to).check()
-    whole("rank", rank, 1)
+    rank = integer("rank", rank, 1)
     if dtype not in _DTYPES:
         raise ConfigError(unknown("dtype", dtype, _DTYPES))
     if allocator not in ALLOCATORS:

@@ -13,8 +13,8 @@ import os
 from dataclasses import asdict
 
 from ..budget import RankBudget
-from ..errors import BudgetError, ConfigError
-from ..options import whole
+from ..errors import BudgetError
+from ..options import integer, number
 from ..storage.layout import Layout
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
@@ -53,9 +53,7 @@ def smallest(
         ConfigError: max_drop or steps is out of its range.
         AdapterFileError, RankallocError: as :func:`rankalloc.shrink`.
     """
-    if not 0 <= max_drop < 1:
-        raise ConfigError(f"max_drop is a share of the metric between 0 and 1, got {max_drop!r}")
-    whole("steps", steps, 2)
+    max_drop, steps = number("max_drop", max_drop, 0, 1, ends="low"), integer("steps", steps, 2)
     written = Layout(layout, pad_multiple).check()
     points = Points(open_adapter(adapter, out), evaluate, out, metric, progress)
     uncut = points.whole()

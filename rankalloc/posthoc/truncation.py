@@ -133,12 +133,7 @@ def choose_from(source: Source, spectra: dict[str, Spectrum], budget: RankBudget
     """As :func:`choose`, for spectra that are computed already."""
     before = {name: spectrum.rank for name, spectrum in spectra.items()}
     shapes, plan = plan_over(source, before, budget)
-    step = budget.multiple_of
-    cheapest = min(plan.costs) * step
-    if 0 < plan.target < cheapest:
-        raise BudgetError(
-            f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it"
-        )
+    plan.require_spendable()
     scores = [spectra[shape.name].sigma.square().numpy()[: shape.rank] for shape in shapes]
     demand = Demand.of(plan, plan.target)
     kept = [int(mask.sum()) for mask in ALLOCATORS["global"](scores, demand)]

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import AdapterFileError, RankallocError
 from ..layers.adaptable import kind_of, shape_of
-from ..layers.kinds import KINDS
+from ..layers.kinds import LAYER_KINDS
 from ..lowrank import Factors, cut, decompose
 from .reading import FinishedAdapter
 
@@ -20,7 +20,7 @@ def fit(finished: FinishedAdapter, name: str, base: nn.Module) -> Factors:
     Raises:
         AdapterFileError: they do not fit ``base``, or a weight is not finite.
     """
-    layer, kind = finished.layers[name], KINDS[kind_of(base) or "linear"]
+    layer, kind = finished.layers[name], LAYER_KINDS[kind_of(base) or "linear"]
     d_in, d_out = shape_of(base)
     if layer.plain and (layer.d_in, layer.d_out) != (d_in, d_out):
         raise AdapterFileError(

@@ -19,7 +19,7 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import AdapterFileError, ConfigError, RankallocError, TargetError
 from ..layers.adaptable import shape_of, why_not
-from ..options import whole
+from ..options import integer
 from . import fingerprint
 from .fingerprint import weight_of
 from .library_index import AdapterVersion, find, scan
@@ -54,7 +54,7 @@ class AdapterLibrary:
         check_base: bool = True,
     ) -> None:
         if max_bytes is not None:
-            whole("max_bytes", max_bytes, 1)
+            max_bytes = integer("max_bytes", max_bytes, 1)
         if model is not None and any(isinstance(module, Adapter) for module in model.modules()):
             raise TargetError("this model has adapters attached already; save them and call rankalloc.detach first")
         self.folder = Path(folder)

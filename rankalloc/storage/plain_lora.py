@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from ..errors import AdapterFileError
-from ..layers.kinds import KINDS
+from ..layers.kinds import LAYER_KINDS
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .layout import Layout
 from .reading import FinishedAdapter
 from .triplets import triplet_sizes
 
-EMBEDDING = KINDS["embedding"]
+EMBEDDING = LAYER_KINDS["embedding"]
 _KEPT = ("base_model_name_or_path", "task_type", "modules_to_save", "fan_in_fan_out")
 
 

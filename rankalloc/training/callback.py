@@ -13,11 +13,12 @@ from ..adapters.plan import RankPlan
 from ..budget import RankBudget
 from ..errors import AdapterFileError, ConfigError, NotAdaptedError, RankallocError
 from ..methods import find_method
-from ..methods.planners.planning import begin, first_batches, plan_adapters, prepare_adapters
+from ..methods.planners.planning import first_batches
 from ..methods.planners.probe import LossFn
 from ..storage.tensors import read_tensors, write_tensors
 from ..trace import RankTrace
 from .controller import RankController
+from .planned import begin, plan_adapters, prepare_adapters
 from .settings import settle
 from .subspace_penalty import OPTIONS, penalty_of
 from .wrappers import refuse_data_parallel

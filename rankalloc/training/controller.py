@@ -23,7 +23,7 @@ from ..trace import TRACE_NAME, LogRecord, RankTrace
 from . import allocation, averages, resuming, sharding
 from .checks import all_finite
 from .clock import StepClock
-from .first_step import require_trainable, require_usable
+from .first_step import require_usable, require_whole_gradients
 from .recording import close_trace, new_trace
 from .regularizer import add_orthogonal_gradient
 from .run_state import RunState
@@ -183,7 +183,7 @@ class RankController:
         """
         self._observed = True
         if not self.clock.started:
-            require_trainable(self.adapters)
+            require_whole_gradients(self.adapters)
         if not self._gradients_arrived():
             return
         if not all_finite([p.grad for p in self.adapters.parameters() if p.grad is not None]):

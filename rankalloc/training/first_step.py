@@ -14,7 +14,7 @@ from .run_state import RunState
 from .wrappers import refuse_data_parallel
 
 
-def require_trainable(adapters: Adapters) -> None:
+def require_whole_gradients(adapters: Adapters) -> None:
     """Make sure, after the first backward pass, that gradients come from where they should.
 
     Raises:

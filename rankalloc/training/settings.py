@@ -17,10 +17,11 @@ from ..budget import BudgetPlan, RankBudget
 from ..errors import ConfigError, unknown
 from ..methods import PLACEMENTS, Method, find_method
 from ..methods.allocators import ALLOCATORS, Demand, Kept, Scores
+from ..methods.requirements import basis_of, require_trainable
 from ..methods.rules import RULES, Rule
 from ..methods.scores import SCORES, Score
 from ..options import flag
-from .checks import basis_of, budget_after, check_init, check_spendable
+from .checks import budget_after, check_spendable
 
 Shrink = Literal["events", "freeze", False]
 """When dropped triplets leave memory; see :class:`rankalloc.RankController`."""
@@ -93,7 +94,7 @@ def settle(
     strangers = [name for name in options if name not in chosen.options]
     if strangers:
         raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], chosen.options or ["none"]))
-    check_init(chosen, adapters.init)
+    require_trainable(chosen, adapters.init)
     canonical, orthogonal = basis_of(chosen, adapters.init, options)
     score_after_step = flag("score_after_step", options.pop("score_after_step", False))
     placement = options.pop("placement", "chosen")

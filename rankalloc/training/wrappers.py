@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..errors import RankallocError
+from ..layers.replicas import DATA_PARALLEL
 
 _Wrapper = TypeVar("_Wrapper", bound=nn.Module)
 
@@ -27,20 +28,10 @@ def wrappers_of(parts: Iterable[nn.Module], kind: type[_Wrapper]) -> list[_Wrapp
 def refuse_data_parallel(model: nn.Module) -> None:
     """Raise RankallocError when nn.DataParallel spreads ``model``, or a part of it, over several devices.
 
-    Its replicas are copies that live for one forward pass: gradients come back, but what adapters remember from step
-    to step does not. transformers' Trainer uses it whenever several GPUs are visible and no launcher is.
+    transformers' Trainer uses it whenever several GPUs are visible and no launcher is.
     """
     around = wrappers_of([model], nn.DataParallel)
     inside = [module for module in model.modules() if isinstance(module, nn.DataParallel)]
     for wrapper in (*around, *inside):
         if len(wrapper.device_ids) > 1:
-            raise several_devices(len(wrapper.device_ids))
-
-
-def several_devices(count: int) -> RankallocError:
-    """The refusal of nn.DataParallel over ``count`` devices."""
-    return RankallocError(
-        f"nn.DataParallel runs this model on {count} GPUs in one process, and adapters cannot be trained on its "
-        "replicas; start one process a GPU with torchrun or accelerate launch, or use one GPU with "
-        "CUDA_VISIBLE_DEVICES=0"
-    )
+            raise RankallocError(DATA_PARALLEL)

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import rankalloc as ra
+from rankalloc.budget import budget_of
 from rankalloc.errors import RankallocError
 from rankalloc.methods import Method
-from rankalloc.methods.planners.planning import budget_of
 
 PROTOCOL = 2
 """Of what a run does beyond its key. Runs of different protocols are never compared."""

@@ -44,7 +44,8 @@ def train(model, task, steps: int, rate: float, seed: int) -> None:
 
 def measure(task, model) -> dict[str, Any]:
     """Tune and report metrics, and per report window what F1 is made of: hits, predicted marks, real marks."""
-    from rankalloc.experiments.tasks.base import IGNORED, evaluate
+    from rankalloc.experiments.tasks.base import evaluate
+    from rankalloc.layers.batches import IGNORED
 
     kept: list = []
 

@@ -120,11 +120,14 @@ BERT_KINDS = ("What can be adapted: ", "query (2)", "dense (6)")
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        (["LayerNorm"], ("cannot adapt bert.embeddings.LayerNorm", "LayerNorm is none of nn.Linear", *BERT_KINDS)),
+        (["LayerNorm"], (
+            "cannot adapt bert.embeddings.LayerNorm", "LayerNorm is not one of the layers that rankalloc adapts",
+            "(nn.Linear, ", *BERT_KINDS,
+        )),
         (["qeury"], ("matches no layer", "did you mean 'query'", *BERT_KINDS)),
         (["query", "valeu"], ("'valeu'", "did you mean 'value'")),
         ("query", ("regular expression for the whole name", *BERT_KINDS)),
-        ("(", ("no valid regular expression",)),
+        ("(", ("not a valid regular expression",)),
         ([], ("must be names",)),
         ([""], ("must be names",)),
         ([3], ("must be names",)),

@@ -12,9 +12,9 @@ import rankalloc as ra
 from rankalloc.adapters.adapter import TRAINED, Adapter
 from rankalloc.errors import ConfigError, RankallocError
 from rankalloc.methods import METHODS
+from rankalloc.methods.requirements import require_trainable
 from rankalloc.methods.scores import SCORES
 from rankalloc.training.callback import RankCallback
-from rankalloc.training.checks import check_init
 from tests.support.models import assert_same, logits_of, make_bert, make_mlp, prune, randomize, tensors_of
 from tests.support.training import make_trainer, train_mlp
 
@@ -251,7 +251,7 @@ def test_methods_that_need_the_basis_say_which_do_not(init):
     fit = []
     for name, method in METHODS.items():
         try:
-            check_init(method, init)
+            require_trainable(method, init)
             fit.append(name)
         except ConfigError as error:
             assert init in str(error) and "\n" not in str(error)

@@ -61,7 +61,7 @@ def test_a_run_ends_within_its_budget_twice_the_same(method, unit):
         model, adapters = adapted(method, given)
         budget = given
         if method == "uniform":
-            from rankalloc.methods.planners.planning import budget_of
+            from rankalloc.budget import budget_of
 
             budget = budget_of(adapters.shapes(), given)
         controller = ra.RankController(adapters, budget, STEPS, method)

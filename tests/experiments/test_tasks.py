@@ -17,11 +17,12 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 from rankalloc.errors import ConfigError, DataError
 from rankalloc.experiments.config import load_config
 from rankalloc.experiments.tasks import TASKS, metric_of, packages, prepare
-from rankalloc.experiments.tasks.base import IGNORED, evaluate
+from rankalloc.experiments.tasks.base import evaluate
 from rankalloc.experiments.tasks.metrics import classification_metrics, exact_f1, regression_metrics
 from rankalloc.experiments.tasks.packages import MINILM, minilm_folder
 from rankalloc.experiments.tasks.prior_bias import with_prior_bias
 from rankalloc.experiments.tasks.punctuation import LABELS, WINDOW_WORDS, punctuated_words, windows
+from rankalloc.layers.batches import IGNORED
 
 SENTENCES = [
     f"{who} {verb} the {what} on {day}."

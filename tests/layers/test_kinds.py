@@ -253,9 +253,9 @@ class Scaled(nn.Embedding):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (Scaled(5, 4), "Scaled computes its output in a way of its own"),
+        (Scaled(5, 4), "Scaled computes its output differently from the layer it is derived from"),
         (nn.Embedding(5, 4, max_norm=1.0), "changes its own weight at each call"),
-        (nn.ConvTranspose2d(4, 4, 3), "ConvTranspose2d is none of nn.Linear"),
+        (nn.ConvTranspose2d(4, 4, 3), r"ConvTranspose2d is not one of the layers that rankalloc adapts \(nn.Linear, "),
     ],
 )
 def test_layers_that_an_adapter_cannot_stand_beside_are_refused(layer, words):

@@ -17,13 +17,13 @@ import torch
 from tqdm import tqdm
 
 from ...errors import ConfigError, unknown
+from ...layers.batches import IGNORED, evaluating, on_device
 from ...trace import EvaluationRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Features = list[dict[str, Any]]
-IGNORED = -100
 SPLITS = ("train", "tune", "report")
 
 # Logits held at once by a language model: 2**27 floats are half a gigabyte.
@@ -97,23 +97,17 @@ def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_s
     references: list[np.ndarray] = [np.empty(0)] * len(examples)
     extra = {"use_cache": False} if prepared.kind == "causal-lm" else {}
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), tqdm(
-            total=len(examples), desc=f"evaluating {split}", unit="example", leave=False, delay=2,
-            disable=not sys.stderr.isatty(),
-        ) as progress:
-            for rows in _batches(prepared, examples, batch_size):
-                batch = {key: value.to(device) for key, value in prepared.collator([examples[i] for i in rows]).items()}
-                labels = batch.pop("labels")
-                outcome = _OUTCOMES[prepared.kind](model(**batch, **extra).logits.float(), labels)
-                for i, (loss_sum, count, predicted, expected) in zip(rows, outcome, strict=True):
-                    sums[i], counts[i], predictions[i], references[i] = loss_sum, count, predicted, expected
-                progress.update(len(rows))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.no_grad(), tqdm(
+        total=len(examples), desc=f"evaluating {split}", unit="example", leave=False, delay=2,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        for rows in _batches(prepared, examples, batch_size):
+            batch = on_device(prepared.collator([examples[i] for i in rows]), device)
+            labels = batch.pop("labels")
+            outcome = _OUTCOMES[prepared.kind](model(**batch, **extra).logits.float(), labels)
+            for i, (loss_sum, count, predicted, expected) in zip(rows, outcome, strict=True):
+                sums[i], counts[i], predictions[i], references[i] = loss_sum, count, predicted, expected
+            progress.update(len(rows))
 
     loss = float(sums.sum() / max(counts.sum(), 1))
     metrics = {"loss": loss}

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from .base import IGNORED, Features
+from ...layers.batches import IGNORED
+from .base import Features
 
 Row = TypeVar("Row")
 

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from ...errors import ConfigError
+from ...layers.batches import IGNORED
 from ...layers.targets import find_heads
-from .base import IGNORED, PreparedTask
+from .base import PreparedTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

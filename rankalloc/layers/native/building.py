@@ -1,7 +1,7 @@
 """Compile and link one C++ source against the installed torch, with nothing but g++.
 
-torch.utils.cpp_extension does the same through ninja and links the system's OpenMP; beside torch's own that is a second
-pool of threads, which waits busily on the cores of the first. Here OpenMP is left to be found in torch.
+torch.utils.cpp_extension does the same through ninja but links the system's OpenMP: a second pool of threads, which
+busy-waits on the cores of torch's own. Here OpenMP is resolved from torch at load time.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ _VECTORS = {
 
 
 def compile_library(source: Path, target: Path, capability: str) -> None:
-    """Make ``target`` from ``source``; it appears whole or not at all.
+    """Compile ``source`` into ``target``, which appears complete or not at all.
 
     Raises:
         RankallocError: no compiler, not Linux, a folder that cannot be written, or the compiler failed.
     """
     if sys.platform != "linux":
-        raise RankallocError(f"the kernel is built on Linux alone, this is {platform.system()}; all works without it")
+        raise RankallocError(
+            f"the kernel can be built on Linux only, this is {platform.system()}; everything works without it"
+        )
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     if shutil.which(compiler[0]) is None:
         raise RankallocError(
             f"no C++ compiler {compiler[0]!r} is installed: install g++ 11 or newer (Debian: apt install g++), or name "
-            "one in CXX; all works without the kernel"
+            "one in CXX; everything works without the kernel"
         )
     torch_folder = Path(torch.__path__[0])
     includes = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
@@ -65,6 +67,6 @@ def compile_library(source: Path, target: Path, capability: str) -> None:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        said = done.stderr.splitlines() or ["it did not say why"]
+        said = done.stderr.splitlines() or ["it gave no reason"]
         reason = next((line for line in said if "error" in line), said[0]).strip()
         raise RankallocError(f"{command[0]} could not build the kernel: {reason}")

@@ -1,8 +1,8 @@
-"""What every allocation rule is given, and the exact filling they share. Pure numpy, no torch.
+"""The input of every allocation rule, and the exact filling that rules share. Pure numpy, no torch.
 
-``allocate(scores, demand) -> kept`` knows no model: scores of the triplets of each layer in, a
-mask for each layer out. Within a layer, triplets always go in the order of their scores, so a
-rule only decides in which order the layers' next triplets are bought.
+``allocate(scores, demand) -> kept`` knows no model: scores of the triplets of each layer in, a mask for each layer out.
+Within a layer, triplets are always kept in the order of their scores, so a rule only decides in which order the layers'
+next triplets are bought.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Scores = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Demand:
-    """What one allocation has to meet: ``amount`` to spend; per layer the cost of a rank, the
-    lowest and the highest rank; ranks come in blocks of ``multiple_of``; ``seed`` is for rules that draw,
-    ``groups`` (the module type of each layer, as an index) for those that treat layers alike by type."""
+    """The constraints of one allocation: the ``amount`` to spend; per layer the cost of a rank, the lowest and the
+    highest rank; ranks come in blocks of ``multiple_of``; ``seed`` is for rules that draw, ``groups`` (the module type
+    of each layer, as an index) for rules that treat all layers of a type equally."""
 
     amount: int
     costs: tuple[int, ...]
@@ -35,7 +35,7 @@ class Demand:
 
     @classmethod
     def of(cls, plan: BudgetPlan, amount: int, seed: int = 0) -> Demand:
-        """To spend ``amount`` in the unit, and within the bounds, of ``plan``."""
+        """A demand to spend ``amount`` in the unit and within the bounds of ``plan``."""
         return cls(min(amount, plan.ceiling), plan.costs, plan.floors, plan.caps, plan.multiple_of, seed, plan.groups)
 
     @classmethod
@@ -46,8 +46,8 @@ class Demand:
 
 @dataclass(frozen=True)
 class Blocks:
-    """All blocks of all layers, one entry each: ``layer`` index, ``position`` in its layer (0 is
-    the best), summed ``score``, and ``cost``."""
+    """All blocks of all layers, one entry each: ``layer`` index, ``position`` in its layer (0 is the best), summed
+    ``score``, and ``cost``."""
 
     layer: np.ndarray
     position: np.ndarray
@@ -56,16 +56,15 @@ class Blocks:
 
 
 def fill(scores: Scores, demand: Demand, priority: Callable[[Blocks], np.ndarray]) -> Kept:
-    """Buy blocks in falling ``priority`` until nothing that is left fits.
+    """Buy blocks in falling ``priority`` until no remaining block fits.
 
-    Every layer first gets its floor. A block that no longer fits is passed over, so what stays
-    unspent is less than the cheapest block still for sale; with equal costs (a budget in ranks)
-    it is zero. Equal priorities go by position in the layer, then by layer: equal scores
-    everywhere give equal ranks everywhere.
+    Every layer first gets its floor. A block that no longer fits is skipped, so the unspent remainder is less than the
+    cost of the cheapest block still for sale; with equal costs (a budget in ranks) it is zero. Ties are broken by
+    position in the layer, then by layer, so equal scores everywhere give equal ranks everywhere.
 
     Args:
         scores: per layer an array (r,), finite.
-        demand: what to spend and the bounds of each layer.
+        demand: the amount to spend and the bounds of each layer.
         priority: maps the blocks to one number each; must not rise with position inside a layer.
 
     Returns:
@@ -80,7 +79,7 @@ def fill(scores: Scores, demand: Demand, priority: Callable[[Blocks], np.ndarray
     lengths = np.array([len(values) for values in scores], np.int64)
     counts = np.minimum(np.asarray(demand.caps, np.int64), lengths) // size
     sums = np.take_along_axis(table, order, 1).reshape(len(scores), -1, size)
-    # position by position over all layers: a stable sort by priority then leaves ties in the order promised
+    # position by position over all layers: a stable sort by priority then breaks ties in the documented order
     position, layer = np.nonzero((np.arange(sums.shape[1]) < counts[:, None]).T)
     cost = np.asarray(demand.costs, np.int64)[layer] * size
     blocks = Blocks(layer, position, sums[layer, position].sum(1), cost)

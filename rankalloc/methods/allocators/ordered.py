@@ -1,6 +1,6 @@
-"""Highest first, whatever it costs: for rules whose preferences are an order and no amounts.
+"""Highest score first, regardless of cost: for rules whose preferences are an order, not amounts.
 
-Blocks are bought in the order of their preference; one that no longer fits is passed over, as in every rule.
+Blocks are bought in the order of their preference; a block that no longer fits is skipped, as in every rule.
 """
 
 from __future__ import annotations

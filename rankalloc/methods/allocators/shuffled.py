@@ -1,7 +1,7 @@
-"""The ranks that global top-k gives, handed to other layers: same multiset, no placement.
+"""The ranks of global top-k, assigned to other layers: the same multiset of ranks without their placement.
 
-If an adaptive method still does as well with its ranks shuffled, the gain is not in where they go. Ranks
-are permuted only among layers of equal cost, floor and cap, so the budget stays exact.
+If an adaptive method does equally well with its ranks shuffled, its gain is not in their placement. Ranks are permuted
+only among layers of equal cost, floor and cap, so the budget stays exact.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from .base import Demand, Kept, Scores
 
 
 def allocate(scores: Scores, demand: Demand) -> Kept:
-    """Global top-k's ranks, permuted over the layers by ``demand.seed``; the best triplets of each stay."""
+    """Global top-k's ranks, permuted over the layers by ``demand.seed``; the best triplets of each layer are
+    kept."""
     ranks = [int(mask.sum()) for mask in global_topk.allocate(scores, demand)]
     kinds = list(zip(demand.costs, demand.floors, demand.caps, strict=True))
     given = list(ranks)

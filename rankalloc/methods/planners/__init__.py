@@ -5,17 +5,17 @@ from __future__ import annotations
 from .base import Planner
 from .effective_rank import EffectiveRank
 from .eva import EVA
-from .fim import Fisher
+from .fim import FIM
 from .gora import GoRA
-from .gradient_share import GradientNorm
+from .gradient_share import GradientShare
 from .manual import Manual
 from .module_types import ModuleTypes
 
 PLANNERS: dict[str, type[Planner]] = {
     EVA.name: EVA,
     GoRA.name: GoRA,
-    Fisher.name: Fisher,
-    GradientNorm.name: GradientNorm,
+    FIM.name: FIM,
+    GradientShare.name: GradientShare,
     EffectiveRank.name: EffectiveRank,
     ModuleTypes.name: ModuleTypes,
     Manual.name: Manual,

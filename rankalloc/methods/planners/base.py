@@ -1,4 +1,4 @@
-"""What a planner is: it looks at a model and some batches before training, and says what ranks are worth."""
+"""The interface of planners, which look at a model and some batches before training and score ranks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...adapters.plan import Factors
+from ...adapters.plan import Start
 from ...budget import LayerShape
-from ...options import whole
+from ...options import integer
 from .probe import Probe
 
 Scores = dict[str, np.ndarray]
@@ -21,8 +21,8 @@ class Planner(ABC):
     """Chooses ranks before training, by scores that an allocator turns into ranks.
 
     A new planner is one file with a subclass and one line in ``rankalloc.methods.planners.PLANNERS``. It looks at the
-    model through a :class:`~rankalloc.methods.planners.probe.Probe`, and inside
-    :func:`~rankalloc.methods.planners.probe.unchanged`, so it need not tidy up.
+    model through a :class:`~rankalloc.methods.planners.probe.Probe`, inside
+    :func:`~rankalloc.methods.planners.probe.unchanged`, which restores the model.
 
     Args:
         max_batches: how many batches to look at, at most.
@@ -34,29 +34,29 @@ class Planner(ABC):
     """Whether it looks at batches."""
 
     def __init__(self, max_batches: int = 8) -> None:
-        self.max_batches = whole("max_batches", max_batches, 1)
+        self.max_batches = integer("max_batches", max_batches, 1)
 
     @abstractmethod
     def scores(self, probe: Probe, choose: Choose) -> Scores:
-        """{name: (peak rank,)}: what each rank of each layer is worth; higher stays.
+        """{name: (peak rank,)}: the score of each rank of each layer; the highest are kept.
 
-        ``choose`` says which ranks {name: rank} given scores would lead to, for planners whose looking
-        depends on it.
+        ``choose`` returns the ranks {name: rank} that given scores would lead to, for planners that stop looking
+        depending on them.
         """
 
-    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Factors]:
-        """{name: what the adapter begins with} at its final rank; {} leaves the initialisation alone.
+    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Start]:
+        """{name: the factors its adapter starts with} at its final rank; {} leaves the initialisation alone.
 
         Called after :meth:`scores`, with the same probe."""
         return {}
 
     def given(self, shapes: Sequence[LayerShape]) -> dict[str, int] | None:
-        """The ranks, for a planner that is told them; None when an allocator is to find them."""
+        """The ranks, for a planner that is given them; None when an allocator finds them."""
         return None
 
 
 class NoData(Planner):
-    """A planner that looks at layer names and nothing else."""
+    """A planner that looks at layer names only."""
 
     needs_data = False
 
@@ -65,5 +65,5 @@ class NoData(Planner):
 
 
 def constant(probe: Probe, weights: Mapping[str, float]) -> Scores:
-    """One weight a layer as scores, for the proportional allocator."""
+    """One weight per layer as scores, for the proportional allocator."""
     return {name: np.full(probe.peaks[name], float(weights[name])) for name in probe.targets}

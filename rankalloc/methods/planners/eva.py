@@ -1,15 +1,15 @@
 """EVA: ranks to the directions that explain most of the inputs' variance (Paischer et al., arXiv 2410.07170).
 
-Incremental principal components of each layer's inputs over the batches, padding and ignored labels left
-out, until every component in use has a cosine of at least τ to itself one batch earlier. The explained-variance
-ratios of all layers are pooled and the largest are kept. Adapters begin with Q = those components, P = 0.
+Principal components of each layer's inputs are computed incrementally over the batches, without padding and ignored
+labels, until every component in use has a cosine of at least τ to itself one batch earlier. The explained-variance
+ratios of all layers are pooled and the largest are kept. Adapters start with Q = those components, P = 0.
 
-Layers that are given one and the same tensor (query, key and value) share its components, which are computed
-once, and each counts with its own share. The peak rank is the paper's ρ·r: with ρ = 2 and a budget of r × layers
-ranks, plan at rank=2·r. Ranks are those of PEFT's implementation (whiten=False), but for which of the layers of
-one input takes an odd rank: there the first ones do.
+Layers that receive the same tensor (query, key and value) share its components, which are computed once, and each
+layer counts with its own share. The peak rank is the paper's ρ·r: with ρ = 2 and a budget of r × layers ranks, plan at
+rank=2·r. Ranks equal those of PEFT's implementation (whiten=False), except that an odd rank goes to the first of the
+layers that share an input.
 
-Cost: a forward pass a batch and per distinct input one randomised SVD of (tokens + peak rank) × d_in; 2 × peak
+Cost: one forward pass per batch and, per distinct input, one randomised SVD of (tokens + peak rank) × d_in; 2 × peak
 rank × d_in numbers of state. Known weakness: the inputs' variance is not the task's; labels are never looked at.
 """
 
@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...adapters.plan import Factors
-from ...errors import ConfigError, RankallocError
-from ...options import whole
+from ...adapters.plan import Start
+from ...errors import RankallocError
+from ...layers.batches import IGNORED
+from ...options import integer, number
 from .base import Choose, Planner, Scores
 from .incremental_pca import IncrementalPCA
 from .probe import Probe
-
-IGNORED = -100
 
 
 class EVA(Planner):
@@ -38,16 +37,14 @@ class EVA(Planner):
     Args:
         max_batches: how many batches to look at.
         tau: cosine from which a component counts as converged.
-        passes: how often to go through the batches, at most, until all have converged.
+        passes: how often to go through the batches at most, until all components have converged.
     """
 
     name = "eva"
 
     def __init__(self, max_batches: int = 8, tau: float = 0.99, passes: int = 16) -> None:
         super().__init__(max_batches)
-        if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 < tau <= 1:
-            raise ConfigError(f"tau is a cosine above 0 and at most 1, got {tau!r}")
-        self.tau, self.passes = float(tau), whole("passes", passes, 1)
+        self.tau, self.passes = number("tau", tau, 0, 1, ends="high"), integer("passes", passes, 1)
 
     @torch.no_grad()
     def scores(self, probe: Probe, choose: Choose) -> Scores:
@@ -55,7 +52,7 @@ class EVA(Planner):
         members: dict[str, list[str]] = {}
         for name, first in self.first.items():
             members.setdefault(first, []).append(name)
-        # layers of one input share its components: as many as the widest of them may use
+        # layers with one input share its components, as many as the widest of them may use
         width = {first: max(probe.peaks[name] for name in names) for first, names in members.items()}
         self.pca = {first: IncrementalPCA(count, self.tau) for first, count in width.items() if count}
         ranks = {name: probe.peaks[name] for name in probe.targets}
@@ -84,16 +81,16 @@ class EVA(Planner):
             )
         return self._ratios(probe)
 
-    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Factors]:
+    def initial(self, probe: Probe, ranks: Mapping[str, int]) -> dict[str, Start]:
         factors = {}
         for name, rank in ranks.items():
             if rank:
-                Q = self.pca[self.first[name]].components[:rank].float().to(probe.targets[name].weight.device)
-                factors[name] = Factors(Q.new_zeros(probe.shape(name)[1], rank), Q)
+                Q = self.pca[self.first[name]].leading(rank).float().to(probe.device_of(name))
+                factors[name] = Start(Q.new_zeros(probe.shape(name)[1], rank), Q)
         return factors
 
     def _ratios(self, probe: Probe) -> Scores:
-        ratios = {first: pca.ratios.double().cpu().numpy() for first, pca in self.pca.items()}
+        ratios = {first: pca.ratios.double().cpu().numpy() for first, pca in self.pca.items() if pca.ratios is not None}
         empty = np.zeros(0)
         return {name: ratios.get(self.first[name], empty)[: probe.peaks[name]] for name in probe.targets}
 
@@ -115,17 +112,17 @@ class EVA(Planner):
 
 
 def _shared_inputs(probe: Probe) -> dict[str, str]:
-    """{name: the first layer of those that get the very same tensor}, from one forward pass. By identity:
-    that a tensor lives on and was not written to in between is checked, its values are not looked at."""
+    """{name: the first layer that receives the same tensor}, from one forward pass.
+
+    Tensors are compared by identity, not by value: the same object, still alive, and not written to in between."""
     seen: dict[int, tuple[weakref.ref, int, str]] = {}
     first: dict[str, str] = {}
 
     def note(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        reference, version, owner = seen.get(id(x), (lambda: None, -1, name))
-        if reference() is not x or version != x._version:
-            owner = name
-            seen[id(x)] = (weakref.ref(x), x._version, name)
-        first.setdefault(name, owner)
+        known = seen.get(id(x))
+        if known is None or known[0]() is not x or known[1] != x._version:
+            known = seen[id(x)] = (weakref.ref(x), x._version, name)
+        first.setdefault(name, known[2])
 
     with probe.hooked(note):
         probe.forward(probe.batches[0])
@@ -133,13 +130,13 @@ def _shared_inputs(probe: Probe) -> dict[str, str]:
 
 
 def _token_mask(batch: Any) -> torch.Tensor | None:
-    """(examples, tokens) bool: tokens that are no padding and whose label counts; None without a mask."""
+    """(examples, tokens) bool, True for tokens that are not padding and whose label counts; None without a mask."""
     if not isinstance(batch, Mapping):
         return None
     mask, labels = batch.get("attention_mask"), batch.get("labels")
     mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
     tokens = batch.get("input_ids")
-    # labels of whole texts have no place in the sequence, and say nothing about which tokens to look at
+    # labels of whole texts do not belong to tokens, so they do not select any
     if isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point():
         like = mask if mask is not None else tokens
         if isinstance(like, torch.Tensor) and like.shape == labels.shape:

@@ -1,11 +1,10 @@
 """FIM: ranks ∝ the empirical Fisher information of LoRA's P, E[(∂L/∂P)²] averaged over its entries.
 
-At P = 0 the gradient of P is the full weight's seen through the random Q, ∂L/∂P = ∂L/∂W Qᵀ (FIM-LoRA, arXiv
-2605.16800, which calls them B and A), squared for each of a few batches and averaged.
+At P = 0 the gradient of P is that of the full weight projected by the random Q, ∂L/∂P = ∂L/∂W Qᵀ (FIM-LoRA, arXiv
+2605.16800, which calls them B and A); it is squared for each of a few batches and averaged.
 
-Cost: one forward and backward pass a batch, peak rank × (d_in + d_out) numbers a layer. Known weakness: the
-gradient of a whole batch underrates the information of single examples, and its author found it no better
-than LoRA.
+Cost: one forward and backward pass per batch, peak rank × (d_in + d_out) numbers per layer. Known weakness: the
+gradient of a whole batch underrates the information of single examples, and its author found it no better than LoRA.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from .base import Choose, Planner, Scores, constant
 from .probe import Probe, low_rank
 
 
-class Fisher(Planner):
-    """One score a layer, the mean diagonal Fisher information of its P; see the module docstring."""
+class FIM(Planner):
+    """One score per layer, the mean diagonal Fisher information of its P; see the module docstring."""
 
     name = "fisher"
 

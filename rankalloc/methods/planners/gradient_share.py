@@ -1,10 +1,10 @@
 """Gradient share: ranks ∝ ‖E[∂L/∂W]‖_F of each layer.
 
-How hard the loss pulls at a layer before anything has been learned, the quantity that full-gradient methods
-begin from (LoRA-GA, arXiv 2407.05000; GoRA, arXiv 2502.12171, without its factor W).
+It measures how strongly the loss pulls at a layer before anything has been learned; full-gradient methods start from
+the same quantity (LoRA-GA, arXiv 2407.05000; GoRA, arXiv 2502.12171, without its factor W).
 
-Cost: one forward and backward pass a batch, 4 bytes of host memory for each adapted weight. Known weakness:
-one step's gradient; what pulls hardest at first may be learned in a few steps, with few directions.
+Cost: one forward and backward pass per batch, 4 bytes of host memory for each adapted weight. Known weakness: it is the
+gradient of one step; the strongest pull at first may be learned in a few steps, with few directions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from .gradients import weight_gradients
 from .probe import Probe
 
 
-class GradientNorm(Planner):
-    """One score a layer, the Frobenius norm of its mean gradient; see the module docstring."""
+class GradientShare(Planner):
+    """One score per layer, the Frobenius norm of its mean gradient; see the module docstring."""
 
     name = "gradient-norm"
 

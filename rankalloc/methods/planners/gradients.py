@@ -1,8 +1,8 @@
-"""The gradient of the loss by each full weight, without making a weight trainable: G = E[∂L/∂W].
+"""The gradient of the loss with respect to each full weight, without making a weight trainable: G = E[∂L/∂W].
 
-Each layer's gradient is formed when the backward pass comes by, as the product of the gradient by its outputs
-and its inputs, and added up in the computer's memory: 4 bytes for each adapted weight there, and one
-layer's gradient at a time beside the model, on top of the activations any backward pass keeps.
+Each layer's gradient is computed during the backward pass, as the product of its outputs' gradient and its inputs, and
+accumulated in host memory: 4 bytes for each adapted weight there, and one layer's gradient at a time on the model's
+device, in addition to the activations that any backward pass keeps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Gradients:
 
 
 def weight_gradients(probe: Probe) -> Gradients:
-    """The mean gradient over all batches of the probe; zero for a layer that took no part.
+    """The mean gradient over all batches of the probe; zero for a layer that did not take part.
 
     Raises:
         RankallocError: a gradient is not finite.
@@ -42,7 +42,7 @@ def weight_gradients(probe: Probe) -> Gradients:
             sums[name].add_((rows.T @ x.reshape(-1, x.shape[-1]).float()).cpu())
 
         if not y.requires_grad:
-            # the base is frozen: the graph begins here. A sum is no leaf, so the model may change it in place
+            # the base is frozen: the graph begins here. A sum is not a leaf, so the model may change it in place
             y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
         if y.requires_grad:
             y.register_hook(add)

@@ -1,21 +1,21 @@
-"""Principal components of rows that come in pieces (Ross et al., IJCV 2008), for EVA.
+"""Principal components of rows that arrive in pieces (Ross et al., IJCV 2008), for EVA.
 
-State: k singular values and k components, the mean and the squared deviations of every column. A new piece
-is stacked under the components scaled by their singular values, with one row for the shift of the mean,
-and decomposed anew.
+State: k singular values and k components, the mean and the squared deviations of every column. A new piece is stacked
+under the components scaled by their singular values, with one row for the shift of the mean, and the stack is
+decomposed again.
 """
 
 from __future__ import annotations
 
 import torch
 
-# PEFT's fixed seed of the randomised SVD: the same batches must give the same ranks here and there
+# the seed that PEFT fixes for its randomised SVD, so that the same batches give the same ranks in both
 _SKETCH_SEED = 42
 _ITERATIONS = 4
 
 
 class IncrementalPCA:
-    """The leading components of everything taken in so far.
+    """The leading components of all rows taken in so far.
 
     Args:
         count: components kept, k.
@@ -23,7 +23,7 @@ class IncrementalPCA:
 
     Attributes:
         components: (k, d), orthonormal rows; None before the first piece.
-        ratios: (k,) share of the total variance that each explains, falling.
+        ratios: (k,) share of the total variance that each explains, falling; None before the first piece.
         converged: (k,) bool.
     """
 
@@ -37,8 +37,13 @@ class IncrementalPCA:
         self.mean: torch.Tensor | None = None
         self.scatter: torch.Tensor | None = None
 
+    def leading(self, count: int) -> torch.Tensor:
+        """The first ``count`` components, (count, d); there must have been a piece."""
+        assert self.components is not None
+        return self.components[:count]
+
     def take_in(self, rows: torch.Tensor) -> None:
-        """Add a piece (n, d); one with fewer rows than components is passed over."""
+        """Add a piece (n, d); a piece with fewer rows than components is ignored."""
         # Apple's GPUs have no double precision
         rows = rows.detach().to("cpu" if rows.device.type == "mps" else rows.device, torch.float32)
         if len(rows) < self.count:
@@ -46,7 +51,7 @@ class IncrementalPCA:
         exact = rows.double()
         mean = exact.mean(0)
         scatter = (exact - mean).square().sum(0)
-        if self.components is None:
+        if self.components is None or self.singular_values is None or self.mean is None or self.scatter is None:
             block = rows - mean.float()
             self.mean, self.scatter, self.rows = mean, scatter, len(rows)
         else:
@@ -68,7 +73,7 @@ class IncrementalPCA:
 def _leading(block: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``count`` largest singular values and right singular vectors (count, d), each with its largest entry
     positive, so that a vector and its successor can be compared."""
-    # on the CPU's generator as well as the device's; the caller has forked both
+    # seeds the CPU's generator and the device's; the caller has forked both
     torch.manual_seed(_SKETCH_SEED)
     _, values, vectors = torch.svd_lowrank(block, q=min(2 * count, *block.shape), niter=_ITERATIONS)
     components = vectors.T[:count]

@@ -1,6 +1,6 @@
-"""Manual: the ranks you say, {suffix or regular expression: rank}, as PEFT's ``rank_pattern``.
+"""Manual: the ranks you give, {suffix or regular expression: rank}, as PEFT's ``rank_pattern``.
 
-A layer that no key matches has the peak rank. Cost: none. Known weakness: it is as good as the guess.
+A layer that no key matches has the peak rank. Cost: none. Known weakness: it is only as good as the guess.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 
 from ...budget import LayerShape
 from ...errors import ConfigError
+from ...options import integer
 from .base import Choose, NoData, Scores
 from .patterns import matched
 from .probe import Probe
@@ -37,12 +38,8 @@ class Manual(NoData):
         named = matched("rank_pattern", self.rank_pattern, [shape.name for shape in shapes])
         ranks = {shape.name: named.get(shape.name, shape.rank) for shape in shapes}
         for shape in shapes:
-            rank, highest = ranks[shape.name], min(shape.d_in, shape.d_out)
-            if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= highest:
-                raise ConfigError(
-                    f"rank_pattern gives {shape.name} rank {rank!r}; it must be a whole number from 0 to {highest}, "
-                    "the smaller side of its weight"
-                )
+            what = f"the rank of {shape.name} in rank_pattern, at most the smaller side of its weight,"
+            ranks[shape.name] = integer(what, ranks[shape.name], 0, min(shape.d_in, shape.d_out))
         return ranks
 
     def scores(self, probe: Probe, choose: Choose) -> Scores:

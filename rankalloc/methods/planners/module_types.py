@@ -1,8 +1,8 @@
-"""Module types: ranks by the type of a layer, in proportion to weights you say.
+"""Module types: ranks by the type of a layer, proportional to the weights you give.
 
-Types are bought whole, in the order weight / (position + 1): the highest averages (D'Hondt), so ranks are in
-proportion to weights and all layers of a type have one rank. Types without a weight weigh 1, and without any
-weights this is uniform LoRA, to the last remainder.
+Ranks are bought for all layers of a type at once, in the order of weight / (position + 1): highest averages (D'Hondt),
+so ranks are proportional to weights and all layers of a type have the same rank. A type without a weight weighs 1;
+without any weights the result is uniform LoRA, to the last remainder.
 
 Cost: none. Known weakness: types are few, and which of them matters depends on the task.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...errors import ConfigError
+from ...options import number
 from .base import Choose, NoData, Scores
 from .patterns import matched
 from .probe import Probe
@@ -23,7 +23,7 @@ class ModuleTypes(NoData):
     """Scores from the names of layers; see the module docstring.
 
     Args:
-        weights: {suffix or regular expression: weight}; 1 where none is said.
+        weights: {suffix or regular expression: weight}; 1 for the others.
     """
 
     name = "module-types"
@@ -34,7 +34,5 @@ class ModuleTypes(NoData):
 
     def scores(self, probe: Probe, choose: Choose) -> Scores:
         named = matched("weights", self.weights, list(probe.targets))
-        for name, weight in named.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise ConfigError(f"weights gives {name} {weight!r}; a weight is a number of at least 0")
+        named = {name: number(f"the weight of {name}", weight) for name, weight in named.items()}
         return {name: named.get(name, 1.0) / (np.arange(peak) + 1.0) for name, peak in probe.peaks.items()}

@@ -10,11 +10,11 @@ from ...errors import ConfigError, unknown
 
 
 def matched(option: str, pattern: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """{layer name: value of the first key that matches it}. A key matches the name or its end after a dot, and
-    may be a regular expression.
+    """{layer name: value of the first key that matches it}. A key is a regular expression for the whole name, or for
+    its end after a dot.
 
     Raises:
-        ConfigError: the pattern is no mapping, or a key is no regular expression or matches no layer.
+        ConfigError: the pattern is not a mapping, or a key is not a regular expression or matches no layer.
     """
     if not isinstance(pattern, Mapping):
         raise ConfigError(f"{option} must be a mapping of layer names or endings to values, got {pattern!r}")
@@ -23,7 +23,7 @@ def matched(option: str, pattern: Mapping[str, Any], names: Sequence[str]) -> di
         try:
             matches = [name for name in names if re.match(rf"(.*\.)?({key})$", name)]
         except re.error as error:
-            raise ConfigError(f"{option}: {key!r} is no valid regular expression: {error}") from None
+            raise ConfigError(f"{option}: {key!r} is not a valid regular expression: {error}") from None
         if not matches:
             endings = dict.fromkeys(part for name in names for part in (name.rsplit(".", 1)[-1], name))
             raise ConfigError(f"{option}: " + unknown("layer", key, endings))

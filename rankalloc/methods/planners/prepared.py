@@ -1,4 +1,4 @@
-"""What is asked of a plan, checked before any data is looked at, and the way from scores to ranks."""
+"""The checks that a plan needs before any data is looked at, and the way from scores to ranks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapters.plan import budget_of
-from ...budget import BudgetPlan, LayerShape, RankBudget
+from ...budget import BudgetPlan, LayerShape, RankBudget, budget_of
 from ...errors import BudgetError, ConfigError, unknown
 from .. import METHODS, PLACEMENTS, Method, find_method
 from ..allocators import ALLOCATORS, Demand
@@ -18,7 +17,7 @@ from . import PLANNERS, Planner
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan about to be made: everything but the data has been checked."""
+    """A plan that can be made: everything but the data has been checked."""
 
     method: Method
     planner: Planner | None
@@ -26,10 +25,10 @@ class Prepared:
     budget: RankBudget | None
     shapes: list[LayerShape]
     given: dict[str, int] | None
-    demand: Demand | None
+    demand: Demand
 
     def choose(self, scores: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """{name: rank} that these scores {name: (peak rank,)} lead to under the method's placement."""
+        """The ranks {name: rank} that scores {name: (peak rank,)} lead to under the method's placement."""
         names = [shape.name for shape in self.shapes]
         kept = ALLOCATORS[self.method.allocator]([scores[name] for name in names], self.demand)
         if self.placement != "chosen":
@@ -37,7 +36,7 @@ class Prepared:
         return {name: int(mask.sum()) for name, mask in zip(names, kept, strict=True)}
 
     def _moved(self, ranks: Sequence[int]) -> list[np.ndarray]:
-        """The method's own ranks under another placement: what it chose is worth its cost, the rest nothing."""
+        """The method's own ranks under another placement: a chosen rank scores its cost, any other zero."""
         worth = [
             (np.arange(shape.rank) < rank) * float(cost)
             for shape, rank, cost in zip(self.shapes, ranks, self.demand.costs, strict=True)
@@ -45,7 +44,7 @@ class Prepared:
         return ALLOCATORS[self.placement](worth, self.demand)
 
     def placed(self, ranks: Mapping[str, int]) -> dict[str, int]:
-        """Ranks that were given, under the method's placement."""
+        """Ranks given by name, under the method's placement."""
         if self.placement == "chosen":
             return dict(ranks)
         kept = self._moved([ranks[shape.name] for shape in self.shapes])
@@ -61,7 +60,7 @@ def prepare_plan(
     seed: int | None,
     options: dict[str, Any],
 ) -> Prepared:
-    """Check method, placement, options and budget against layers at their peak rank.
+    """Check method, placement, options and budget for layers at their peak rank.
 
     Raises ConfigError and BudgetError as :func:`rankalloc.plan_ranks` does.
     """
@@ -78,31 +77,27 @@ def prepare_plan(
     planner = PLANNERS[chosen.planner](**options) if chosen.planner is not None else None
     given = planner.given(shapes) if planner is not None else None
     if given is not None:
-        # what is asked for may lie above the peak, which is there for the layers that nothing is said about
-        fraction = budget is not None and budget.fraction
-        asked = None if fraction or budget is None else budget
-        if fraction:
-            asked = replace(budget, fraction=None, ranks=int(fraction * sum(s.rank for s in shapes) + 1e-9))
+        asked = budget
+        if budget is not None and budget.fraction:
+            asked = replace(budget, fraction=None, ranks=int(budget.fraction * sum(s.rank for s in shapes) + 1e-9))
+        # a given rank may lie above the peak, which applies to the layers that no pattern names
         shapes = [replace(s, rank=max(s.rank, given[s.name])) for s in shapes]
         spent = [replace(s, rank=given[s.name]) for s in shapes]
         asked = asked or budget_of(spent, RankBudget(ranks=0))
         plan = asked.resolve(shapes, bytes_per_param=bytes_per_param)
-        _check_given(plan, [s.rank for s in spent], shapes, asked)
+        _require_allowed(plan, [s.rank for s in spent], shapes)
     elif budget is None:
-        raise ConfigError(f"method {method!r} needs a budget, such as RankBudget(fraction=0.5); 'manual' goes without")
+        raise ConfigError(
+            f"method {method!r} needs a budget, such as RankBudget(fraction=0.5); only 'manual' goes without one"
+        )
     else:
         plan = budget.resolve(shapes, bytes_per_param=bytes_per_param)
-        cheapest = min(plan.costs) * plan.multiple_of
-        if 0 < plan.target < cheapest:
-            raise BudgetError(
-                f"the budget of {plan.target:,} {plan.unit} buys no rank: the cheapest costs {cheapest:,}; raise it, "
-                "or to prune every rank say ranks=0"
-            )
+        plan.require_spendable()
     demand = Demand.at(plan, plan.freeze_step, seed or 0)
     return Prepared(chosen, planner, placement, budget, shapes, given, demand)
 
 
-def _check_given(plan: BudgetPlan, ranks: Sequence[int], shapes: Sequence[LayerShape], budget: RankBudget) -> None:
+def _require_allowed(plan: BudgetPlan, ranks: Sequence[int], shapes: Sequence[LayerShape]) -> None:
     for shape, rank, floor, cap in zip(shapes, ranks, plan.floors, plan.caps, strict=True):
         if not floor <= rank <= cap or rank % plan.multiple_of:
             raise BudgetError(

@@ -1,4 +1,4 @@
-"""Looking at a model with data, and leaving no trace in it: what every planner works through."""
+"""Observing a model on data without changing it; every planner works through this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,20 +15,21 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError, RankallocError
 from ...layers.adaptable import shape_of
+from ...layers.batches import evaluating, on_device
 
 LossFn = Callable[..., torch.Tensor]
 
 
 @dataclass
 class Probe:
-    """A model, the layers to be planned, and the batches to look at it with.
+    """A model, the layers whose ranks are planned, and the batches to look at.
 
     Attributes:
         model: with or without adapters; adapters must be at ΔW = 0.
         targets: {name: base layer}.
         batches: each a mapping for ``model(**batch)``, a pair (x, y), or x alone.
         peaks: {name: highest rank}.
-        seed: of what a planner draws.
+        seed: of everything a planner draws.
         loss_fn: ``loss_fn(outputs, labels)`` (``loss_fn(outputs)`` for x alone); None for the model's own.
         notes: what the user should know, one sentence each; planners add to it.
     """
@@ -45,8 +46,12 @@ class Probe:
         """(d_in, d_out) of a target."""
         return shape_of(self.targets[name])
 
+    def device_of(self, name: str) -> torch.device:
+        """The device of a target's weight."""
+        return cast(torch.Tensor, self.targets[name].weight).device
+
     def generator(self, name: str) -> torch.Generator:
-        """A generator on the CPU for what is drawn for this layer: of the seed and the layer's place."""
+        """A generator on the CPU for the random numbers of this layer, seeded by the seed and the layer's position."""
         generator = torch.Generator()
         generator.manual_seed(self.seed * 1_000_003 + list(self.targets).index(name))
         return generator
@@ -55,13 +60,14 @@ class Probe:
         """Q (rank, d_in) as plain LoRA draws it: uniform within ±1/√d_in, float32, beside the layer's weight."""
         d_in, _ = self.shape(name)
         drawn = torch.rand(rank, d_in, generator=self.generator(name)) * 2 - 1
-        return (drawn / d_in**0.5).to(self.targets[name].weight.device)
+        return (drawn / d_in**0.5).to(self.device_of(name))
 
-    def forward(self, batch: Any) -> torch.Tensor | None:
-        """Run the model on one batch; its loss, or None when it gives none."""
-        batch = _moved(batch, self._device())
+    def forward(self, batch: Any) -> Any:
+        """Run the model on one batch and return its loss, or None if it gives none."""
+        first = next(iter(self.targets), None)
+        batch = on_device(batch, torch.device("cpu") if first is None else self.device_of(first))
         if isinstance(batch, Mapping):
-            outputs, labels = self.model(**batch), (batch.get("labels"),)
+            outputs, labels = self.model(**batch), [batch.get("labels")]
         else:
             x, *labels = batch if isinstance(batch, (tuple, list)) else (batch,)
             outputs = self.model(x)
@@ -96,8 +102,8 @@ class Probe:
 
     @contextmanager
     def hooked(self, hook: Callable[[str, torch.Tensor, torch.Tensor], Any]) -> Iterator[None]:
-        """Call ``hook(name, x, y)`` at every forward of every target, x (..., d_in), y (..., d_out); what it
-        returns, if anything, takes the place of y."""
+        """Call ``hook(name, x, y)`` at every forward pass of every target, x (..., d_in), y (..., d_out); a value it
+        returns replaces y."""
 
         def of(name: str) -> Callable[..., Any]:
             return lambda module, args, kwargs, y: hook(name, args[0] if args else next(iter(kwargs.values())), y)
@@ -110,9 +116,9 @@ class Probe:
                 handle.remove()
 
     def backward(self, loss: torch.Tensor, index: int) -> None:
-        """Backward from the loss on batch ``index`` into whatever the hooks put into the graph.
+        """Backward from the loss on batch ``index`` into the tensors that the hooks put into the graph.
 
-        Raises RankallocError when no target takes part in the loss.
+        Raises RankallocError when the loss depends on no target.
         """
         if not loss.requires_grad:
             raise RankallocError(
@@ -121,30 +127,25 @@ class Probe:
             )
         loss.backward()
 
-    def _device(self) -> torch.device:
-        return next(iter(self.targets.values())).weight.device if self.targets else torch.device("cpu")
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without trainable parameters; afterwards its modes, requires_grad,
-    gradients and buffers, and every random generator, are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
+    """The model in evaluation mode and without trainable parameters; afterwards its modes, requires_grad, gradients
+    and buffers, and the state of every random generator, are as before."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     states = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    devices = range(torch.accelerator.device_count()) if accelerator is not None else []
-    fork = {"devices": devices, **({"device_type": accelerator.type} if accelerator is not None else {})}
-    with torch.random.fork_rng(**fork), torch.enable_grad():
+    fork: dict[str, Any] = {"devices": []}
+    if accelerator is not None:
+        fork = {"devices": range(torch.accelerator.device_count()), "device_type": accelerator.type}
+    with torch.random.fork_rng(**fork), torch.enable_grad(), evaluating(model):
         try:
-            model.eval()
             for parameter, _ in flags:
                 parameter.requires_grad_(False)
             yield
         finally:
-            for module, training in modes:
-                module.training = training
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             for buffer, before in buffers:
@@ -157,13 +158,3 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 def low_rank(x: torch.Tensor, P: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
     """x (..., d_in) times (P Q)ᵀ, (..., d_out), in the factors' dtype."""
     return F.linear(F.linear(x.to(Q.dtype), Q), P)
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return [_moved(value, device) for value in batch]
-    return batch

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...options import number, whole
+from ...options import integer, number
 from .base import Arrays
 from .moving import Moving, empty_slots, places
 
@@ -38,7 +38,7 @@ class Elalora(Moving):
 
     def __init__(self, *args, move: float = 0.2, per_layer: int = 2, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.move, self.per_layer = number("move", move, 0, 1), whole("per_layer", per_layer, 1)
+        self.move, self.per_layer = number("move", move, 0, 1), integer("per_layer", per_layer, 1)
 
     def count(self, step: int, total: int) -> int:
         """b: how many of ``total`` live triplets move after ``step``."""

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 import rankalloc as ra
 from rankalloc.layers.adaptable import weight_view
-from rankalloc.methods.planners.effective_rank import effective_rank
-from rankalloc.methods.planners.fim import Fisher
+from rankalloc.lowrank import effective_rank
+from rankalloc.methods.planners.fim import FIM
 from rankalloc.methods.planners.gora import GoRA
 from rankalloc.methods.planners.gradients import weight_gradients
 from rankalloc.methods.planners.planning import layer_shapes
@@ -70,7 +70,7 @@ def test_fisher_is_the_mean_square_of_the_gradient_of_p(case):
         for name, grads in own_gradients(probe).items()
     }
     with unchanged(probe.model):
-        scores = Fisher().scores(probe, None)
+        scores = FIM().scores(probe, None)
     assert {name: values[0] for name, values in scores.items()} == pytest.approx(expected, rel=1e-3)
 
 

@@ -12,7 +12,7 @@ import rankalloc as ra
 from rankalloc.errors import ConfigError, RankallocError
 from rankalloc.methods.planners import PLANNERS
 from rankalloc.methods.planners.base import Planner
-from rankalloc.methods.planners.planning import plan_adapters
+from rankalloc.training.planned import plan_adapters
 from tests.support.batches import assert_unchanged, mlp_batches, state_of, token_batches
 from tests.support.models import make_bert, make_gpt2, make_mlp
 

@@ -12,7 +12,8 @@ from peft.utils.other import get_pattern_key
 import rankalloc as ra
 from rankalloc.adapters.plan import RankPlan
 from rankalloc.errors import BudgetError, ConfigError, NotAdaptedError, RankallocError, TargetError
-from rankalloc.methods.planners.planning import first_batches, plan_adapters
+from rankalloc.methods.planners.planning import first_batches
+from rankalloc.training.planned import plan_adapters
 from tests.support.batches import mlp_batches, token_batches
 from tests.support.models import make_bert, make_mlp
 from tests.support.training import train_mlp
