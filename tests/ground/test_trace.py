@@ -9,6 +9,7 @@ import pytest
 from rankalloc import RankTrace
 from rankalloc.errors import RankallocError
 from rankalloc.layer_names import places
+from rankalloc.records import finite
 from rankalloc.trace import (
     AllocationRecord,
     BudgetRecord,
@@ -17,7 +18,6 @@ from rankalloc.trace import (
     LogRecord,
     SweepRecord,
     TrialRecord,
-    finite,
 )
 
 
