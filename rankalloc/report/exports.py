@@ -6,8 +6,7 @@ import csv
 import io
 import re
 
-from rankalloc.trace import RankTrace
-
+from ..trace import RankTrace
 from .tables import LayerRow
 
 
