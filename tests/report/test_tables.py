@@ -183,6 +183,65 @@ def test_verdict_of_a_run_claims_no_more_than_it_knows(trace):
 
 
 @pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("adalora", {"placement": "uniform"}, "every layer has the same rank, so this run is a control"),
+        ("uniform", {}, "every layer has the same rank, so this run is a control"),
+        ("adalora", {"placement": "random"}, "placed at random, so this run is a control"),
+        ("adalora", {"placement": "shuffled"}, "went to other layers, so this run is a control"),
+        ("eva", {"placement": "grouped"}, "a module type share one rank, so this run is a control"),
+        ("mine", {"placement": "by-depth"}, "placed by 'by-depth', so this run is a control"),
+        ("manual", {}, "given before training"),
+        ("module-types", {}, "given before training"),
+        ("non-uniform", {}, "without a uniform control"),
+        ("my-uniform", {}, "without a uniform control"),
+    ],
+)
+def test_verdict_of_a_run_says_how_its_ranks_were_chosen(trace, method, options, words):
+    made = trace.model_copy(update={"method": method, "method_options": options})
+    sentence = verdict(Facts(made), None).sentence
+    assert words in sentence and ("cannot say whether" in sentence) == (made.rank_choice == "adaptive")
+
+
+def placed(placement, method="adalora"):
+    """A sweep without a pair whose trials all ran ``method`` with ``placement``."""
+    record = samples.sweep()
+    trials = [t.model_copy(update={"params": {**t.params, "method": method}, "role": "start"}) for t in record.trials]
+    config = {"method": method, "method_options": {"placement": placement}}
+    return record.model_copy(update={"pair": None, "trials": trials, "config": config})
+
+
+@pytest.mark.parametrize(
+    ("placement", "method", "words"),
+    [
+        ("uniform", "adalora", "(uniform, "), ("random", "adalora", "(a control, "),
+        ("chosen", "manual", "(with given ranks, "), ("chosen", "my-uniform", "(adaptive, "), ("chosen", "non-uniform", "(adaptive, "),
+    ],
+)
+def test_a_sweep_names_its_best_trial_by_how_its_ranks_were_chosen(placement, method, words):
+    record = placed(placement, method)
+    said = verdict(None, record)
+    assert words in said.sentence and "cannot say whether adaptive ranks helped" in said.sentence
+    assert ("No completed trial chose its ranks adaptively." in said.notes) == ("(adaptive" not in words)
+    assert (sweeps.control_of(record) is not None) == (words == "(uniform, ")
+
+
+def test_learning_rates_of_controls_do_not_make_a_side_look_tuned():
+    """Three rates of a random placement are no search for a good adaptive run."""
+    record = samples.sweep(low=-0.02, high=-0.01)
+    rates = {"adalora": (4e-3,), "adalora random": (1e-3, 2e-3, 8e-3), "uniform": (1e-3, 2e-3, 4e-3)}
+    trials = [
+        record.trials[0].model_copy(update={"number": n, "adapter_params": 1000, "params": {
+            "method": name.split()[0], "placement": (name.split() + ["chosen"])[1], "learning_rate": rate,
+        }})
+        for n, (name, rate) in enumerate((name, rate) for name, values in rates.items() for rate in values)
+    ]
+    pair = record.pair.model_copy(update={"adaptive": 0, "uniform": 5})
+    sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
+    assert "adaptive ranks were tried at 1 learning rate," in sentence
+
+
+@pytest.mark.parametrize(
     ("low", "high", "tone", "words"),
     [
         (-0.012, 0.004, "open", "cannot tell"),
