@@ -14,7 +14,7 @@ from .errors import RankallocError
 
 
 class Record(BaseModel):
-    """Plain data that refuses unknown fields. A record that is a file of its own has a field ``version``."""
+    """Plain data that refuses unknown fields. A record that is a whole file has a field ``version``."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 

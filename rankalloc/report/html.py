@@ -71,7 +71,7 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,  # of a section, whose end tag follows on a line of its own
+        keep_trailing_newline=True,  # of a section: its end tag follows on the next line
     )
     for name in ("count", "number", "fixed", "rank", "percent", "size", "duration", "moment", "plural", "printable"):
         environment.filters[name] = getattr(wording, name)

@@ -1,7 +1,7 @@
 """The sections of a page, in order. A new section is one file and one line in :data:`SECTIONS`.
 
-The file holds a function from the page's :class:`~.facts.Facts` to what the section shows. Figures need no more
-than :func:`of_run`; a section with prose or tables of its own has a template as well.
+The file holds a function from a run's :class:`~.facts.Facts` to exhibits, and the line wraps it in :func:`of_run`. A
+section with its own prose or tables also has a template, and its function takes the page's :class:`~.facts.Subject`.
 """
 
 from __future__ import annotations

@@ -214,8 +214,11 @@ def placed(placement, method="adalora"):
 @pytest.mark.parametrize(
     ("placement", "method", "words"),
     [
-        ("uniform", "adalora", "(uniform, "), ("random", "adalora", "(a control, "),
-        ("chosen", "manual", "(with given ranks, "), ("chosen", "my-uniform", "(adaptive, "), ("chosen", "non-uniform", "(adaptive, "),
+        ("uniform", "adalora", "(uniform, "),
+        ("random", "adalora", "(a control, "),
+        ("chosen", "manual", "(with given ranks, "),
+        ("chosen", "my-uniform", "(adaptive, "),
+        ("chosen", "non-uniform", "(adaptive, "),
     ],
 )
 def test_a_sweep_names_its_best_trial_by_how_its_ranks_were_chosen(placement, method, words):

@@ -105,10 +105,11 @@ def test_a_method_is_held_against_the_default_on_the_same_seeds(study):
 def test_a_variant_may_be_called_like_a_part_of_the_page(study, monkeypatch, name):
     """Ids made from data are in a namespace apart from the page's own."""
     import page
+    from problems import VARIANTS
     from training import default_method
 
-    monkeypatch.setattr(page, "VARIANTS", (name,))
-    monkeypatch.setattr(page, "WORDS", {name: "A variant."})
+    monkeypatch.setitem(VARIANTS, name, {})
+    monkeypatch.setitem(page.WORDS, name, "A variant.")
     text = study.write_page({"failed": [], "runs": [{**made_up(default_method(), 0, 1e-3), "variant": name}]})
     parsed = Page(text)
     assert parsed.twice == [] and f"variant-{name}" in parsed.sections
