@@ -2,34 +2,53 @@
 
 :class:`RankTrace` is the one bridge between training and everything that looks at it afterwards
 (reports, sweeps, tracking). It is plain data, validated by pydantic, stored as versioned JSON, and
-knows nothing of torch. Lists that speak of layers are in the order of :attr:`RankTrace.layers`.
+independent of torch. Lists of per-layer values are in the order of :attr:`RankTrace.layers`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from .errors import RankallocError
 from .files import write_json
+from .records import Record, finite, load_record
 
-TRACE_VERSION = 1
+TRACE_VERSION: Final = 1
 TRACE_NAME = "trace.json"
+SWEEP_NAME = "sweep.json"
+
+RankChoice = Literal["adaptive", "uniform", "control", "given"]
+GIVEN = ("manual", "module-types")
+"""Methods whose ranks the user states: they look neither at data nor at the training."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+def rank_choice(method: str, options: Mapping[str, Any]) -> RankChoice:
+    """How a run chose its ranks; ``options`` are its ``method_options``.
+
+    - "uniform": the same rank for every layer, by the method of that name or by ``placement="uniform"``.
+    - "control": any other placement than the method's own ("random", "shuffled", "grouped"). Such ranks differ between
+      layers, but the method did not place them.
+    - "given": ranks that the user stated before training (:data:`GIVEN`).
+    - "adaptive": everything else, which includes every method a user adds, whatever its name.
+
+    Only "adaptive" ranks are evidence for adaptive ranks, and only "uniform" ones are what they are compared with.
+    """
+    placement = options.get("placement", "chosen")
+    if "uniform" in (method, placement):
+        return "uniform"
+    if placement != "chosen":
+        return "control"
+    return "given" if method in GIVEN else "adaptive"
 
 
-class LayerRecord(_Record):
-    """One adapted layer. ``block`` is its index in the stack (None outside one), ``role`` its name
-    within the block (``attention.self.query``): the two axes of the rank map."""
+class LayerRecord(Record):
+    """One adapted layer. ``block`` is its index in the stack (None for a layer outside any stack), ``role`` its
+    name within the block (``attention.self.query``): the two axes of the rank map."""
 
     name: str
     kind: str
@@ -40,7 +59,7 @@ class LayerRecord(_Record):
     initial_rank: int
 
 
-class BudgetRecord(_Record):
+class BudgetRecord(Record):
     """The budget as given and as resolved for these layers. All steps are optimizer steps."""
 
     given: dict[str, Any]
@@ -57,9 +76,9 @@ class BudgetRecord(_Record):
     allocate_every: int
 
 
-class AllocationRecord(_Record):
-    """One allocation: budget asked and reached (in ``unit``), live rank of each layer, the lowest
-    kept and the highest dropped score, and how many triplets changed sides since the last one."""
+class AllocationRecord(Record):
+    """One allocation: the budget asked and reached (in the budget's unit), the live rank of each layer, the lowest
+    kept and the highest dropped score, and how many triplets were dropped or returned since the one before."""
 
     step: int
     asked: int
@@ -71,10 +90,10 @@ class AllocationRecord(_Record):
     returned: int = 0
 
 
-class ScoreRecord(_Record):
-    """Scores at the last allocation: per layer those kept and those dropped, each descending.
+class ScoreRecord(Record):
+    """Scores at the last allocation: those kept and those dropped, per layer, each descending.
 
-    ``left`` are those that earlier allocations took out of memory, with the score they had then.
+    ``left`` holds the triplets that earlier allocations removed from memory, with the score they had then.
     """
 
     score: str
@@ -84,14 +103,14 @@ class ScoreRecord(_Record):
     left: list[list[float]] = []
 
 
-class LogRecord(_Record):
-    """One point of the curves: whatever the loop logged at ``step`` (loss, eval_loss, ...)."""
+class LogRecord(Record):
+    """One point of the curves: the values the loop logged at ``step`` (loss, eval_loss, ...)."""
 
     step: int
     values: dict[str, float]
 
 
-class EvaluationRecord(_Record):
+class EvaluationRecord(Record):
     """Quality on one split. ``example_losses`` allows paired intervals between runs."""
 
     split: str
@@ -100,7 +119,7 @@ class EvaluationRecord(_Record):
     example_losses: list[float] | None = None
 
 
-class EnvironmentRecord(_Record):
+class EnvironmentRecord(Record):
     python: str
     platform: str
     device: str
@@ -112,9 +131,9 @@ class EnvironmentRecord(_Record):
     processor: str | None = None
 
 
-class RankTrace(_Record):
-    """The versioned record of one run; see the module docstring. Sizes in parameters count the
-    plain LoRA that ships (d_in + d_out a rank), ``*_bytes`` are bytes, ``*_seconds`` seconds."""
+class RankTrace(Record):
+    """The versioned record of one run. Sizes in parameters count the plain LoRA that ships (d_in + d_out a rank);
+    ``*_bytes`` are bytes, ``*_seconds`` seconds."""
 
     version: Literal[1] = TRACE_VERSION
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -156,6 +175,11 @@ class RankTrace(_Record):
             return list(self.allocations[-1].ranks)
         return [layer.initial_rank for layer in self.layers]
 
+    @property
+    def rank_choice(self) -> RankChoice:
+        """How this run chose its ranks; see :func:`rank_choice`."""
+        return rank_choice(self.method, self.method_options)
+
     def evaluation(self, split: str) -> EvaluationRecord | None:
         """The last evaluation on ``split``, or None."""
         return next((e for e in reversed(self.evaluations) if e.split == split), None)
@@ -169,15 +193,16 @@ class RankTrace(_Record):
         """Read a trace.
 
         Raises:
-            RankallocError: the file is missing, is no JSON, is of a newer version, or does not
-                have a trace's fields.
+            RankallocError: the file is missing, is not JSON, has another version, or lacks a trace's
+                fields.
         """
-        return load_record(cls, path, "trace", TRACE_VERSION)
+        return load_record(cls, path, "trace")
 
 
-class TrialRecord(_Record):
-    """One trial of a sweep. ``trace`` is relative to the sweep's folder; ``role`` tells the
-    enqueued trials ("uniform control", "start", "matched control") from sampled ones."""
+class TrialRecord(Record):
+    """One trial of a sweep. ``trace`` is relative to the sweep's folder; ``role`` distinguishes the enqueued trials
+    ("uniform control", "start", "matched control") from sampled ones. In a sweep with a ``placement``, ``params`` holds
+    the trial's own."""
 
     number: int
     state: Literal["complete", "failed", "running", "pruned", "waiting"]
@@ -192,11 +217,10 @@ class TrialRecord(_Record):
     message: str | None = None
 
 
-class PairRecord(_Record):
-    """The best adaptive trial beside the best uniform one of at most its size, both evaluated
-    once on the report split. ``difference`` is adaptive minus uniform in mean example loss
-    (negative: adaptive is better), with a paired bootstrap 95 % interval over examples and the
-    sign-flip permutation p-value."""
+class PairRecord(Record):
+    """The best adaptive trial and the best uniform one of at most its size, each evaluated once on the report
+    split. ``difference`` is adaptive minus uniform in mean example loss (negative: adaptive is better), with a
+    paired bootstrap 95 % interval over examples and the sign-flip permutation p-value."""
 
     adaptive: int
     uniform: int
@@ -210,8 +234,8 @@ class PairRecord(_Record):
     examples: int
 
 
-class SweepRecord(_Record):
-    """A sweep as it stood when it was written: its space, trials, front and best trial."""
+class SweepRecord(Record):
+    """A sweep at the time of writing: its space, trials, front and best trial."""
 
     version: Literal[1] = 1
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -237,6 +261,19 @@ class SweepRecord(_Record):
                 return trial
         raise KeyError(number)
 
+    def rank_choice(self, trial: TrialRecord) -> RankChoice:
+        """How this trial chose its ranks; see :func:`rank_choice`.
+
+        The method and placement are the trial's own, else those of the sweep's configuration (0.1 recorded the
+        placement there only); without any method, the role of a control decides.
+        """
+        method = trial.params.get("method")
+        if method is None and trial.role in ("uniform control", "matched control"):
+            return "uniform"
+        options = self.config.get("method_options") or {}
+        placement = trial.params.get("placement", options.get("placement", "chosen"))
+        return rank_choice(str(method or self.config.get("method", "")), {"placement": placement})
+
     def save(self, path: str | os.PathLike) -> Path:
         """Write the record as JSON, whole or not at all."""
         return write_json(path, finite(self.model_dump(mode="json")))
@@ -244,46 +281,4 @@ class SweepRecord(_Record):
     @classmethod
     def load(cls, path: str | os.PathLike) -> SweepRecord:
         """Read a sweep record; raises :class:`RankallocError` as :meth:`RankTrace.load` does."""
-        return load_record(cls, path, "sweep record", 1)
-
-
-SWEEP_NAME = "sweep.json"
-
-
-def finite(value: Any) -> Any:
-    """``value`` with every non-finite float replaced by None in objects and left out of dicts of
-    numbers: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items() if not (isinstance(v, float) and not math.isfinite(v))}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def load_record(cls: type[BaseModel], path: str | os.PathLike, what: str, version: int) -> Any:
-    """Parse ``path`` into ``cls`` with one clear sentence for each way that can go wrong."""
-    path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RankallocError(f"no {what} at {path}; give the folder a run wrote to, or its {path.name}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RankallocError(f"could not read {path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise RankallocError(
-            f"{path} is no JSON (line {error.lineno}); it may be damaged or no {what} at all"
-        ) from None
-    if not isinstance(data, dict):
-        raise RankallocError(f"{path} is no {what}: it holds a {type(data).__name__}, not an object")
-    if data.get("version") != version:
-        raise RankallocError(
-            f"{path} is a {what} of version {data.get('version')!r}, and this rankalloc reads version {version}"
-        )
-    try:
-        return cls.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RankallocError(f"{path} is no valid {what}: {where}: {first['msg']}") from None
+        return load_record(cls, path, "sweep record")

@@ -58,10 +58,15 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
 
 
 def configured(config: RunConfig, params: dict[str, Any]) -> RunConfig:
-    """The run that a point of the space stands for. Of ``method_options`` it has those its method knows."""
+    """The run at one point of the space, with those of ``method_options`` that its method knows."""
+    values = {PATHS[name]: value for name, value in params.items()}
+    return config.replaced({**values, "method_options": options_of(config, params)})
+
+
+def options_of(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Those of the configured ``method_options`` that the method at this point knows."""
     known = (*find_method(params.get("method", config.method)).options, *ANY_METHOD)
-    options = {name: value for name, value in config.method_options.items() if name in known}
-    return config.replaced({**{PATHS[name]: value for name, value in params.items()}, "method_options": options})
+    return {name: value for name, value in config.method_options.items() if name in known}
 
 
 def check_options(config: RunConfig) -> None:

@@ -30,7 +30,7 @@ from ..trace import SWEEP_NAME, SweepRecord, TrialRecord
 from .config import RunConfig
 from .runner import CONFIG_FILE, train
 from .search_space import MATCHED, PATHS, SAMPLED, Space, check_options, configured, first_points, search_space, suggest
-from .sweep_record import best_of, compare_on_report, is_adaptive, sweep_record, trial_folder, trial_record
+from .sweep_record import best_of, choice_of, compare_on_report, sweep_record, trial_folder, trial_record
 from .tasks import prepare
 from .tasks.base import PreparedTask
 
@@ -104,14 +104,14 @@ def run_sweep(
 
     def after(study: optuna.Study, trial: FrozenTrial) -> None:
         if on_trial is not None:
-            on_trial(trial_record(trial, folder), len(_finished(study)), wanted)
+            on_trial(trial_record(trial, config, folder), len(_finished(study)), wanted)
 
     def record() -> SweepRecord:
         return sweep_record(study, config, folder, prepared, _shown(storage), command)
 
     while (done := len(_finished(study))) < wanted:
         if done == wanted - 1:
-            _enqueue_matched(study, space)
+            _enqueue_matched(study, config, space)
         study.sampler = _sampler(config, done)
         study.optimize(objective, n_trials=1, catch=(RankallocError,), callbacks=[after])
         record().save(folder / SWEEP_NAME)
@@ -241,12 +241,12 @@ def _alive(pid: int) -> bool:
     return pid not in (0, os.getpid())
 
 
-def _enqueue_matched(study: optuna.Study, space: Space) -> None:
+def _enqueue_matched(study: optuna.Study, config: RunConfig, space: Space) -> None:
     """Queue uniform LoRA with the best adaptive trial's parameters, unless one as large, to within one rank,
     has run."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    adaptive = best_of([t for t in complete if is_adaptive(t)], study)
-    uniform = [t for t in complete if not is_adaptive(t)]
+    adaptive = best_of([t for t in complete if choice_of(t, config) == "adaptive"], study)
+    uniform = [t for t in complete if choice_of(t, config) == "uniform"]
     if adaptive is None or "uniform" not in space["method"]["choices"]:
         return
     size = adaptive.user_attrs["adapter_params"]

@@ -11,11 +11,11 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ..trace import PairRecord, RankTrace, SweepRecord, TrialRecord
+from ..trace import PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord, rank_choice
 from .config import RunConfig
 from .paired import paired_difference
 from .runner import ADAPTER_FOLDER, TRACE_FILE, evaluate_saved
-from .search_space import SAMPLED, search_space
+from .search_space import SAMPLED, options_of, search_space
 from .tasks.base import PreparedTask
 
 _STATES = {
@@ -30,7 +30,8 @@ def sweep_record(
     """The sweep as it stands: everything but the comparison on the report split."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = best_of(complete, study)
-    trials = [trial_record(t, folder) for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+    begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+    trials = [trial_record(t, config, folder) for t in begun]
     return SweepRecord(
         name=config.name, task=prepared.name, metric=prepared.metric, direction=prepared.direction,
         space=search_space(config), storage=storage, command=command, config=config.model_dump(mode="json"),
@@ -44,20 +45,24 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number:04d}"
 
 
-def trial_record(trial: FrozenTrial, folder: Path) -> TrialRecord:
-    """One trial as plain data."""
-    attrs = trial.user_attrs
+def trial_record(trial: FrozenTrial, config: RunConfig, folder: Path) -> TrialRecord:
+    """One trial as plain data. In a sweep with a ``placement``, its parameters include the one it ran with: a method
+    without that option leaves it out."""
+    attrs, params = trial.user_attrs, trial.params
+    if config.method_options.get("placement", "chosen") != "chosen":
+        params = {**params, "placement": options_of(config, params).get("placement", "chosen")}
     trace = trial_folder(folder, trial.number) / TRACE_FILE
     return TrialRecord(
-        number=trial.number, state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=trial.params,
+        number=trial.number, state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=params,
         value=trial.value if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
         ranks=attrs.get("ranks"), adapter_params=attrs.get("adapter_params"), seconds=attrs.get("seconds"),
         trace=trace.relative_to(folder).as_posix() if trace.is_file() else None, message=attrs.get("message"),
     )
 
 
-def is_adaptive(trial: FrozenTrial) -> bool:
-    return trial.params["method"] != "uniform"
+def choice_of(trial: FrozenTrial, config: RunConfig) -> RankChoice:
+    """How the trial chose its ranks; see :func:`rankalloc.trace.rank_choice`."""
+    return rank_choice(trial.params["method"], options_of(config, trial.params))
 
 
 def best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
@@ -102,11 +107,12 @@ def compare_on_report(
     complete = sorted(
         (t for t in record.trials if t.state == "complete"), key=lambda t: (sign * t.value, -t.adapter_params, t.number)
     )
-    adaptive = next((t for t in complete if t.params["method"] != "uniform"), None)
+    adaptive = next((t for t in complete if record.rank_choice(t) == "adaptive"), None)
     if adaptive is None:
         return None
     uniform = next(
-        (t for t in complete if t.params["method"] == "uniform" and t.adapter_params <= adaptive.adapter_params), None
+        (t for t in complete
+         if record.rank_choice(t) == "uniform" and t.adapter_params <= adaptive.adapter_params), None
     )
     if uniform is None:
         return None

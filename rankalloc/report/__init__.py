@@ -1,8 +1,9 @@
-"""The rank report: one HTML page that says what a run or a sweep did with its ranks.
+"""The rank report: one HTML page about what a run or a sweep did with its ranks.
 
-``source`` reads the records, ``tables``, ``sweeps`` and ``verdict`` turn them into rows and
-sentences, ``figures`` draws rows as SVG, ``exhibits`` joins drawing, caption and numbers, ``html``
-writes the page. Nothing here needs torch.
+``source`` reads the records; ``facts`` holds the rows that ``tables`` and ``sweeps`` make from them;
+``outcome``, ``verdict`` and ``alerts`` judge them; ``figures*`` draw them as SVG; ``exhibits*`` join
+drawing, caption and numbers; ``sections`` lists the sections of the page, and ``html`` writes it.
+Nothing here needs torch.
 """
 
 from __future__ import annotations

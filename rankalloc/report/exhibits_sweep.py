@@ -2,72 +2,78 @@
 
 from __future__ import annotations
 
-from rankalloc.trace import SweepRecord
-
+from ..trace import SweepRecord
 from . import figures_sweep, sweeps
 from .exhibits import Exhibit, exhibit
 from .wording import count, fixed, number
 
 
 def sweep(record: SweepRecord, rows: list[sweeps.TrialRow]) -> list[Exhibit]:
-    made = []
+    return [*_front(record, rows), *_importances(record), *_slices(record)]
+
+
+def _front(record: SweepRecord, rows: list[sweeps.TrialRow]) -> list[Exhibit]:
     points = sweeps.front_points(rows)
-    if points:
-        listed = [
+    if not points:
+        return []
+    better = "lower" if record.direction == "minimize" else "higher"
+    shapes = "Circles are adaptive, squares uniform"
+    if any(p.choice == "control" for p in points):
+        shapes += ", triangles other controls"
+    if any(p.choice == "given" for p in points):
+        shapes += ", diamonds given ranks"
+    return [
+        exhibit(
+            "front",
+            "Size against quality",
+            lambda p, t: figures_sweep.front_figure(points, record.metric, p, t),
+            f"Each completed trial by its adapter parameters and its {record.metric} ({better} is better). {shapes}; "
+            "the line joins the trials that no other beats on both.",
+            ["trial", "ranks", "adapter parameters", record.metric, "on the front", "best"],
             [
-                str(r.number),
-                "uniform" if r.uniform else "adaptive",
-                count(r.adapter_params),
-                number(r.value),
-                "yes" if r.front else "",
-                "yes" if r.best else "",
-            ]
-            for r in points
-        ]
-        better = "lower" if record.direction == "minimize" else "higher"
-        made.append(
-            exhibit(
-                "front",
-                "Size against quality",
-                lambda p, t: figures_sweep.front_figure(points, record.metric, p, t),
-                f"Each completed trial by its adapter parameters and its {record.metric} ({better} is better). "
-                "Circles are "
-                "adaptive, squares uniform; the line joins the trials that no other beats on both.",
-                ["trial", "ranks", "adapter parameters", record.metric, "on the front", "best"],
-                listed,
-                "",
-                2,
-            )
+                [
+                    str(p.number), p.choice, count(p.size), number(p.value), "yes" if p.front else "",
+                    "yes" if p.best else "",
+                ]
+                for p in points
+            ],
+            names=2,
         )
+    ]
+
+
+def _importances(record: SweepRecord) -> list[Exhibit]:
     weights = sweeps.importances(record)
-    if weights:
-        made.append(
-            exhibit(
-                "importances",
-                "What mattered",
-                lambda p, t: figures_sweep.importances_figure(weights, p, t),
-                f"Importance of each parameter for {record.metric}, as the sweep computed it. With few trials these "
-                "are "
-                "rough.",
-                ["parameter", "importance"],
-                [[n, fixed(v, 3)] for n, v in weights],
-            )
+    if not weights:
+        return []
+    return [
+        exhibit(
+            "importances",
+            "What mattered",
+            lambda p, t: figures_sweep.importances_figure(weights, p, t),
+            f"Importance of each parameter for {record.metric}, as the sweep computed it. With few trials these are "
+            "rough.",
+            ["parameter", "importance"],
+            [[n, fixed(v, 3)] for n, v in weights],
         )
+    ]
+
+
+def _slices(record: SweepRecord) -> list[Exhibit]:
     cuts = sweeps.slices(record)
-    if cuts:
-        listed = [
-            [c.name, number(p.x) if c.numeric else str(p.x), number(p.value), str(p.number)]
-            for c in cuts
-            for p in c.points
-        ]
-        made.append(
-            exhibit(
-                "slices",
-                "One parameter at a time",
-                lambda p, t: figures_sweep.slices_figure(cuts, record.metric, p, t),
-                f"The {record.metric} of each completed trial against each parameter in turn; the others vary too.",
-                ["parameter", "its value", record.metric, "trial"],
-                listed,
-            )
+    if not cuts:
+        return []
+    return [
+        exhibit(
+            "slices",
+            "One parameter at a time",
+            lambda p, t: figures_sweep.slices_figure(cuts, record.metric, p, t),
+            f"The {record.metric} of each completed trial against each parameter in turn; the others vary too.",
+            ["parameter", "its value", record.metric, "trial"],
+            [
+                [c.name, number(p.x) if c.numeric else str(p.x), number(p.value), str(p.number)]
+                for c in cuts
+                for p in c.points
+            ],
         )
-    return made
+    ]

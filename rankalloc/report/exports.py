@@ -1,4 +1,4 @@
-"""What a reader takes away: the ranks as a PEFT pattern, as a rankalloc call, as CSV and JSON."""
+"""The ranks for reuse: as a PEFT pattern, as a rankalloc call, as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import csv
 import io
 import re
 
-from rankalloc.trace import RankTrace
-
+from ..trace import RankTrace
 from .tables import LayerRow
 
 
@@ -57,6 +56,6 @@ def attach_call(trace: RankTrace) -> str:
     """Python that attaches adapters of the final ranks to a model."""
     pairs = zip(trace.layers, trace.final_ranks, strict=True)
     ranks = "\n".join(f"        {layer.name!r}: {rank}," for layer, rank in pairs)
-    alpha = trace.scaling * trace.rank  # which says the same whatever the scale was named
+    alpha = trace.scaling * trace.rank  # correct for every ``scale`` the run was attached with
     call = f"ra.attach(\n    model,\n    rank={trace.rank},\n    alpha={alpha:g},\n    ranks={{\n{ranks}\n    }},\n)"
     return f"import rankalloc as ra\n\n{call}"

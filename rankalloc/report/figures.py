@@ -1,10 +1,11 @@
-"""The figures of a run: rows from :mod:`.tables` in, SVG strings out. Each takes the prefix of its
-ids and the label read out in its place."""
+"""The figures of a run: rows from :mod:`.tables` in, SVG strings out. ``prefix`` starts the figure's ids;
+``label`` is read aloud by screen readers."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch, Rectangle
@@ -48,7 +49,7 @@ def rank_map_figure(table: RankMap, prefix: str, label: str) -> str:
 
 def _cell(axes: Axes, x: float, y: float, value: int, top: int, size: float) -> None:
     step = svg.level(value, top)
-    look = {"facecolor": svg.fill(step), "edgecolor": "none"}
+    look: dict[str, Any] = {"facecolor": svg.fill(step), "edgecolor": "none"}
     if value == 0:
         look = {"facecolor": "none", "edgecolor": svg.MUTED, "linestyle": (0, (2, 2)), "linewidth": 0.8}
     axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, **look))
@@ -57,8 +58,8 @@ def _cell(axes: Axes, x: float, y: float, value: int, top: int, size: float) -> 
 
 
 def final_ranks_figure(rows: list[LayerRow], groups: list[Group], prefix: str, label: str) -> str:
-    """Final rank by block, one panel a role, beside the rank each would have got from equal shares;
-    layers outside blocks as named bars below."""
+    """Final rank by block, one panel a role, with the equal rank that spends the same as a line; layers
+    outside blocks are named bars below."""
     stacked = [g for g in groups if g.blocks[0] is not None]
     single = [i for g in groups for b, i in zip(g.blocks, g.layers, strict=True) if b is None]
     longest = max((len(g.blocks) for g in stacked), default=0)
@@ -67,8 +68,7 @@ def final_ranks_figure(rows: list[LayerRow], groups: list[Group], prefix: str, l
     tall = max((max(r.final_rank, r.initial_rank) for r in rows), default=1) or 1
     with svg.drawing():
         heights = ([1.5 * lines] if stacked else []) + ([0.55 + 0.2 * len(single)] if single else [])
-        figure = svg.canvas(sum(heights) + 0.25)
-        figure.get_layout_engine().set(hspace=0.09)
+        figure = svg.canvas(sum(heights) + 0.25, hspace=0.09)
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         if stacked:
             grid = parts.pop(0).subplots(lines, columns, sharey=True, squeeze=False)
@@ -131,7 +131,7 @@ def _named_bars(axes: Axes, rows: list[LayerRow], tall: int) -> None:
 def history_figure(
     table: History, groups: list[Group], marks: dict[str, int], end: int, unit: str, prefix: str, label: str
 ) -> str:
-    """Budget asked and reached, triplets changing sides, and every layer's rank, over the same steps."""
+    """Budget asked and reached, triplets dropped and returned, and every layer's rank, over the same steps."""
     rows = [i for group in groups for i in group.layers]
     high = min(max(0.15 * len(rows), 0.03 * len(rows) + 2.2), 11.0)
     with svg.drawing():
@@ -165,11 +165,11 @@ def history_figure(
 
 def _budget_lines(axes: Axes, table: History, end: int, unit: str) -> None:
     steps = [*table.steps, end]
-    for values, look, name in (
-        (table.asked, {"color": svg.GRID, "linewidth": 5}, "asked"),
-        (table.reached, {"color": svg.ADAPTIVE, "linewidth": 1.5}, "reached"),
+    for values, colour, width, name in (
+        (table.asked, svg.GRID, 5.0, "asked"),
+        (table.reached, svg.ADAPTIVE, 1.5, "reached"),
     ):
-        axes.step(steps, [*values, values[-1]], where="post", label=name, **look)
+        axes.step(steps, [*values, values[-1]], where="post", label=name, color=colour, linewidth=width)
     axes.plot(table.steps[1:], table.reached[1:], "o", color=svg.ADAPTIVE, markersize=3)
     axes.set_title(f"Budget ({unit})")
     axes.set_ylim(0, max(*table.asked, *table.reached, 1) * 1.12)
@@ -192,7 +192,7 @@ def _churn_bars(axes: Axes, table: History, end: int) -> None:
 
 
 def _strip(axes: Axes, table: History, groups: list[Group], end: int) -> None:
-    """One row a layer, coloured by rank; rectangles of one level share a path, and runs are merged."""
+    """One row a layer, coloured by rank. Steps of equal rank are one rectangle, rectangles of one colour one path."""
     order = [i for group in groups for i in group.layers]
     top = max((max(ranks, default=0) for ranks in table.ranks), default=0)
     edges, gap = [*table.steps, end], 0.04 if len(order) <= 64 else 0.0
@@ -227,7 +227,7 @@ def _strip(axes: Axes, table: History, groups: list[Group], end: int) -> None:
 
 
 def _colour_bar(axes: Axes, top: int) -> None:
-    bar = axes.inset_axes([1.015, 0.0, 0.014, 1.0 if top else 0.3])
+    bar = axes.inset_axes((1.015, 0.0, 0.014, 1.0 if top else 0.3))
     for step in range(svg.LEVELS):
         patch = bar.add_patch(
             Rectangle((0, step / svg.LEVELS), 1, 1 / svg.LEVELS, facecolor=svg.fill(step), edgecolor="none")
@@ -251,6 +251,6 @@ def _bare(axes: Axes) -> None:
 
 
 def _shorten(name: str, most: int = 42) -> str:
-    """The end of a long name, which is the telling part."""
+    """The end of a long name, its distinctive part."""
     name = printable(name)
     return name if len(name) <= most else "…" + name[-(most - 1) :]

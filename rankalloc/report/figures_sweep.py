@@ -3,51 +3,57 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from ..trace import RankChoice
 from . import svg
-from .sweeps import Slice, TrialRow
+from .sweeps import FrontPoint, Slice
 from .wording import fixed, printable
 
-LOOKS = {False: {"marker": "o", "color": svg.ADAPTIVE}, True: {"marker": "s", "color": svg.UNIFORM}}
-NAMES = {False: "adaptive", True: "uniform"}
+LOOKS: dict[RankChoice, dict[str, Any]] = {
+    "adaptive": {"marker": "o", "color": svg.ADAPTIVE},
+    "uniform": {"marker": "s", "color": svg.UNIFORM},
+    "control": {"marker": "^", "color": svg.MUTED},
+    "given": {"marker": "D", "color": svg.MUTED},
+}
 
 
-def front_figure(rows: list[TrialRow], metric: str, prefix: str, label: str) -> str:
+def front_figure(points: list[FrontPoint], metric: str, prefix: str, label: str) -> str:
     """Adapter parameters against the metric; the front joined by a line, the best trial ringed."""
     with svg.drawing():
         figure = svg.canvas(3.7)
         axes = figure.add_subplot()
-        front = [r for r in rows if r.front]
+        front = [p for p in points if p.front]
         if front:
             axes.plot(
-                [r.adapter_params for r in front],
-                [r.value for r in front],
+                [p.size for p in front],
+                [p.value for p in front],
                 color=svg.MUTED,
                 linewidth=1,
                 zorder=1,
                 label="front",
             )
-        for uniform in (False, True):
-            members = [r for r in rows if r.uniform == uniform]
+        for choice, look in LOOKS.items():
+            members = [p for p in points if p.choice == choice]
             if members:
                 axes.plot(
-                    [r.adapter_params for r in members],
-                    [r.value for r in members],
+                    [p.size for p in members],
+                    [p.value for p in members],
                     linestyle="none",
                     markersize=7,
                     alpha=0.85,
                     markeredgecolor=svg.SURFACE,
                     markeredgewidth=0.8,
-                    label=NAMES[uniform],
-                    **LOOKS[uniform],
+                    label=choice,
+                    **look,
                 )
-        best = next((r for r in rows if r.best), None)
+        best = next((p for p in points if p.best), None)
         if best is not None:
             axes.plot(
-                [best.adapter_params],
+                [best.size],
                 [best.value],
                 "o",
                 markersize=13,
@@ -57,12 +63,10 @@ def front_figure(rows: list[TrialRow], metric: str, prefix: str, label: str) -> 
                 linestyle="none",
                 label="best",
             )
-        for row in rows:
-            if row.front or row.best or len(rows) <= 12:
-                axes.annotate(
-                    str(row.number), (row.adapter_params, row.value), (8, 5), textcoords="offset points", size=8
-                )
-        sizes = [r.adapter_params for r in rows]
+        for point in points:
+            if point.front or point.best or len(points) <= 12:
+                axes.annotate(str(point.number), (point.size, point.value), (8, 5), textcoords="offset points", size=8)
+        sizes = [p.size for p in points]
         if min(sizes) > 0 and max(sizes) > 8 * min(sizes):
             svg.logarithmic(axes, "x", min(sizes) / 1.25, max(sizes) * 1.25)
         else:
@@ -76,6 +80,7 @@ def front_figure(rows: list[TrialRow], metric: str, prefix: str, label: str) -> 
 
 
 def importances_figure(pairs: list[tuple[str, float]], prefix: str, label: str) -> str:
+    """One bar for each parameter, most important first."""
     with svg.drawing():
         figure = svg.canvas(0.45 + 0.27 * len(pairs), 6.4)
         axes = figure.add_subplot()
@@ -95,7 +100,7 @@ def importances_figure(pairs: list[tuple[str, float]], prefix: str, label: str) 
 
 
 def slices_figure(slices: list[Slice], metric: str, prefix: str, label: str) -> str:
-    """The value of each trial against one parameter a panel."""
+    """The value of each trial against each parameter, a panel a parameter."""
     columns = min(3, len(slices))
     lines = math.ceil(len(slices) / columns)
     with svg.drawing():
@@ -109,11 +114,11 @@ def slices_figure(slices: list[Slice], metric: str, prefix: str, label: str) -> 
             if k % columns == 0:
                 axes.set_ylabel(printable(metric))
         handles, names = [], []
-        for uniform in (False, True):
-            if any(p.uniform == uniform for s in slices for p in s.points):
-                handles.append(Line2D([], [], linestyle="none", markersize=5, **LOOKS[uniform]))
-                names.append(NAMES[uniform])
-        figure.legend(handles, names, loc="outside upper right", ncols=2)
+        for choice, look in LOOKS.items():
+            if any(p.choice == choice for s in slices for p in s.points):
+                handles.append(Line2D([], [], linestyle="none", markersize=5, **look))
+                names.append(choice)
+        figure.legend(handles, names, loc="outside upper right", ncols=max(2, len(names)))
         return svg.finish(figure, prefix, label)
 
 
@@ -122,8 +127,10 @@ def _slice(axes: Axes, piece: Slice) -> None:
     if not piece.numeric:
         for name in sorted({printable(p.x) for p in piece.points}):
             places[name] = len(places)
-    for uniform in (False, True):
-        members = [p for p in piece.points if p.uniform == uniform]
+    for choice, look in LOOKS.items():
+        members = [p for p in piece.points if p.choice == choice]
+        if not members and choice not in ("adaptive", "uniform"):
+            continue
         xs = [p.x if piece.numeric else places[printable(p.x)] for p in members]
         axes.plot(
             xs,
@@ -133,7 +140,7 @@ def _slice(axes: Axes, piece: Slice) -> None:
             alpha=0.85,
             markeredgecolor=svg.SURFACE,
             markeredgewidth=0.5,
-            **LOOKS[uniform],
+            **look,
         )
     if piece.log:
         values = [p.x for p in piece.points]

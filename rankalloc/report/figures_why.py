@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -10,7 +11,7 @@ from . import svg
 from .tables import Group, History, LayerRow, Panel, ScoreTable
 from .wording import printable
 
-SCALE_SPAN = 1e-9  # scores below this share of the largest are drawn at the axis' foot
+SCALE_SPAN = 1e-9  # scores below this share of the largest are drawn at the foot of the axis
 
 
 def scores_figure(table: ScoreTable, groups: list[Group], prefix: str, label: str) -> str:
@@ -60,7 +61,8 @@ def _distribution(axes: Axes, table: ScoreTable, low: float, top: float) -> None
     ):
         flat = [max(s, low) for layer in values for s in layer if s > 0]
         if flat:
-            look = {"color": colour} if hatch is None else {"facecolor": "none", "edgecolor": colour, "hatch": hatch}
+            hollow = {"facecolor": "none", "edgecolor": colour, "hatch": hatch}
+            look: dict[str, Any] = {"color": colour} if hatch is None else hollow
             axes.hist(flat, bins=edges, orientation="horizontal", linewidth=0.7, label=name, **look)
     axes.set_xlabel("triplets")
     axes.tick_params(axis="y", length=0)
@@ -171,8 +173,8 @@ def spectra_figure(sigma: list[list[float]], groups: list[Group], prefix: str, l
 
 
 def effective_figure(rows: list[LayerRow], groups: list[Group], prefix: str, label: str) -> str:
-    """Effective against allotted rank: all layers as points (on the diagonal a layer uses all it was
-    given), and layer by layer as bars."""
+    """Effective against allotted rank: all layers as points (a layer on the diagonal uses its whole rank),
+    and layer by layer as bars."""
     points = sorted({(r.final_rank, round(r.effective_rank, 3)) for r in rows if r.effective_rank is not None})
     top = max(max(x, y) for x, y in points)
     order = [rows[i] for group in groups for i in group.layers]
@@ -205,14 +207,13 @@ def curves_figure(panels: list[Panel], others: list[Panel], other: str, prefix: 
     lines = math.ceil(len(panels) / columns)
     beside = {panel.title: panel for panel in others}
     with svg.drawing():
-        figure = svg.canvas(2.2 * lines + 0.25)
-        figure.get_layout_engine().set(wspace=0.07)
+        figure = svg.canvas(2.2 * lines + 0.25, wspace=0.07)
         grid = figure.subplots(lines, columns, squeeze=False)
         for k, axes in enumerate(grid.flat):
             if k >= len(panels):
                 axes.set_visible(False)
                 continue
-            colours = {}
+            colours: dict[str, str] = {}
             for name, steps, values in panels[k].series:
                 colours[name] = svg.LINES[len(colours) % len(svg.LINES)]
                 _curve(axes, steps, values, colours[name], "-", name)
@@ -229,11 +230,11 @@ def curves_figure(panels: list[Panel], others: list[Panel], other: str, prefix: 
         return svg.finish(figure, prefix, label)
 
 
-def _curve(axes: Axes, steps: list[int], values: list[float], colour: str, style, name: str) -> None:
+def _curve(axes: Axes, steps: list[int], values: list[float], colour: str, style: Any, name: str) -> None:
     few = len(steps) <= 30
     text = printable(name) if len(name) <= 40 else printable(name)[:39] + "…"
     (line,) = axes.plot(
         steps, values, color=colour, linestyle=style, linewidth=1.2, marker="o" if few else None, markersize=3
     )
-    # A label that starts with an underscore would be left out of the legend.
+    # matplotlib leaves a label that starts with an underscore out of the legend.
     line.set_label("\u200b" + text if text.startswith("_") else text)

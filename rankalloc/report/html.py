@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from rankalloc.errors import RankallocError
-from rankalloc.files import write_json, write_text
-from rankalloc.trace import RankTrace, SweepRecord
-
+from ..errors import RankallocError
+from ..files import write_json, write_text
+from ..trace import RankTrace, SweepRecord
 from .source import Source, read_source, would_lose
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,13 +17,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(
     source: RankTrace | SweepRecord | str | os.PathLike, output: str | os.PathLike, *, title: str | None = None
 ) -> Path:
-    """Write the rank report of ``source`` to ``output`` and, beside it with the same stem, the JSON it came from.
+    """Write the rank report of ``source`` to ``output``, and its data as JSON beside it with the same stem.
 
     Args:
         source: the folder of a run or of a sweep, a ``trace.json``, a ``sweep.json``, the JSON beside
-            another report, or a record in memory. A sweep's layers are those of its best trial, with
-            the uniform trial beside it where that helps; a sweep record in memory has no traces, so
-            only the sweep is shown.
+            another report, or a record in memory. The layers of a sweep's page are those of its best
+            trial, with the uniform trial beside it where that helps; a sweep record in memory has no
+            traces, so its page shows the sweep only.
         output: a path ending in ``.html``. The same source gives the same bytes.
         title: heading of the page; the run's or sweep's name when None.
 
@@ -60,11 +57,13 @@ def write_report(
 
 
 def render(records: Source, *, title: str | None = None, data_name: str = "report.json") -> str:
-    """The page as a string. ``data_name`` is what it calls the JSON beside it."""
+    """The page as a string. ``data_name`` is the name of the JSON beside it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from . import wording
+    from . import svg, wording
+    from .facts import Subject
+    from .sections import SECTIONS
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -72,85 +71,28 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,  # of a section: its end tag follows on the next line
     )
     for name in ("count", "number", "fixed", "rank", "percent", "size", "duration", "moment", "plural", "printable"):
         environment.filters[name] = getattr(wording, name)
-    environment.filters["svg"] = Markup  # only ever given what figures.py made, which escapes names itself
+    environment.filters["svg"] = Markup  # applied only to svg.finish's output, which has escaped every name
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    page = Subject.of(records)
+    sections, drawn = [], 0
+    for section in SECTIONS:
+        shown = section.show(page)
+        if shown is not None:
+            figures = list(enumerate(shown.get("figures", ()), drawn + 1))
+            drawn += len(figures)
+            body = environment.get_template(section.template).render(
+                **shown | {"figures": figures, "data_name": data_name}
+            )
+            sections.append((section, Markup(body)))
+    light, dark = svg.palette()
     parts = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js")}
-    page = environment.get_template("report.html.j2").render(
-        style=parts["report.css"], script=parts["report.js"], **context(records, title, data_name)
+    text = environment.get_template("report.html.j2").render(
+        title=title or page.record.name, record=page.record, trace=records.trace, sweep=page.sweep, sections=sections,
+        light=light, dark=dark, style=parts["report.css"], script=parts["report.js"],
     )
     # Lone surrogates, which a JSON file can smuggle in, have no UTF-8 form.
-    return page.encode("utf-8", "replace").decode("utf-8")
-
-
-def context(records: Source, title: str | None, data_name: str) -> dict[str, Any]:
-    """Everything the template shows, in its order."""
-    from . import exhibits, exhibits_sweep, exports, svg, sweeps, tables
-    from .verdict import alerts, budget_state, headline_metric, judged, reached, verdict
-
-    trace, sweep = records.trace, records.sweep
-    rows = tables.layer_rows(trace) if trace is not None else []
-    trials = sweeps.trial_rows(sweep) if sweep is not None else []
-    light, dark = svg.palette()
-    shown: dict[str, Any] = {
-        "title": title or (sweep.name if sweep is not None else trace.name),
-        "subject": "Sweep" if sweep is not None else "Run",
-        "created": (sweep or trace).created,
-        "light": light,
-        "dark": dark,
-        "data_name": data_name,
-        "verdict": verdict(trace, sweep),
-        "alerts": alerts(trace, sweep),
-        "trace": trace,
-        "control": records.control,
-        "sweep": sweep,
-        "trials": trials,
-        "figures": {"sweep": exhibits_sweep.sweep(sweep, trials)} if sweep is not None else {},
-        "layers": rows,
-    }
-    if trace is not None:
-        record = judged(trace)
-        shown |= {
-            "state": budget_state(trace),
-            "reached": reached(trace),
-            "even": tables.uniform_rank(trace),
-            "judged": record,
-            "headline": headline_metric(record, sweep.metric if sweep else None) if record is not None else None,
-            "evaluations": _evaluations(records),
-            "csv": _data_uri("text/csv", exports.table_csv(rows)),
-            "json": _data_uri(
-                "application/json", json.dumps(exports.table_records(rows), indent=1, ensure_ascii=False)
-            ),
-            "pattern": exports.rank_pattern(trace),
-            "excluded": exports.excluded(trace),
-            "snippet": exports.attach_call(trace),
-        }
-        shown["figures"] |= {
-            "map": exhibits.rank_map(trace),
-            "ranks": exhibits.final_ranks(trace, rows),
-            "course": exhibits.course(trace),
-            "why": exhibits.why(trace),
-            "spectra": exhibits.spectra(trace, rows),
-            "quality": exhibits.quality(trace, records.control),
-        }
-    return shown
-
-
-def _evaluations(records: Source) -> dict[str, Any]:
-    """Rows of quality for the run and its control, and the metrics they have between them."""
-    from .tables import evaluation_rows
-
-    rows = evaluation_rows(records.trace, "best trial" if records.sweep is not None else "this run")
-    if records.control is not None:
-        rows += evaluation_rows(records.control, "uniform trial")
-    return {
-        "rows": rows,
-        "metrics": list(dict.fromkeys(name for row in rows for name in row.metrics)),
-        "errors": any(row.standard_error is not None for row in rows),
-    }
-
-
-def _data_uri(kind: str, text: str) -> str:
-    return f"data:{kind};charset=utf-8;base64," + base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
+    return text.rstrip("\n").encode("utf-8", "replace").decode("utf-8")

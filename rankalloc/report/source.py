@@ -1,25 +1,23 @@
-"""Reading what a report is about: a folder, a file, or a record in memory."""
+"""Reading the subject of a report: a folder, a file, or a record in memory."""
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from rankalloc.errors import RankallocError
-from rankalloc.trace import SWEEP_NAME, TRACE_NAME, TRACE_VERSION, RankTrace, SweepRecord, TrialRecord, finite
-
+from ..errors import RankallocError
+from ..records import Record, finite, parse_record, read_json
+from ..trace import SWEEP_NAME, TRACE_NAME, RankTrace, SweepRecord, TrialRecord
 from .sweeps import control_of
 
 
 @dataclass(frozen=True)
 class Source:
-    """The records of one report. ``trace`` is the run, or the sweep's best trial; ``control`` the
-    uniform trial set beside it. Either of ``trace`` and ``sweep`` may be None, not both."""
+    """The records of one report. ``trace`` is the run, or the sweep's best trial; ``control`` is the uniform trial
+    shown beside it. At least one of ``trace`` and ``sweep`` is there."""
 
     trace: RankTrace | None
     sweep: SweepRecord | None = None
@@ -60,33 +58,32 @@ def _read(source: RankTrace | SweepRecord | str | os.PathLike) -> Source:
         raise RankallocError(
             f"nothing to report on at {path}; give the folder of a run or a sweep, or one of its JSON files"
         )
-    data = _json(path)
+    data = read_json(path, "trace, sweep record or report's data")
     if is_report_data(data):
         return _combined(data, path)
     if isinstance(data, dict) and "trials" in data:
-        return _read_sweep(path)
-    return Source(RankTrace.load(path))
+        return _with_traces(parse_record(SweepRecord, data, str(path), "sweep record"), path.parent)
+    return Source(parse_record(RankTrace, data, str(path), "trace"))
 
 
 def is_report_data(data: Any) -> bool:
-    """Whether parsed JSON is what a report puts beside its page, and not a run's or sweep's own record."""
+    """Whether parsed JSON is the data beside a page, and not a run's or a sweep's own record."""
     return isinstance(data, dict) and {"trace", "sweep"} <= set(data)
 
 
 def would_lose(path: Path) -> bool:
     """Whether ``path`` holds anything but a report's own data, which a report must not write over."""
     try:
-        return path.exists() and not is_report_data(_json(path))
+        return path.exists() and not is_report_data(read_json(path, "report's data"))
     except RankallocError:
         return True
 
 
-def _read_sweep(path: Path) -> Source:
-    sweep = SweepRecord.load(path)
+def _with_traces(sweep: SweepRecord, folder: Path) -> Source:
     best = next((t for t in sweep.trials if t.number == sweep.best), None)
-    trace = _trial_trace(path.parent, best)
+    trace = _trial_trace(folder, best)
     control = control_of(sweep)
-    beside = _trial_trace(path.parent, control) if control is not None and control is not best else None
+    beside = _trial_trace(folder, control) if control is not None and control is not best else None
     return Source(trace, sweep, beside if trace is not None else None)
 
 
@@ -101,32 +98,22 @@ def _trial_trace(folder: Path, trial: TrialRecord | None) -> RankTrace | None:
 
 
 def _combined(data: dict[str, Any], path: Path) -> Source:
-    parts = {
-        "trace": _part(RankTrace, data["trace"], path, "trace", TRACE_VERSION),
-        "sweep": _part(SweepRecord, data["sweep"], path, "sweep", 1),
-        "control": _part(RankTrace, data.get("control"), path, "control", TRACE_VERSION),
-    }
-    if parts["trace"] is None and parts["sweep"] is None:
+    def part(cls: type[Record], key: str, what: str) -> Any:
+        value = data.get(key)
+        return None if value is None else parse_record(cls, value, f"{key!r} in {path}", what)
+
+    records = Source(
+        trace=part(RankTrace, "trace", "trace"),
+        sweep=part(SweepRecord, "sweep", "sweep record"),
+        control=part(RankTrace, "control", "trace"),
+    )
+    if records.trace is None and records.sweep is None:
         raise RankallocError(f"{path} holds neither a trace nor a sweep")
-    return Source(**parts)
-
-
-def _part(cls: type[BaseModel], value: Any, path: Path, key: str, version: int) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or value.get("version") != version:
-        found = value.get("version") if isinstance(value, dict) else type(value).__name__
-        raise RankallocError(f"{path}: {key} has version {found!r}, and this rankalloc reads version {version}")
-    try:
-        return cls.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in (key, *first["loc"]))
-        raise RankallocError(f"{path} is no valid report data: {where}: {first['msg']}") from None
+    return records
 
 
 def _check_lengths(trace: RankTrace, source: object) -> None:
-    lists = [(f"the allocation at step {a.step}", a.ranks) for a in trace.allocations]
+    lists: list[tuple[str, Sequence[Any]]] = [(f"the allocation at step {a.step}", a.ranks) for a in trace.allocations]
     if trace.scores is not None:
         lists += [("scores.kept", trace.scores.kept), ("scores.dropped", trace.scores.dropped)]
         lists += [("scores.left", trace.scores.left)] if trace.scores.left else []
@@ -134,14 +121,5 @@ def _check_lengths(trace: RankTrace, source: object) -> None:
         lists.append(("singular_values", trace.singular_values))
     for what, values in lists:
         if len(values) != len(trace.layers):
-            where = "the trace" if isinstance(source, BaseModel) else str(source)
+            where = "the trace" if isinstance(source, Record) else str(source)
             raise RankallocError(f"{where} is damaged: {what} has {len(values)} entries for {len(trace.layers)} layers")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RankallocError(f"{path} is no JSON (line {error.lineno}); it may be damaged") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RankallocError(f"could not read {path}: {error}") from error

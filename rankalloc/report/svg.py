@@ -1,8 +1,8 @@
 """Drawing for a page: matplotlib figures as inline SVG that follows the page's light or dark mode.
 
-Figures are drawn in sentinel colours that stand for roles (ink, grid, adaptive, uniform, rank
-levels). :func:`finish` replaces each by a CSS variable, makes ids unique within the page, and
-leaves text as text so that it takes the page's font and can be read and searched.
+Figures are drawn in sentinel colours, one for each role (ink, grid, adaptive, uniform, rank levels).
+:func:`finish` replaces each by a CSS variable, makes ids unique within the page, and keeps text as
+text, so that it takes the page's font and can be read and searched.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from collections.abc import Iterator
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from .wording import MINUS, printable
@@ -92,15 +94,16 @@ def palette() -> tuple[dict[str, str], dict[str, str]]:
             variables[f"line{i}"] = pair[mode - 1]
         for k, colour in enumerate(scale(anchors)):
             variables[f"level{k}"] = colour
-            variables[f"on{k}"] = max("#000000", "#ffffff", key=lambda c, colour=colour: contrast(c, colour))
+            dark = contrast("#000000", colour) >= contrast("#ffffff", colour)
+            variables[f"on{k}"] = "#000000" if dark else "#ffffff"
     return modes
 
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib's own defaults plus the report's style, whatever the user's matplotlibrc says."""
+    """matplotlib's defaults plus the report's style, independent of the user's matplotlibrc."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # A layer's name may hold letters the measuring font lacks; the browser's font draws them.
+        # A layer's name may have letters that the measuring font lacks; the browser's font draws them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
@@ -141,14 +144,15 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def canvas(height: float, width: float = WIDTH) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.03, hspace=0.05)
-    return figure
+def canvas(height: float, width: float = WIDTH, *, wspace: float = 0.03, hspace: float = 0.05) -> Figure:
+    """An empty figure of ``width`` × ``height`` inches; ``wspace`` and ``hspace`` are the shares between panels."""
+    engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04, wspace=wspace, hspace=hspace)
+    return Figure(figsize=(width, height), layout=engine)
 
 
 def finish(figure: Figure, prefix: str, label: str) -> str:
-    """The figure as an inline ``<svg>``: ids start with ``prefix``, ``label`` is its aria-label."""
+    """The figure as an inline ``<svg>``. Its ids start with ``prefix``, which no other figure of the page may have;
+    ``label`` is its aria-label."""
     out = io.StringIO()
     # savefig would lay the figure out and draw it a second time.
     FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
@@ -157,7 +161,7 @@ def finish(figure: Figure, prefix: str, label: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
     body = re.sub(r"<defs>\s*</defs>", "", body)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
-    # Only tags are rewritten: a layer's name is text, and may look like anything.
+    # Only tags are rewritten: names of layers are text and may look like ids or colours.
     body = re.sub(r"<[^>]+>", lambda m: _tag(m[0], prefix, used), body)
     body = re.sub(r"\s*\n\s*", "\n", body)
     wide, high = (72 * x for x in figure.get_size_inches())
@@ -191,13 +195,13 @@ def _luminance(colour: str) -> float:
 
 
 def key(axes: Axes, columns: int = 2) -> None:
-    """The legend above the axes at the right, where no line or bar can run into it."""
+    """The legend above the axes at the right, clear of every line and bar."""
     axes.legend(
         loc="lower right", ncols=columns, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, borderpad=0.1, columnspacing=1.4
     )
 
 
-def whole(axis, bins: int = 6) -> None:
+def whole(axis: Axis, bins: int = 6) -> None:
     """Integer ticks with grouped thousands."""
     axis.set_major_locator(MaxNLocator(nbins=bins, integer=True, min_n_ticks=1))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace("-", MINUS)))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from rankalloc.trace import SweepRecord, TrialRecord
+from ..trace import RankChoice, SweepRecord, TrialRecord
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One row of the trials' table. ``uniform`` tells the shape and colour it is drawn with."""
+    """One row of the trials' table. ``choice`` decides the shape and colour the trial is drawn with."""
 
     number: int
     role: str
     method: str
-    uniform: bool
+    choice: RankChoice
     params: str
     value: float | None
     ranks: int | None
@@ -27,16 +28,30 @@ class TrialRow:
 
 
 @dataclass(frozen=True)
-class SlicePoint:
-    x: object
+class FrontPoint:
+    """A completed trial in the figure of size (adapter parameters) against value."""
+
+    number: int
+    size: int
     value: float
-    uniform: bool
+    choice: RankChoice
+    best: bool
+    front: bool
+
+
+@dataclass(frozen=True)
+class SlicePoint:
+    """One trial's value at ``x``, a number, a string or a truth value."""
+
+    x: Any
+    value: float
+    choice: RankChoice
     number: int
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Value against one parameter. ``numeric`` says how to draw x, ``log`` that it spans 8× or more."""
+    """Value against one parameter. ``numeric`` decides how x is drawn; ``log`` is set when x spans 8× or more."""
 
     name: str
     numeric: bool
@@ -44,29 +59,17 @@ class Slice:
     points: list[SlicePoint]
 
 
-def method_of(trial: TrialRecord) -> str | None:
-    """The method a trial used, or None when the record does not say."""
-    method = getattr(trial, "method", None) or trial.params.get("method")
-    return None if method is None else str(method)
-
-
-def is_uniform(trial: TrialRecord) -> bool:
-    """Whether the trial gave every layer the same rank: by its method, else by its role."""
-    method = method_of(trial)
-    return "uniform" in (method if method is not None else trial.role)
-
-
 def trial_rows(sweep: SweepRecord) -> list[TrialRow]:
     rows = []
     for trial in sweep.trials:
-        method = method_of(trial) or ("uniform" if is_uniform(trial) else "")
+        choice = sweep.rank_choice(trial)
         shown = {k: v for k, v in trial.params.items() if k != "method"}
         rows.append(
             TrialRow(
                 number=trial.number,
                 role=trial.role,
-                method=method,
-                uniform=is_uniform(trial),
+                method=str(trial.params.get("method") or ("uniform" if choice == "uniform" else "")),
+                choice=choice,
                 params=", ".join(f"{k}\u00a0=\u00a0{_short(v)}" for k, v in shown.items()),
                 value=trial.value,
                 ranks=trial.ranks,
@@ -81,10 +84,14 @@ def trial_rows(sweep: SweepRecord) -> list[TrialRow]:
     return rows
 
 
-def front_points(rows: list[TrialRow]) -> list[TrialRow]:
-    """Completed trials with a size and a value, by size: what the front's figure shows."""
-    usable = [r for r in rows if r.value is not None and r.adapter_params is not None and r.state == "complete"]
-    return sorted(usable, key=lambda r: (r.adapter_params, r.number))
+def front_points(rows: list[TrialRow]) -> list[FrontPoint]:
+    """Completed trials with a size and a value, by size."""
+    points = [
+        FrontPoint(row.number, row.adapter_params, row.value, row.choice, row.best, row.front)
+        for row in rows
+        if row.value is not None and row.adapter_params is not None and row.state == "complete"
+    ]
+    return sorted(points, key=lambda point: (point.size, point.number))
 
 
 def importances(sweep: SweepRecord) -> list[tuple[str, float]]:
@@ -98,7 +105,7 @@ def slices(sweep: SweepRecord) -> list[Slice]:
     made = []
     for name in names:
         points = [
-            SlicePoint(t.params[name], t.value, is_uniform(t), t.number)
+            SlicePoint(t.params[name], t.value, sweep.rank_choice(t), t.number)
             for t in sweep.trials
             if name in t.params and t.value is not None and t.state == "complete"
         ]
@@ -111,12 +118,16 @@ def slices(sweep: SweepRecord) -> list[Slice]:
 
 
 def control_of(sweep: SweepRecord) -> TrialRecord | None:
-    """The uniform trial that the best one is set beside: the pair's, else the best completed one."""
+    """The uniform trial that the best one is compared with: the pair's, else the best completed one."""
     if sweep.pair is not None:
         return next((t for t in sweep.trials if t.number == sweep.pair.uniform), None)
-    done = [t for t in sweep.trials if is_uniform(t) and t.state == "complete" and t.value is not None]
     sign = -1 if sweep.direction == "maximize" else 1
-    return min(done, key=lambda t: (sign * t.value, t.number), default=None)
+    done = [
+        (sign * t.value, t.number, t)
+        for t in sweep.trials
+        if sweep.rank_choice(t) == "uniform" and t.state == "complete" and t.value is not None
+    ]
+    return min(done, key=lambda entry: entry[:2])[2] if done else None
 
 
 def _short(value: object) -> str:

@@ -1,24 +1,26 @@
-"""From a trace to rows: what each section of the report says, as plain data.
+"""From a trace to rows: the content of each section of the report as plain data.
 
-Pure functions of :class:`~rankalloc.trace.RankTrace`; no torch, no drawing. Lists that speak of
-layers are in the order of ``trace.layers`` unless a :class:`Group` says otherwise.
+Pure functions of :class:`~rankalloc.trace.RankTrace`; no torch, no drawing. Lists of per-layer values
+are in the order of ``trace.layers``, except in a :class:`Group`. :class:`~.facts.Facts` calls each
+function once a page.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rankalloc.trace import AllocationRecord, EvaluationRecord, LayerRecord, RankTrace
+from ..trace import AllocationRecord, EvaluationRecord, LayerRecord, RankTrace
 
 OUTSIDE = "outside blocks"
 
 
 @dataclass(frozen=True)
 class Group:
-    """The layers of one role, by block: a row of the rank map. ``blocks`` holds None for layers
-    outside a stack, ``layers`` the indices into ``trace.layers``."""
+    """The layers of one role, by block: a row of the rank map. ``blocks`` has None for a layer outside a
+    stack; ``layers`` are indices into ``trace.layers``."""
 
     label: str
     blocks: list[int | None]
@@ -27,8 +29,8 @@ class Group:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One row of the full table. ``uniform`` is what equal ranks would have given the layer for the
-    same spending, ``params`` the plain LoRA of its final rank, ``state`` is "", "zero" or "cap"."""
+    """One row of the full table. ``uniform_rank`` is the layer's rank if all were equal and spent the same,
+    ``params`` counts the plain LoRA of its final rank, and ``state`` is "", "zero" or "cap"."""
 
     name: str
     kind: str
@@ -47,7 +49,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class RankMap:
-    """Final ranks on a grid: ``cells[row][column]``, None where no layer is. The last column is
+    """Final ranks on a grid: ``cells[row][column]``, None where there is no layer. The last column is
     :data:`OUTSIDE` when ``outside`` is true. Means are over the layers present."""
 
     roles: list[str]
@@ -60,7 +62,7 @@ class RankMap:
 
 @dataclass(frozen=True)
 class History:
-    """The course of the allocation, one entry an allocation, preceded by the state at step 0."""
+    """The course of the allocation: the state at step 0, then one entry for each allocation."""
 
     steps: list[int]
     asked: list[int]
@@ -74,9 +76,9 @@ class History:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of the last allocation, and behind ``dropped`` those of triplets that left memory at earlier ones, with
-    the score they had then (``left`` in all). ``margin`` = lowest kept / highest dropped of the last allocation (None
-    when either side is empty or the divisor is not positive); ``unplotted`` counts scores <= 0."""
+    """Scores of the last allocation. ``dropped`` ends with the ``left`` triplets that earlier allocations removed from
+    memory, with the score they had then. ``margin`` = lowest kept / highest dropped of the last allocation (None when
+    either side is empty or the divisor is not positive); ``unplotted`` counts scores <= 0."""
 
     score: str
     step: int
@@ -91,7 +93,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """Quality on one split; ``mean_loss`` and ``standard_error`` (s / sqrt(n)) from the example losses."""
+    """Quality on one split; ``mean_loss`` and ``standard_error`` (s / sqrt(n)) come from the example losses."""
 
     run: str
     split: str
@@ -110,12 +112,12 @@ class Panel:
 
 
 def unit_cost(layer: LayerRecord, unit: str) -> int:
-    """What one rank of the layer costs, up to a common factor: 1 for ranks, d_in + d_out otherwise."""
+    """The cost of one rank of the layer, up to a common factor: 1 for ranks, d_in + d_out otherwise."""
     return 1 if unit == "ranks" else layer.d_in + layer.d_out
 
 
 def uniform_rank(trace: RankTrace) -> float:
-    """The equal rank that spends what the final ranks spend: sum(c·r) / sum(c). May be fractional."""
+    """The equal rank that spends as much as the final ranks: sum(c·r) / sum(c). May be fractional."""
     costs = [unit_cost(layer, trace.budget.unit) for layer in trace.layers]
     spent = sum(c * r for c, r in zip(costs, trace.final_ranks, strict=True))
     return spent / sum(costs) if sum(costs) else 0.0
@@ -142,12 +144,12 @@ def cap(trace: RankTrace, layer: LayerRecord) -> int:
     return layer.initial_rank if most is None else min(most, layer.initial_rank)
 
 
-def layer_rows(trace: RankTrace) -> list[LayerRow]:
-    even, sigma, rows = uniform_rank(trace), spectra(trace), []
-    began = history(trace).ranks[0]
-    adaptive = bool(trace.allocations) and len(set(trace.final_ranks)) > 1
+def layer_rows(trace: RankTrace, began: list[int], even: float, sigma: list[list[float]]) -> list[LayerRow]:
+    """The full table, from the ranks at step 0, :func:`uniform_rank` and :func:`spectra`."""
+    rows = []
+    spread = bool(trace.allocations) and len(set(trace.final_ranks)) > 1  # else every layer would be at its cap
     for i, (layer, final) in enumerate(zip(trace.layers, trace.final_ranks, strict=True)):
-        state = "zero" if final == 0 else "cap" if adaptive and final >= cap(trace, layer) else ""
+        state = "zero" if final == 0 else "cap" if spread and final >= cap(trace, layer) else ""
         rows.append(
             LayerRow(
                 name=layer.name,
@@ -171,8 +173,8 @@ def layer_rows(trace: RankTrace) -> list[LayerRow]:
 def groups(trace: RankTrace) -> list[Group]:
     """Layers by role, roles in order of appearance, blocks ascending, then the layers outside a stack.
 
-    Two stacks (encoder and decoder) may share roles and block indices; the part of the name before
-    the block index then tells them apart.
+    Two stacks (encoder and decoder) may share roles and block indices; the labels of their groups then
+    include the part of the name before the block index.
     """
     seen: dict[tuple[int, str], int] = {}
     for layer in trace.layers:
@@ -198,8 +200,9 @@ def groups(trace: RankTrace) -> list[Group]:
     return sorted(made, key=lambda group: group.blocks == [None])
 
 
-def rank_map(trace: RankTrace) -> RankMap:
-    rows, final = groups(trace), trace.final_ranks
+def rank_map(trace: RankTrace, rows: list[Group]) -> RankMap:
+    """The grid of final ranks; ``rows`` are the trace's :func:`groups`."""
+    final = trace.final_ranks
     blocks = sorted({layer.block for layer in trace.layers if layer.block is not None})
     outside = any(layer.block is None for layer in trace.layers)
     keys: list[int | None] = [*blocks, *([None] if outside else [])]
@@ -223,7 +226,7 @@ def history(trace: RankTrace) -> History:
         step=0, asked=trace.budget.initial, reached=trace.budget.initial,
         ranks=[layer.initial_rank for layer in trace.layers],
     )
-    if events and events[0].step == 0:  # a rule that begins below the peak says what it began with
+    if events and events[0].step == 0:  # a rule that begins below the peak records its start as an allocation
         first, events = events[0], events[1:]
     return History(
         steps=[0, *(a.step for a in events)],
@@ -238,7 +241,7 @@ def history(trace: RankTrace) -> History:
 
 
 def score_table(trace: RankTrace) -> ScoreTable | None:
-    """None when the run recorded no scores, or none of any triplet."""
+    """The scores to show; None when the run recorded none."""
     record = trace.scores
     if record is None or (not any(record.kept) and not any(record.dropped)):
         return None
@@ -277,7 +280,7 @@ _NOT_A_CURVE = re.compile(r"(^|[_/])(epoch|runtime|samples_per_second|steps_per_
 
 def curves(trace: RankTrace) -> list[Panel]:
     """The logged values as panels: all losses together, then every other quantity by its own name
-    (``eval_f1`` and ``f1`` together). Clocks, epochs and the rate's schedule are left out."""
+    (``eval_f1`` and ``f1`` together). Timings, epochs and the learning rate are left out."""
     series: dict[str, tuple[list[int], list[float]]] = {}
     for point in trace.logs:
         for name, value in point.values.items():
@@ -293,6 +296,6 @@ def curves(trace: RankTrace) -> list[Panel]:
     return [Panel(title, panels[title]) for title in ordered]
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[int | None]) -> float:
     present = [v for v in values if v is not None]
     return sum(present) / len(present) if present else 0.0

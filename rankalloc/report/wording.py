@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: thousands grouped, real minus signs, units spelled out."""
+"""Numbers for readers: grouped thousands, real minus signs, units spelled out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def size(value: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: ``0.31 s``, ``75.2 s``, ``12 min 5 s``, ``3 h 4 min``."""
+    """Seconds in readable units: ``0.31 s``, ``75.2 s``, ``12 min 5 s``, ``3 h 4 min``."""
     if seconds is None:
         return ABSENT
     if seconds < 1:
@@ -90,8 +90,8 @@ def some(names: list[str], most: int = 6) -> str:
 
 
 def printable(text: object) -> str:
-    """``text`` on one line, with control characters, which SVG and HTML cannot hold, and characters
-    that turn the direction of writing, which can disguise a name, made visible."""
+    """``text`` on one line. Control characters, which SVG and HTML cannot hold, and characters that change the
+    direction of writing, which can disguise a name, become visible replacements."""
     return "".join(" " if c in "\t\n\r" else "\ufffd" if _unfit(c) else c for c in str(text))
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -26,6 +27,9 @@ from rankalloc.experiments.search_space import (
 )
 from rankalloc.experiments.sweep import SweepSpaceError, run_sweep
 from rankalloc.experiments.sweep_record import pareto_front
+from rankalloc.methods import METHODS
+from rankalloc.report import write_report
+from rankalloc.report.sweeps import trial_rows
 from rankalloc.trace import RankTrace, SweepRecord
 from tests.support.runs import small_config, small_yaml
 
@@ -208,6 +212,45 @@ def test_options_go_to_the_methods_that_know_them():
     wrong = config.replaced({"method_options": {"beta3": 0.9}})
     with pytest.raises(ConfigError, match="did you mean 'beta"):
         check_options(wrong)
+
+
+@pytest.mark.parametrize(
+    ("placement", "choice"), [("uniform", "uniform"), ("random", "control"), ("shuffled", "control")]
+)
+def test_forced_placements_are_no_adaptive_trials(placement, choice, tmp_path):
+    """Neither the pair nor the matched control may take a placement for the method's own choice."""
+    config = small_config(tmp_path, f"method_options.placement={placement}", "sweep.search.method=[auto, uniform]")
+    record = run_sweep(config, tmp_path / "out", trials=3)
+    assert {t.params["method"]: record.rank_choice(t) for t in record.trials} == {"auto": choice, "uniform": "uniform"}
+    for trial in record.trials:
+        run = RankTrace.load(tmp_path / "out" / trial.trace)
+        assert run.rank_choice == record.rank_choice(trial) and trial.role != MATCHED
+    assert record.pair is None and SweepRecord.load(tmp_path / "out" / "sweep.json") == record
+    page = write_report(tmp_path / "out", tmp_path / "page.html").read_text()
+    assert "cannot say whether adaptive ranks helped" in page and "Adaptive ranks did" not in page
+
+
+@pytest.mark.parametrize("name", ["non-uniform", "my-uniform", "uniform-ish"])
+def test_a_method_is_not_uniform_for_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, name, replace(METHODS["auto"], name=name))
+    record = run_sweep(small_config(tmp_path, f"method={name}"), tmp_path / "out", trials=3)
+    choices = {t.params["method"]: record.rank_choice(t) for t in record.trials}
+    assert choices == {name: "adaptive", "uniform": "uniform"}
+    assert record.trial(record.pair.adaptive).params["method"] == name
+    assert record.trial(record.pair.uniform).params["method"] == "uniform"
+    rows = {row.number: row.choice for row in trial_rows(record)}
+    assert rows == {t.number: record.rank_choice(t) for t in record.trials}
+
+
+def test_a_method_without_placements_ignores_the_sweeps(tmp_path, monkeypatch):
+    """Its trials are adaptive although the configuration forces those of other methods to be uniform."""
+    monkeypatch.setitem(METHODS, "plain", replace(METHODS["auto"], name="plain", options={}))
+    config = small_config(
+        tmp_path, "method=plain", "method_options.placement=uniform", "sweep.search.method=[plain, auto]"
+    )
+    record = run_sweep(config, tmp_path / "out", trials=2)
+    choices = {t.params["method"]: record.rank_choice(t) for t in record.trials}
+    assert choices == {"plain": "adaptive", "auto": "uniform"}
 
 
 def test_the_front_holds_what_nothing_beats_in_both():

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from rankalloc import RankTrace
+from rankalloc import METHODS, PLANNERS, RankTrace
 from rankalloc.errors import RankallocError
 from rankalloc.layer_names import places
+from rankalloc.records import finite
 from rankalloc.trace import (
+    GIVEN,
     AllocationRecord,
     BudgetRecord,
     EvaluationRecord,
@@ -17,7 +19,6 @@ from rankalloc.trace import (
     LogRecord,
     SweepRecord,
     TrialRecord,
-    finite,
 )
 
 
@@ -97,6 +98,61 @@ def test_a_sweep_record_comes_back_and_finds_its_trials(tmp_path):
         again.trial(0)
     with pytest.raises(RankallocError, match="no sweep record at"):
         SweepRecord.load(tmp_path / "none.json")
+
+
+CHOICES = [
+    ("adalora", {}, "adaptive"), ("adalora", {"placement": "chosen"}, "adaptive"), ("auto", {"beta": 0.9}, "adaptive"),
+    ("uniform", {}, "uniform"), ("uniform", {"placement": "random"}, "uniform"),
+    ("adalora", {"placement": "uniform"}, "uniform"), ("manual", {"placement": "uniform"}, "uniform"),
+    ("module-types", {"placement": "uniform"}, "uniform"),
+    ("auto", {"placement": "random"}, "control"), ("auto", {"placement": "shuffled"}, "control"),
+    ("eva", {"placement": "grouped"}, "control"), ("manual", {"placement": "random"}, "control"),
+    ("manual", {"rank_pattern": {"q": 2}}, "given"), ("module-types", {}, "given"),
+    ("non-uniform", {}, "adaptive"), ("my-uniform", {}, "adaptive"), ("uniformly-better", {}, "adaptive"),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "choice"), CHOICES)
+def test_a_run_and_a_trial_agree_on_how_ranks_were_chosen(method, options, choice):
+    """A trial of 0.1 has its placement in the sweep's configuration alone."""
+    record = SweepRecord(
+        name="s", task="t", metric="f1", direction="maximize", space={}, storage="x",
+        trials=[TrialRecord(number=0, state="complete", params={"method": method, **options})],
+    )
+    of_0_1 = record.model_copy(update={
+        "config": {"method": "auto", "method_options": options},
+        "trials": [TrialRecord(number=0, state="complete", params={"method": method})],
+    })
+    assert trace(method=method, method_options=options).rank_choice == choice
+    assert record.rank_choice(record.trials[0]) == of_0_1.rank_choice(of_0_1.trials[0]) == choice
+
+
+def test_a_trials_own_placement_wins_over_the_sweeps():
+    record = SweepRecord(
+        name="s", task="t", metric="f1", direction="maximize", space={}, storage="x",
+        config={"method": "auto", "method_options": {"placement": "uniform"}},
+        trials=[
+            TrialRecord(number=0, state="complete", params={"method": "mine", "placement": "chosen"}),
+            TrialRecord(number=1, state="complete", params={"rank": 4}),
+        ],
+    )
+    assert [record.rank_choice(t) for t in record.trials] == ["adaptive", "uniform"]
+
+
+def test_given_ranks_are_those_of_methods_that_look_at_nothing():
+    blind = [
+        name for name, method in METHODS.items()
+        if method.score is None and method.planner is not None and not PLANNERS[method.planner].needs_data
+    ]
+    assert sorted(blind) == sorted(GIVEN)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"version": ' + "9" * 5000 + "}"], ids=["deep", "long number"])
+def test_json_beyond_the_parsers_limits_gets_one_clear_sentence(text, tmp_path):
+    path = tmp_path / "trace.json"
+    path.write_text(text)
+    with pytest.raises(RankallocError, match="it may be damaged"):
+        RankTrace.load(path)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from rankalloc.errors import RankallocError
-from rankalloc.report import exhibits, exports, svg, tables
-from rankalloc.report.html import write_report
-from rankalloc.report.source import read_source
+from rankalloc.report import exhibits, exhibits_sweep, exports, svg, sweeps, tables
+from rankalloc.report.facts import Facts
+from rankalloc.report.html import render, write_report
+from rankalloc.report.sections import SECTIONS as SECTIONS_OF_A_PAGE
+from rankalloc.report.sections import Section, of_run
+from rankalloc.report.source import Source, read_source
 from rankalloc.report.wording import printable
 from rankalloc.trace import RankTrace
 from tests.support import report_odd_samples as odd
@@ -24,20 +27,8 @@ from tests.support import report_samples as samples
 from tests.support.report_pages import Page, pages
 
 SECTIONS = [
-    "verdict",
-    "alerts",
-    "map",
-    "ranks",
-    "course",
-    "why",
-    "spectra",
-    "cost",
-    "quality",
-    "sweep",
-    "table",
-    "reuse",
-    "provenance",
-    "glossary",
+    "verdict", "alerts", "map", "ranks", "course", "why", "spectra", "cost", "quality", "sweep", "table", "reuse",
+    "provenance", "glossary",
 ]
 
 
@@ -49,7 +40,7 @@ def made():
 @pytest.mark.parametrize("name", ["sweep", "hostile"])
 def test_ids_are_unique_and_nothing_is_loaded(made, name):
     page = made.pages[name]
-    assert [i for i, n in Counter(page.ids).items() if n > 1] == []
+    assert page.twice == []
     assert page.addresses and all(a.startswith(("#", "data:")) for a in page.addresses)
     assert all(a[1:] in page.ids for a in page.addresses if a.startswith("#"))
     text = made.paths[name].read_text(encoding="utf-8")
@@ -58,6 +49,72 @@ def test_ids_are_unique_and_nothing_is_loaded(made, name):
 
 def test_sections_are_in_order(made):
     assert made.pages["sweep"].sections == SECTIONS
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "reports").glob("*.html")), ids=lambda p: p.stem)
+def test_a_published_page_has_each_id_once(path):
+    assert Page(path.read_text(encoding="utf-8")).twice == []
+
+
+def test_other_controls_and_given_ranks_have_shapes_of_their_own():
+    record = samples.sweep()
+    trials = [t.model_copy(update={"params": dict(t.params)}) for t in record.trials]
+    trials[2].params["placement"], trials[3].params["method"] = "random", "manual"
+    made = exhibits_sweep.sweep(record, sweeps.trial_rows(record))
+    mixed = record.model_copy(update={"trials": trials})
+    drawn = exhibits_sweep.sweep(mixed, sweeps.trial_rows(mixed))
+    assert "triangles" not in made[0].caption and "diamonds" not in made[0].caption
+    assert "triangles other controls, diamonds given ranks" in drawn[0].caption
+    assert {row[0]: row[1] for row in drawn[0].rows}.items() >= {"2": "control", "3": "given"}.items()
+    for item in drawn[0], drawn[2]:
+        assert {"adaptive", "uniform", "control", "given"} <= set(re.findall(r">(\w+)</text>", item.svg))
+
+
+def test_a_page_works_out_each_fact_once(monkeypatch):
+    calls = Counter()
+
+    def counting(name, function):
+        def counted(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return counted
+
+    for name in ("groups", "history", "uniform_rank", "spectra", "layer_rows", "rank_map", "score_table", "curves"):
+        monkeypatch.setattr(tables, name, counting(name, getattr(tables, name)))
+    monkeypatch.setattr(sweeps, "trial_rows", counting("trial_rows", sweeps.trial_rows))
+    render(Source(odd.one_layer(), samples.sweep()))
+    assert len(calls) == 9 and set(calls.values()) == {1}
+
+
+def test_each_file_is_read_once(made, monkeypatch):
+    opened, read_text = Counter(), Path.read_text
+
+    def counted(path, *args, **kwargs):
+        opened[path.name, path.parent.name] += 1
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    for source in (made.folder / "sweep", made.paths["sweep"].with_suffix(".json"), made.folder / "sweep/sweep.json"):
+        opened.clear()
+        read_source(source)
+        assert opened and set(opened.values()) == {1}
+
+
+def test_a_section_is_one_function_and_one_line(monkeypatch):
+    def depth(run):
+        rows = [[str(b), "1"] for b in range(3)]
+
+        def draw(prefix, label):
+            return f"<svg id='{prefix}'></svg>"
+
+        return [exhibits.exhibit("depth", "Depth", draw, "By <depth>.", ["block", "layers"], rows)]
+
+    added = Section("depth", "By depth", "figures.html.j2", of_run(depth))
+    monkeypatch.setattr("rankalloc.report.sections.SECTIONS", (*SECTIONS_OF_A_PAGE, added))
+    page = Page(text := render(Source(odd.one_layer())))
+    assert page.sections[-1] == "depth" and page.twice == [] and '<a href="#depth">By depth</a>' in text
+    assert f"<strong>Figure {page.tags['figure']}. Depth.</strong> By &lt;depth&gt;." in text
 
 
 def test_every_figure_speaks_and_gives_its_numbers(made):
@@ -100,7 +157,7 @@ def test_names_are_data(made):
 def test_downloads_hold_the_table(made):
     page = made.pages["sweep"]
     found = {a.split(";")[0]: base64.b64decode(a.split(",")[1]).decode() for a in page.addresses if "base64" in a}
-    assert found["data:text/csv"] == exports.table_csv(tables.layer_rows(made.trace))
+    assert found["data:text/csv"] == exports.table_csv(Facts(made.trace).layers)
     assert [r["final_rank"] for r in json.loads(found["data:application/json"])] == made.trace.final_ranks
 
 
@@ -132,6 +189,7 @@ def test_odd_runs_make_a_page(sample, tmp_path):
     path = write_report(trace, tmp_path / "odd.html", title="An <odd> one")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
+    assert page.twice == []
     assert "<h1>An &lt;odd&gt; one</h1>" in text and page.sections == [s for s in SECTIONS if s != "sweep"]
     if sample == "bare":
         assert "No allocation took place" in text and "No evaluation was recorded" in text and "not recorded" in text
@@ -155,12 +213,12 @@ def test_a_sweep_in_memory_shows_the_sweep_only(tmp_path):
 
 def test_224_layers_stay_readable(tmp_path):
     trace = odd.llama()
-    rows, groups = tables.layer_rows(trace), tables.groups(trace)
-    assert [len(g.layers) for g in groups] == [32] * 7
-    item = exhibits.rank_map(trace)[0]
+    facts = Facts(trace)
+    assert [len(g.layers) for g in facts.groups] == [32] * 7
+    item = exhibits.rank_map(facts)[0]
     drawn = re.findall(r"var\(--on\d+\)[^>]*>(\d+)</text>", item.svg)
-    assert len(drawn) == 224 and Counter(map(int, drawn)) == Counter(r.final_rank for r in rows)
-    course = exhibits.course(trace)[0]
+    assert len(drawn) == 224 and Counter(map(int, drawn)) == Counter(r.final_rank for r in facts.layers)
+    course = exhibits.course(facts)[0]
     assert len(course.svg) < 1_000_000 and len(course.rows) == 4 + 224
 
 
@@ -183,7 +241,7 @@ def test_text_on_every_rank_colour_is_readable():
         ("[1]", "holds a list"),
         ('{"version": 9}', "version 9"),
         ('{"trace": null, "sweep": null}', "neither"),
-        ('{"trace": {"version": 1}, "sweep": null}', "trace.name|trace.method"),
+        ('{"trace": {"version": 1}, "sweep": null}', "'trace' in .* is no valid trace: method"),
         ('{"trials": [], "version": 1}', "no valid sweep"),
     ],
 )

@@ -10,7 +10,10 @@ import re
 import pytest
 
 from rankalloc.report import exports, sweeps, tables, wording
-from rankalloc.report.verdict import alerts, budget_state, moved_at_freeze, verdict
+from rankalloc.report.alerts import alerts
+from rankalloc.report.facts import Facts
+from rankalloc.report.outcome import budget_state, moved_at_freeze
+from rankalloc.report.verdict import verdict
 from rankalloc.trace import AllocationRecord, EvaluationRecord, LayerRecord, ScoreRecord
 from tests.support import report_odd_samples as odd
 from tests.support import report_samples as samples
@@ -56,20 +59,20 @@ def test_uniform_rank_spends_the_same():
 
 
 def test_layer_rows(trace):
-    rows = tables.layer_rows(trace)
+    rows = Facts(trace).layers
     assert len(rows) == 36 and sum(r.final_rank for r in rows) == 216
     assert sum(r.params for r in rows) == trace.adapter_params_final
     for row, sigma in zip(rows, trace.singular_values, strict=True):
         assert row.largest_singular_value == max(sigma)
         assert 1 <= row.effective_rank <= row.final_rank
         assert row.uniform_rank == 6
-    capped = tables.layer_rows(two_layers(ranks=(4, 0)))
+    capped = Facts(two_layers(ranks=(4, 0))).layers
     assert [r.state for r in capped] == ["cap", "zero"]
-    assert not any(r.state for r in tables.layer_rows(samples.uniform_run()))
+    assert not any(r.state for r in Facts(samples.uniform_run()).layers)
 
 
 def test_rank_map(trace):
-    grid = tables.rank_map(trace)
+    grid = Facts(trace).rank_map
     assert grid.roles == list(samples.ROLES) and grid.columns == list("012345") and not grid.outside
     for layer, rank in zip(trace.layers, trace.final_ranks, strict=True):
         assert grid.cells[grid.roles.index(layer.role)][layer.block] == rank
@@ -78,7 +81,7 @@ def test_rank_map(trace):
 
 def test_rank_map_of_two_stacks_and_layers_outside():
     trace = odd.mixed()
-    grid = tables.rank_map(trace)
+    grid = Facts(trace).rank_map
     assert grid.columns == ["0", "1", "2", "3", tables.OUTSIDE]
     assert grid.roles == [
         "encoder.block: q",
@@ -144,7 +147,7 @@ def test_rank_pattern_is_read_by_peft_as_meant():
 
 
 def test_table_csv_round_trip_and_formulas():
-    rows = tables.layer_rows(odd.hostile())
+    rows = Facts(odd.hostile()).layers
     read = list(csv.DictReader(io.StringIO(exports.table_csv(rows))))
     assert tuple(read[0]) == exports.TABLE_COLUMNS and len(read) == len(rows)
     for row, got in zip(rows, read, strict=True):
@@ -168,15 +171,77 @@ def test_budget_state(unit, ranks, target, state):
 
 
 def test_verdict_of_a_run_claims_no_more_than_it_knows(trace):
-    said = verdict(trace, None)
+    said = verdict(Facts(trace), None)
     assert said.tone == "open"
     assert (
         "met exactly (216 of 216 ranks)" in said.sentence
         and "f1 is 0.508 on the report split (400 examples)" in said.sentence
     )
     assert "cannot say whether adaptive ranks helped" in said.sentence and "uniform control" in said.sentence
-    assert "is a control" in verdict(samples.uniform_run(), None).sentence
-    assert "not measured" in verdict(odd.bare(), None).sentence
+    assert "is a control" in verdict(Facts(samples.uniform_run()), None).sentence
+    assert "not measured" in verdict(Facts(odd.bare()), None).sentence
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("adalora", {"placement": "uniform"}, "every layer has the same rank, so this run is a control"),
+        ("uniform", {}, "every layer has the same rank, so this run is a control"),
+        ("adalora", {"placement": "random"}, "placed at random, so this run is a control"),
+        ("adalora", {"placement": "shuffled"}, "went to other layers, so this run is a control"),
+        ("eva", {"placement": "grouped"}, "a module type share one rank, so this run is a control"),
+        ("mine", {"placement": "by-depth"}, "placed by 'by-depth', so this run is a control"),
+        ("manual", {}, "given before training"),
+        ("module-types", {}, "given before training"),
+        ("non-uniform", {}, "without a uniform control"),
+        ("my-uniform", {}, "without a uniform control"),
+    ],
+)
+def test_verdict_of_a_run_says_how_its_ranks_were_chosen(trace, method, options, words):
+    made = trace.model_copy(update={"method": method, "method_options": options})
+    sentence = verdict(Facts(made), None).sentence
+    assert words in sentence and ("cannot say whether" in sentence) == (made.rank_choice == "adaptive")
+
+
+def placed(placement, method="adalora"):
+    """A sweep without a pair whose trials all ran ``method`` with ``placement``."""
+    record = samples.sweep()
+    trials = [t.model_copy(update={"params": {**t.params, "method": method}, "role": "start"}) for t in record.trials]
+    config = {"method": method, "method_options": {"placement": placement}}
+    return record.model_copy(update={"pair": None, "trials": trials, "config": config})
+
+
+@pytest.mark.parametrize(
+    ("placement", "method", "words"),
+    [
+        ("uniform", "adalora", "(uniform, "),
+        ("random", "adalora", "(a control, "),
+        ("chosen", "manual", "(with given ranks, "),
+        ("chosen", "my-uniform", "(adaptive, "),
+        ("chosen", "non-uniform", "(adaptive, "),
+    ],
+)
+def test_a_sweep_names_its_best_trial_by_how_its_ranks_were_chosen(placement, method, words):
+    record = placed(placement, method)
+    said = verdict(None, record)
+    assert words in said.sentence and "cannot say whether adaptive ranks helped" in said.sentence
+    assert ("No completed trial chose its ranks adaptively." in said.notes) == ("(adaptive" not in words)
+    assert (sweeps.control_of(record) is not None) == (words == "(uniform, ")
+
+
+def test_learning_rates_of_controls_do_not_make_a_side_look_tuned():
+    """Three rates of a random placement are no search for a good adaptive run."""
+    record = samples.sweep(low=-0.02, high=-0.01)
+    rates = {"adalora": (4e-3,), "adalora random": (1e-3, 2e-3, 8e-3), "uniform": (1e-3, 2e-3, 4e-3)}
+    trials = [
+        record.trials[0].model_copy(update={"number": n, "adapter_params": 1000, "params": {
+            "method": name.split()[0], "placement": (name.split() + ["chosen"])[1], "learning_rate": rate,
+        }})
+        for n, (name, rate) in enumerate((name, rate) for name, values in rates.items() for rate in values)
+    ]
+    pair = record.pair.model_copy(update={"adaptive": 0, "uniform": 5})
+    sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
+    assert "adaptive ranks were tried at 1 learning rate," in sentence
 
 
 @pytest.mark.parametrize(
@@ -204,14 +269,14 @@ def test_verdict_of_a_sweep_without_a_pair():
 
 
 def test_alerts_say_what_is_wrong(trace):
-    assert alerts(trace, None) == []
+    assert alerts(Facts(trace), None) == []
     moving = [
         AllocationRecord(step=s, asked=4, reached=4, ranks=r) for s, r in ((10, [4, 0]), (20, [0, 4]), (30, [4, 0]))
     ]
     bad = two_layers(
         target=3, allocations=moving, finished=False, steps_done=7, nonfinite_steps=[41, 43], alerts=["own words"]
     )
-    texts = [alert.text for alert in alerts(bad, None)]
+    texts = [alert.text for alert in alerts(Facts(bad), None)]
     for words in (
         "not finished: 7 of 240",
         "budget was not met",
@@ -225,13 +290,13 @@ def test_alerts_say_what_is_wrong(trace):
         assert sum(words in text for text in texts) == 1, words
     assert moved_at_freeze(bad) == (4, 4)
     record = samples.sweep()
-    assert any("7 (loss became non-finite at step 41)" in a.text for a in alerts(trace, record))
+    assert any("7 (loss became non-finite at step 41)" in a.text for a in alerts(Facts(trace), record))
 
 
 def test_trials():
     record = samples.sweep()
     rows = sweeps.trial_rows(record)
-    assert [r.number for r in rows if r.uniform] == [0, 5, 11, 17]
+    assert [r.number for r in rows if r.choice == "uniform"] == [0, 5, 11, 17]
     assert [r.number for r in rows if r.best] == [record.best]
     assert rows[7].state == "failed" and 7 not in [r.number for r in sweeps.front_points(rows)]
     assert {r.number for r in rows if r.front} == set(record.front)
@@ -247,9 +312,11 @@ def test_slices():
 
 
 def test_uniform_is_read_from_the_role_when_no_method_is_recorded():
-    trial = samples.sweep().trials[0].model_copy(update={"params": {}})
-    assert sweeps.is_uniform(trial) and not sweeps.is_uniform(trial.model_copy(update={"role": "sampled"}))
-    assert not sweeps.is_uniform(trial.model_copy(update={"params": {"method": "adalora"}}))
+    record = samples.sweep()
+    trial = record.trials[0].model_copy(update={"params": {}})
+    for role, choice in (("uniform control", "uniform"), ("matched control", "uniform"), ("sampled", "adaptive")):
+        assert record.rank_choice(trial.model_copy(update={"role": role})) == choice
+    assert record.rank_choice(trial.model_copy(update={"params": {"method": "adalora"}})) == "adaptive"
 
 
 def test_control_is_the_best_uniform_trial_without_a_pair():
@@ -307,5 +374,5 @@ def test_a_rule_that_begins_below_the_peak_is_drawn_from_where_it_began(trace):
     grown = trace.model_copy(update={"allocations": [began, *trace.allocations]})
     course = tables.history(grown)
     assert course.steps[:2] == [0, trace.allocations[0].step] and course.ranks[0] == ranks
-    assert {row.initial_rank for row in tables.layer_rows(grown)} == {1}
+    assert {row.initial_rank for row in Facts(grown).layers} == {1}
     assert tables.history(trace).asked[0] == trace.budget.initial

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import rankalloc as ra
+from tests.support.report_pages import Page
 
 STUDY = Path(__file__).parents[2] / "studies" / "planted"
 MODULES = ("problems", "training", "summary", "page", "run")
@@ -94,5 +95,22 @@ def test_a_method_is_held_against_the_default_on_the_same_seeds(study):
     assert "<1>" in seen and "<1>" not in text.replace("&lt;1&gt;", "")
     for words in ("higher error: adalora", "lower error: fisher", "no difference shown: uniform"):
         assert words in text
+    page = Page(text)
+    assert page.twice == [] and {a[1:] for a in page.addresses if a.startswith("#")} <= set(page.ids)
     assert "http" not in text.replace("http://www.w3.org", "").replace("http-equiv", "")
     assert study.write_page(record) == text
+
+
+@pytest.mark.parametrize("name", ["main", "contents", "findings", "table", "provenance"])
+def test_a_variant_may_be_called_like_a_part_of_the_page(study, monkeypatch, name):
+    """Ids made from data are in a namespace apart from the page's own."""
+    import page
+    from problems import VARIANTS
+    from training import default_method
+
+    monkeypatch.setitem(VARIANTS, name, {})
+    monkeypatch.setitem(page.WORDS, name, "A variant.")
+    text = study.write_page({"failed": [], "runs": [{**made_up(default_method(), 0, 1e-3), "variant": name}]})
+    parsed = Page(text)
+    assert parsed.twice == [] and f"variant-{name}" in parsed.sections
+    assert {a[1:] for a in parsed.addresses if a.startswith("#")} <= set(parsed.ids)

@@ -25,6 +25,11 @@ class Page(HTMLParser):
         self.text, self.svgs = [], []
         self.feed(text)
 
+    @property
+    def twice(self) -> list[str]:
+        """Ids that more than one element has."""
+        return [i for i, n in Counter(self.ids).items() if n > 1]
+
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
         self.tags[tag] += 1

@@ -1,0 +1,73 @@
+"""What should make the reader of a report wary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..trace import SweepRecord
+from .facts import Facts
+from .outcome import budget_phrase, budget_state, moved_at_freeze
+from .wording import count, plural, some
+
+MOVING_SHARE = 0.05  # ranks count as still moving when more than this share of them changed layer
+
+
+@dataclass(frozen=True)
+class Alert:
+    level: Literal["problem", "note"]
+    text: str
+
+
+def alerts(run: Facts | None, sweep: SweepRecord | None) -> list[Alert]:
+    """All alerts of a page, problems first."""
+    made = []
+    if sweep is not None:
+        made += _sweep_alerts(sweep)
+        if run is None:
+            made.append(Alert("problem", "No trace of the best trial is at hand, so this page shows the sweep only."))
+    if run is not None:
+        made += _run_alerts(run)
+    return sorted(made, key=lambda alert: alert.level != "problem")
+
+
+def _run_alerts(run: Facts) -> list[Alert]:
+    trace, made = run.trace, []
+    if not trace.finished:
+        steps = plural(trace.budget.total_steps, "step")
+        made.append(Alert("problem", f"The run is not finished: {count(trace.steps_done)} of {steps} are done."))
+    if budget_state(trace) in ("over", "under"):
+        made.append(Alert("problem", budget_phrase(trace) + "."))
+    moved, total = moved_at_freeze(trace)
+    if total and moved > MOVING_SHARE * total:
+        made.append(Alert(
+            "problem",
+            f"Ranks were still moving at the freeze: {count(moved)} of {count(total)} changed layer at one of the last "
+            "two allocations. A later freeze may settle them.",
+        ))
+    if trace.nonfinite_steps:
+        at = some([count(s) for s in trace.nonfinite_steps])
+        steps = plural(len(trace.nonfinite_steps), "step")
+        made.append(Alert("problem", f"{steps} with a non-finite loss or gradient skipped (at {at})."))
+    zero, capped = ([row.name for row in run.layers if row.state == state] for state in ("zero", "cap"))
+    if zero:
+        made.append(Alert("note", f"{plural(len(zero), 'layer')} of {len(run.layers)} ended at rank 0: {some(zero)}."))
+    if capped:
+        made.append(Alert(
+            "note",
+            f"{plural(len(capped), 'layer')} of {len(run.layers)} ended at the largest rank allowed, and may have "
+            f"wanted more: {some(capped)}.",
+        ))
+    return made + [Alert("problem", text) for text in trace.alerts]
+
+
+def _sweep_alerts(sweep: SweepRecord) -> list[Alert]:
+    made = []
+    failed = [t for t in sweep.trials if t.state == "failed"]
+    if failed:
+        why = some([f"{t.number}" + (f" ({t.message})" if t.message else "") for t in failed])
+        made.append(Alert("problem", f"{plural(len(failed), 'trial')} of {len(sweep.trials)} failed: {why}."))
+    unfinished = sum(t.state in ("running", "waiting") for t in sweep.trials)
+    if unfinished:
+        made.append(Alert("problem", f"The sweep is not finished: {plural(unfinished, 'trial')} still to come."))
+    return made
