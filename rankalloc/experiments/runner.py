@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import attach
 from ..budget import BudgetPlan, LayerShape, RankBudget
-from ..errors import ConfigError, RankallocError
+from ..errors import ConfigError, RankallocError, unknown
 from ..files import write_text
 from ..methods import find_method
 from ..methods.planners.planning import at_peak, budget_of, first_batches, layer_shapes, plan_ranks
@@ -25,15 +25,15 @@ from ..trace import EvaluationRecord, RankTrace
 from ..training.callback import RankCallback
 from ..training.controller import RankController
 from .config import RunConfig
+from .run_folder import RunFolder
 from .tasks import prepare
 from .tasks.base import PreparedTask, evaluate
 from .tracking import trackers
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
-ADAPTER_FOLDER = "adapter"
-CONFIG_FILE = "config.yaml"
-TRACE_FILE = "trace.json"
+# Arguments of RankCallback and RankController that the runner itself gives: none of them is a method's option.
+_RESERVED = ("adapters", "budget", "method", "total_steps", "fresh", "resume_from", "loss_fn", "save_trace")
 
 
 def train(
@@ -46,55 +46,70 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> RankTrace:
-    """Train one run into ``folder``: config.yaml, adapter/ (plain LoRA) and trace.json.
+    """Train one run into ``folder``; :mod:`rankalloc.experiments.run_folder` lists the files.
+
+    The trace is written once, last: a run that fails, or whose process is killed, before its evaluations and its
+    adapter are complete leaves no trace, and can be resumed from its last checkpoint.
 
     Args:
         prepared: the task, when the caller has it already.
         splits: evaluated at the end; "report" is for runs that no choice is made from.
         command: noted in the trace as what reproduces the run.
-        resume: go on from the last checkpoint in ``folder`` (``training.save_every`` writes them).
+        resume: continue from the last checkpoint in ``folder`` (``training.save_every`` writes them).
         progress: called after every step with (step, total steps, newest values).
 
     Raises:
         RankallocError: anything about the configuration, the data or the run, in one sentence.
     """
     prepared = prepared or prepare(config)
+    run = RunFolder(folder)
     checkpoint = _last_checkpoint(folder) if resume else None
     set_seed(config.seed)
     model = prepared.build_model()
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
-    ranking = RankCallback(adapters, budget, config.method, **{**config.method_options, **config.training.away})
-    write_text(folder / CONFIG_FILE, config.to_yaml())  # not before what can be refused was
+    ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
+    write_text(run.config, config.to_yaml())  # only once everything that can be refused has been checked
     tracking = trackers(config, folder, ranking)
-    arguments = _arguments(config, folder)
-    trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=prepared.splits["train"],
-        data_collator=prepared.collator,
-        callbacks=[ranking, _Watch(config, prepared, ranking, progress), *tracking],
-        optimizers=(_optimizer(config, adapters, arguments), None),
-    )
-    trainer.remove_callback(PrinterCallback)
+    callbacks = [ranking, _Watch(config, prepared, ranking, progress), *tracking]
+    trainer = _trainer(config, model, adapters, prepared, folder, callbacks)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     trace = ranking.trace
+    _describe(trace, config, prepared, command)
+    trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
+    run.trace.unlink(missing_ok=True)  # that of an earlier run does not vouch for this adapter
+    save(adapters, run.adapter)
+    trace.save(run.trace)
+    for tracker in tracking:
+        tracker.finish(trace)
+    return trace
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    """What the configuration passes on to the controller."""
+    for name in config.method_options:
+        if name in _RESERVED:
+            known = find_method(config.method).options or ["none"]
+            raise ConfigError(unknown(f"option of method {config.method!r}:", name, known))
+    return {**config.method_options, **config.training.away}
+
+
+def _describe(trace: RankTrace, config: RunConfig, prepared: PreparedTask, command: str | None) -> None:
+    """Add to the trace what the controller does not know: where the run came from."""
     trace.name, trace.model, trace.command = config.name, prepared.model_name, command
     trace.config, trace.data_fingerprint = config.model_dump(mode="json"), prepared.fingerprint
     trace.alerts += [note for note in prepared.notes if note not in trace.alerts]
-    for split in splits:
-        record = evaluate(prepared, model, split, config.training.eval_batch_size)
-        if not math.isfinite(record.metrics["loss"]):
-            raise RankallocError(
-                f"training diverged: the {split} loss is {record.metrics['loss']}; lower the learning rate (now "
-                f"{config.training.learning_rate:g}) or set training.max_grad_norm"
-            )
-        trace.evaluations.append(record)
-    save(adapters, folder / ADAPTER_FOLDER)
-    trace.save(folder / TRACE_FILE)
-    for callback in tracking:
-        callback.finish(trace)
-    return trace
+
+
+def _evaluated(config: RunConfig, prepared: PreparedTask, model: torch.nn.Module, split: str) -> EvaluationRecord:
+    """Quality on one split; RankallocError when the loss is not finite."""
+    record = evaluate(prepared, model, split, config.training.eval_batch_size)
+    if not math.isfinite(record.metrics["loss"]):
+        raise RankallocError(
+            f"training diverged: the {split} loss is {record.metrics['loss']}; lower the learning rate (now "
+            f"{config.training.learning_rate:g}) or set training.max_grad_norm"
+        )
+    return record
 
 
 def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, split: str) -> EvaluationRecord:
@@ -169,8 +184,7 @@ def preview(config: RunConfig) -> Preview:
     # a rank pattern may lie above the peak
     shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
-    options = {**config.method_options, **config.training.away, "fresh": False}
-    RankController(adapters, budget, total_steps, config.method, **options)  # says what it would refuse
+    RankController(adapters, budget, total_steps, config.method, fresh=False, **_options(config))  # may refuse
     final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
     if find_method(config.method).when == "before":
         final = adapters.num_params()
@@ -196,6 +210,24 @@ def _targets(config: RunConfig) -> dict[str, Any]:
         "target_modules": adapter.target_modules, "exclude_modules": adapter.exclude_modules or (),
         "modules_to_save": adapter.modules_to_save,
     }
+
+
+def _trainer(
+    config: RunConfig,
+    model: Any,
+    adapters: Adapters,
+    prepared: PreparedTask,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """A Trainer that prints nothing: the callbacks report progress."""
+    arguments = _arguments(config, folder)
+    trainer = _Trainer(
+        model, arguments, train_dataset=prepared.splits["train"], data_collator=prepared.collator,
+        callbacks=callbacks, optimizers=(_optimizer(config, adapters, arguments), None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
@@ -232,6 +264,15 @@ def _last_checkpoint(folder: Path) -> str:
             f"nothing to resume: {folder} holds no checkpoint; train with training.save_every=N to have them written"
         )
     return checkpoint
+
+
+class _Trainer(Trainer):
+    """transformers' Trainer, which resumes from a run's last checkpoint with one step too many: this one with none."""
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], torch.Tensor | int | None]:
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(*args)
 
 
 class _Watch(TrainerCallback):

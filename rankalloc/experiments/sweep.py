@@ -26,17 +26,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import ConfigError, NothingFeasibleError, RankallocError
 from ..files import write_text
-from ..trace import SWEEP_NAME, SweepRecord, TrialRecord
+from ..trace import SweepRecord, TrialRecord
 from .config import RunConfig
-from .runner import CONFIG_FILE, train
+from .run_folder import BEST_NAME, STUDY_NAME, SweepFolder
+from .runner import train
 from .search_space import MATCHED, PATHS, SAMPLED, Space, check_options, configured, first_points, search_space, suggest
-from .sweep_record import best_of, compare_on_report, is_adaptive, sweep_record, trial_folder, trial_record
+from .sweep_record import best_of, compare_on_report, is_adaptive, sweep_record, trial_record
 from .tasks import prepare
 from .tasks.base import PreparedTask
 
 OnTrial = Callable[[TrialRecord, int, int], None]
-BEST_FOLDER = "best"
-STORAGE_FILE = "study.db"
 __all__ = ["SweepSpaceError", "run_sweep", "search_space"]
 
 
@@ -74,7 +73,7 @@ def run_sweep(
     prepared = prepare(config)
     space = search_space(config)
     study = _open_study(config, folder, storage, prepared, wanted)
-    write_text(folder / CONFIG_FILE, config.to_yaml())
+    write_text(SweepFolder(folder).config, config.to_yaml())
 
     def objective(trial: optuna.Trial) -> float:
         trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
@@ -86,7 +85,7 @@ def run_sweep(
         before = time.perf_counter()
         try:
             trace = train(
-                run, trial_folder(folder, trial.number), prepared=prepared, splits=("tune",),
+                run, SweepFolder(folder).trial(trial.number).path, prepared=prepared, splits=("tune",),
                 command=_trial_command(folder, run, params),
             )
         except RankallocError as error:
@@ -114,7 +113,7 @@ def run_sweep(
             _enqueue_matched(study, space)
         study.sampler = _sampler(config, done)
         study.optimize(objective, n_trials=1, catch=(RankallocError,), callbacks=[after])
-        record().save(folder / SWEEP_NAME)
+        record().save(SweepFolder(folder).record)
 
     final = record()
     if final.best is None:
@@ -122,7 +121,7 @@ def run_sweep(
         raise NothingFeasibleError(f"none of {len(final.trials)} trials completed: {'; '.join(reasons)}")
     final.pair = compare_on_report(final, config, prepared, folder)
     _copy_best(folder, final.best)
-    final.save(folder / SWEEP_NAME)
+    final.save(SweepFolder(folder).record)
     return final
 
 
@@ -151,7 +150,7 @@ def _backend(storage: str | None, folder: Path) -> Any:
     if storage and storage.startswith("journal:"):
         backend = optuna.storages.journal.JournalFileBackend(storage.removeprefix("journal:"))
         return optuna.storages.JournalStorage(backend)
-    return storage or f"sqlite:///{(folder / STORAGE_FILE).absolute()}"
+    return storage or f"sqlite:///{SweepFolder(folder).study.absolute()}"
 
 
 def _shown(storage: str | None) -> str:
@@ -160,7 +159,7 @@ def _shown(storage: str | None) -> str:
     from sqlalchemy.exc import ArgumentError
 
     if storage is None or storage.startswith("journal:"):
-        return storage or STORAGE_FILE
+        return storage or STUDY_NAME
     try:
         return make_url(storage).render_as_string(hide_password=True)
     except ArgumentError:
@@ -264,7 +263,7 @@ def _trial_command(folder: Path, run: RunConfig, params: dict[str, Any]) -> str:
     if run.budget.params is not None and "budget" in params:  # a matched control
         values |= {"budget.fraction": "null", "budget.params": run.budget.params}
     sets = [word for path, value in values.items() for word in ("--set", f"{path}={value}")]
-    return shlex.join(["rankalloc", "train", (folder / CONFIG_FILE).as_posix(), *sets, "--output", "again"])
+    return shlex.join(["rankalloc", "train", SweepFolder(folder).config.as_posix(), *sets, "--output", "again"])
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -275,8 +274,8 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def _copy_best(folder: Path, number: int) -> None:
     """best/ holds the best trial's adapter, trace and configuration."""
-    best, fresh = folder / BEST_FOLDER, folder / f".{BEST_FOLDER}.tmp"
+    best, fresh = SweepFolder(folder).best, folder / f".{BEST_NAME}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(trial_folder(folder, number), fresh)
+    shutil.copytree(SweepFolder(folder).trial(number).path, fresh)
     shutil.rmtree(best, ignore_errors=True)
     fresh.rename(best)

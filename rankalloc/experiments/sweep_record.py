@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ..trace import PairRecord, RankTrace, SweepRecord, TrialRecord
 from .config import RunConfig
 from .paired import paired_difference
-from .runner import ADAPTER_FOLDER, TRACE_FILE, evaluate_saved
+from .run_folder import SweepFolder
+from .runner import evaluate_saved
 from .search_space import SAMPLED, search_space
 from .tasks.base import PreparedTask
 
@@ -39,15 +40,10 @@ def sweep_record(
     )
 
 
-def trial_folder(folder: Path, number: int) -> Path:
-    """Where trial ``number`` of the sweep in ``folder`` writes."""
-    return folder / "trials" / f"{number:04d}"
-
-
 def trial_record(trial: FrozenTrial, folder: Path) -> TrialRecord:
     """One trial as plain data."""
     attrs = trial.user_attrs
-    trace = trial_folder(folder, trial.number) / TRACE_FILE
+    trace = SweepFolder(folder).trial(trial.number).trace
     return TrialRecord(
         number=trial.number, state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=trial.params,
         value=trial.value if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
@@ -112,13 +108,13 @@ def compare_on_report(
         return None
     seen = []
     for trial in (adaptive, uniform):
-        path = trial_folder(folder, trial.number) / TRACE_FILE
-        trace = RankTrace.load(path)
+        run = SweepFolder(folder).trial(trial.number)
+        trace = RankTrace.load(run.trace)
         evaluation = trace.evaluation("report")
         if evaluation is None:
-            evaluation = evaluate_saved(config, prepared, path.parent / ADAPTER_FOLDER, "report")
+            evaluation = evaluate_saved(config, prepared, run.adapter, "report")
             trace.evaluations.append(evaluation)
-            trace.save(path)
+            trace.save(run.trace)
         seen.append(evaluation)
     if any(e.example_losses is None for e in seen):
         return None

@@ -11,6 +11,7 @@ from ..errors import RankallocError
 from ..trace import RankTrace
 from ..training.callback import RankCallback
 from .config import RunConfig
+from .run_folder import RunFolder
 
 
 def trackers(config: RunConfig, folder: Path, ranking: RankCallback) -> list[WandbCallback]:
@@ -63,7 +64,7 @@ class WandbCallback(TrainerCallback):
 
         from ..report import write_report
 
-        page = write_report(trace, self.folder / "report.html")
+        page = write_report(trace, RunFolder(self.folder).report)
         final = {f"{e.split}/{name}": value for e in trace.evaluations for name, value in e.metrics.items()}
         self.run.log({**final, "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
         self.run.summary["ranks"] = dict(zip((layer.name for layer in trace.layers), trace.final_ranks, strict=True))
