@@ -12,7 +12,7 @@ from .output import count, number, results_only, show, show_json, show_table
 if TYPE_CHECKING:
     from ..experiments.config import RunConfig
     from ..experiments.runner import Preview
-    from .runs import Request
+    from .request import Request
 
 _CURVE_ROWS = 8
 

@@ -91,6 +91,6 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def count(amount: int, noun: str) -> str:
-    """``1 layer``, ``36 layers``."""
-    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+def count(amount: int, noun: str, plural: str | None = None) -> str:
+    """``1 layer``, ``36 layers``; ``plural`` where it is not ``noun`` with an s."""
+    return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"

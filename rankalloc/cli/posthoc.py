@@ -23,7 +23,7 @@ _BATCHES = 32
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetOptions:
     """The budget options of a command."""
 
     ranks: int | None
@@ -68,7 +68,7 @@ class Weighing:
 
         judge = judge or evaluator(self.config)
         batches = self.batches or _BATCHES
-        say(f"calibrating on {count(batches, 'batch').replace('batchs', 'batches')}")
+        say(f"calibrating on {count(batches, 'batch', 'batches')}")
         folder = FinishedAdapter(adapter).folder
         with Bar() as bar:
             return calibrate(
@@ -78,8 +78,8 @@ class Weighing:
 
 
 def run_shrink(
-    adapter: str, output: str, budget: Budget, layout: str, pad_to: int, weighing: Weighing, max_drop: str | None,
-    task: str | None, cut: str, as_json: bool,
+    adapter: str, output: str, budget: BudgetOptions, layout: str, pad_to: int, weighing: Weighing,
+    max_drop: str | None, task: str | None, cut: str, as_json: bool,
 ) -> None:
     """``rankalloc shrink``."""
     if max_drop is not None and budget.given:
@@ -114,7 +114,7 @@ def run_shrink(
 
 
 def run_compose(
-    adapters: list[str], output: str, weights: str | None, budget: Budget, density: float | None, as_json: bool,
+    adapters: list[str], output: str, weights: str | None, budget: BudgetOptions, density: float | None, as_json: bool,
     **options: Any,
 ) -> None:
     """``rankalloc compose``."""

@@ -27,7 +27,7 @@ class TaskInfo:
     module: str
 
 
-KINDS: dict[str, KindInfo] = {
+TASK_KINDS: dict[str, KindInfo] = {
     "text-classification": KindInfo("accuracy", "maximize"),
     "regression": KindInfo("mse", "minimize"),
     "token-classification": KindInfo("accuracy", "maximize"),

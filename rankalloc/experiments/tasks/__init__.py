@@ -8,21 +8,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..task_names import KINDS, TASKS, KindInfo, TaskInfo
+from ..task_names import TASK_KINDS, TASKS, KindInfo, TaskInfo
 
 if TYPE_CHECKING:
     from ..config import RunConfig
     from .base import PreparedTask
 
 
-__all__ = ["KINDS", "TASKS", "KindInfo", "TaskInfo", "load_task", "metric_of", "prepare"]
+__all__ = ["TASK_KINDS", "TASKS", "KindInfo", "TaskInfo", "load_task", "metric_of", "prepare"]
 
 
 def metric_of(config: RunConfig) -> KindInfo:
     """The metric and direction of the configured task, without loading anything."""
     if isinstance(config.task, str):
         return KindInfo(TASKS[config.task].metric, TASKS[config.task].direction)
-    return KINDS[config.task.kind]
+    return TASK_KINDS[config.task.kind]
 
 
 def prepare(config: RunConfig) -> PreparedTask:

@@ -13,7 +13,7 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 from ...errors import DataError
 from ...files import sha256_of
 from ..config import FileTask, RunConfig
-from . import KINDS
+from . import TASK_KINDS
 from .base import SPLITS, Features, PreparedTask
 from .encode import cut_note, encode_blocks, encode_texts, encode_words, limited
 from .metrics import classification_metrics, regression_metrics
@@ -50,8 +50,8 @@ def prepare(config: RunConfig) -> PreparedTask:
         splits=features,
         collator=collator,
         build_model=builder(found, config, task.kind, names),
-        metric=KINDS[task.kind].metric,
-        direction=KINDS[task.kind].direction,
+        metric=TASK_KINDS[task.kind].metric,
+        direction=TASK_KINDS[task.kind].direction,
         metrics_of=regression_metrics if task.kind == "regression" else classification_metrics,
         fingerprint=sha256_of(*(part for split, rows in splits.items() for part in (split, *map(_identity, rows)))),
         labels=names,
