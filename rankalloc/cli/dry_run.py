@@ -30,7 +30,7 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
 
             space = search_space(config)
     early = find_method(config.method).when == "before"
-    trials = None if space is None else request.trials or config.sweep.trials
+    trials = request.trials or config.sweep.trials
     if request.as_json:
         return show_json({
             "dry_run": True, "command": request.line(whole=False), "output": folder, "refused": note,
@@ -86,7 +86,7 @@ def layer_rows(layers: list[LayerShape]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, int, int], list[LayerShape]] = {}
     for layer, (_, role) in zip(layers, places([layer.name for layer in layers]), strict=True):
         groups.setdefault((role, layer.d_in, layer.d_out), []).append(layer)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (role, d_in, d_out), members in groups.items():
         ranks = sorted({member.rank for member in members})
         shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"

@@ -57,6 +57,7 @@ def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bo
         return show_json({**kept, "folder": folder, "paths": paths})
     states = [trial.state for trial in record.trials]
     failed = len(states) - states.count("complete")
+    assert record.best is not None  # a sweep in which no trial completes raises
     best = record.trial(record.best)
     rows = [
         ("trials", f"{states.count('complete')} complete" + (f", {failed} not" if failed else "")),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import set_seed
 
 from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import attach
@@ -29,8 +28,7 @@ from .run_folder import RunFolder
 from .tasks import prepare
 from .tasks.base import PreparedTask, evaluate
 from .tracking import trackers
-
-Progress = Callable[[int, int, dict[str, float]], None]
+from .trainer import Progress, Watch, last_checkpoint, trainer_for
 
 # Arguments of RankCallback and RankController that the runner itself gives: none of them is a method's option.
 _RESERVED = ("adapters", "budget", "method", "total_steps", "fresh", "resume_from", "loss_fn", "save_trace")
@@ -63,15 +61,15 @@ def train(
     """
     prepared = prepared or prepare(config)
     run = RunFolder(folder)
-    checkpoint = _last_checkpoint(folder) if resume else None
+    checkpoint = last_checkpoint(folder) if resume else None
     set_seed(config.seed)
     model = prepared.build_model()
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
     ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
     write_text(run.config, config.to_yaml())  # only once everything that can be refused has been checked
     tracking = trackers(config, folder, ranking)
-    callbacks = [ranking, _Watch(config, prepared, ranking, progress), *tracking]
-    trainer = _trainer(config, model, adapters, prepared, folder, callbacks)
+    callbacks = [ranking, Watch(config, prepared, ranking, progress), *tracking]
+    trainer = trainer_for(config, model, adapters, prepared, folder, callbacks)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     trace = ranking.trace
@@ -123,17 +121,17 @@ def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, spl
 def attach_for(
     config: RunConfig, model: Any, prepared: PreparedTask, plan: bool = True
 ) -> tuple[Adapters, RankBudget]:
-    """Attach what the configuration's method starts with; returns the adapters and their budget.
+    """Attach the adapters that the configuration's method starts with; returns them and their budget.
 
-    A method that chooses before training begins at its final ranks, in its own parametrisation; it looks at
-    the first batches of the train split. Without ``plan`` one that looks at data is left at its peak ranks,
-    for a checkpoint that holds the final ones.
+    A method that chooses ranks before training starts at its final ranks, in its own parametrisation; it may use
+    the first batches of the train split. Without ``plan``, a method that uses data stays at its peak ranks: a
+    checkpoint then brings the final ones.
     """
     method = find_method(config.method)
     budget = budget_from(config)
     rank, targets = config.adapter.rank, _targets(config)
     adapter = config.adapter
-    common = {
+    common: dict[str, Any] = {
         "rank": rank, "alpha": adapter.alpha, "scale": adapter.scale, "dropout": adapter.dropout,
         "init": adapter.init or method.init,
     }
@@ -157,9 +155,9 @@ def budget_from(config: RunConfig) -> RankBudget:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would do: the layers it would adapt (``rank`` is the one they start with), heads
-    with their parameters, the budget's plan, optimizer steps, examples by split, and adapter
-    parameters at the start and, for a budget in parameters or bytes, at the end."""
+    """What a run would do: the layers it would adapt (``rank`` is their first rank), heads with their parameters,
+    the budget's plan, optimizer steps, examples by split, and adapter parameters at the start and, where they are
+    known beforehand, at the end."""
 
     layers: list[LayerShape]
     heads: dict[str, int]
@@ -200,6 +198,7 @@ def steps_of(config: RunConfig, examples: int) -> int:
     training = config.training
     if training.steps is not None:
         return training.steps
+    assert training.epochs is not None, "a configuration has steps or epochs"
     batches = math.ceil(examples / training.batch_size)
     return math.ceil(training.epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
 
@@ -210,91 +209,3 @@ def _targets(config: RunConfig) -> dict[str, Any]:
         "target_modules": adapter.target_modules, "exclude_modules": adapter.exclude_modules or (),
         "modules_to_save": adapter.modules_to_save,
     }
-
-
-def _trainer(
-    config: RunConfig,
-    model: Any,
-    adapters: Adapters,
-    prepared: PreparedTask,
-    folder: Path,
-    callbacks: list[TrainerCallback],
-) -> Trainer:
-    """A Trainer that prints nothing: the callbacks report progress."""
-    arguments = _arguments(config, folder)
-    trainer = _Trainer(
-        model, arguments, train_dataset=prepared.splits["train"], data_collator=prepared.collator,
-        callbacks=callbacks, optimizers=(_optimizer(config, adapters, arguments), None),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
-    training = config.training
-    length = {"max_steps": training.steps} if training.steps is not None else {"num_train_epochs": training.epochs}
-    return TrainingArguments(
-        output_dir=str(folder), **length,
-        per_device_train_batch_size=training.batch_size, learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay, lr_scheduler_type=training.scheduler, warmup_steps=training.warmup_steps,
-        gradient_accumulation_steps=training.gradient_accumulation_steps, max_grad_norm=training.max_grad_norm,
-        bf16=training.bf16, **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
-        logging_steps=training.log_every, logging_first_step=True, eval_strategy="no",
-        save_strategy="steps" if training.save_every else "no", save_steps=training.save_every or 500,
-        save_total_limit=2, seed=config.seed, data_seed=config.seed, report_to=[], disable_tqdm=True,
-        use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=False, remove_unused_columns=False,
-    )
-
-
-def _optimizer(config: RunConfig, adapters: Adapters, arguments: TrainingArguments) -> torch.optim.Optimizer | None:
-    """The Trainer's own kind of optimizer over LoRA+'s groups; None, for the Trainer's own groups, where neither the
-    rates nor the weight decay of its parameters differ."""
-    training = config.training
-    if training.plus_ratio == 1 and not training.weight_decay:
-        return None
-    groups = adapters.parameter_groups(training.learning_rate, training.plus_ratio, training.weight_decay)
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    return kind(groups, **options)
-
-
-def _last_checkpoint(folder: Path) -> str:
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if checkpoint is None:
-        raise ConfigError(
-            f"nothing to resume: {folder} holds no checkpoint; train with training.save_every=N to have them written"
-        )
-    return checkpoint
-
-
-class _Trainer(Trainer):
-    """transformers' Trainer, which resumes from a run's last checkpoint with one step too many: this one with none."""
-
-    def get_batch_samples(self, *args: Any) -> tuple[list[Any], torch.Tensor | int | None]:
-        if self.state.global_step >= self.state.max_steps:
-            return [], None
-        return super().get_batch_samples(*args)
-
-
-class _Watch(TrainerCallback):
-    """Tells the caller of every step, and evaluates on the tune split where the configuration says so."""
-
-    def __init__(
-        self, config: RunConfig, prepared: PreparedTask, ranking: RankCallback, progress: Progress | None
-    ) -> None:
-        self.config, self.prepared, self.ranking, self.progress = config, prepared, ranking, progress
-        self.newest: dict[str, float] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        every = self.config.training.eval_every
-        if every and state.global_step % every == 0:
-            record = evaluate(self.prepared, model, "tune", self.config.training.eval_batch_size)
-            self.ranking.controller.log(state.global_step, {f"tune_{k}": v for k, v in record.metrics.items()})
-            self.newest |= {f"tune_{k}": v for k, v in record.metrics.items()}
-        if self.progress is not None:
-            ranks = sum(self.ranking.controller.trace.final_ranks)
-            self.progress(state.global_step, state.max_steps, {**self.newest, "ranks": ranks})
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.newest |= {k: v for k, v in (logs or {}).items() if k == "loss"}
-
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import or_
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
@@ -26,19 +24,23 @@ Count = Annotated[Int, Field(ge=1)]
 Positive = Annotated[Float, Field(gt=0)]
 Share = Annotated[Float, Field(gt=0, le=1)]
 Item = TypeVar("Item")
+Keys = TypeVar("Keys", bound=BaseModel)
 Choices = Annotated[list[Item], Field(min_length=1)]
 
 
-# In a union, the tag of the branch taken stands in the error's location; "<" lets it be told from a key.
 def _shape_of(value: Any) -> str:
     return "<mapping>" if isinstance(value, (dict, BaseModel)) else "<list>" if isinstance(value, list) else "<one>"
 
 
-def either(one: Any, *, several: Any = None, mapping: Any = None) -> Any:
-    """A union told apart by shape alone, so that a mistake is reported for the shape the user chose."""
-    branches = {"<one>": one, "<list>": several, "<mapping>": mapping}
-    union = [Annotated[branch, Tag(tag)] for tag, branch in branches.items() if branch is not None]
-    return Annotated[reduce(or_, union), Discriminator(_shape_of)]
+# Unions that are resolved by the value's shape alone, so that a mistake is reported for the shape the user chose.
+# The tag of the chosen branch is part of the error's location; "<" distinguishes it from a key.
+_BY_SHAPE = Discriminator(_shape_of)
+OneOrMore = Annotated[Annotated[Item, Tag("<one>")] | Annotated[Choices[Item], Tag("<list>")], _BY_SHAPE]
+OneOrMapping = Annotated[Annotated[Item, Tag("<one>")] | Annotated[Keys, Tag("<mapping>")], _BY_SHAPE]
+Searched = Annotated[
+    Annotated[Item, Tag("<one>")] | Annotated[Choices[Item], Tag("<list>")] | Annotated[Keys, Tag("<mapping>")],
+    _BY_SHAPE,
+]
 
 
 class Section(BaseModel):
@@ -81,7 +83,7 @@ class FileTask(Section):
     @classmethod
     def _column(cls, value: str | None, info: ValidationInfo) -> str | None:
         words = info.data.get("kind") == "token-classification"
-        default = {"text": "tokens", "label": "labels"}[info.field_name] if words else info.field_name
+        default = {"text": "tokens", "label": "labels"}.get(str(info.field_name)) if words else info.field_name
         return value or default
 
     @field_validator("text_pair")
@@ -100,7 +102,7 @@ class AdapterConfig(Section):
     alpha: Positive = 24.0
     scale: Literal["lora", "rslora"] = "lora"
     init: Literal["svd", "lora", "gate", "lora-fa", "vera"] | None = None
-    target_modules: either(str, several=Choices[str]) = "all-linear"
+    target_modules: OneOrMore[str] = "all-linear"
     exclude_modules: Choices[str] | None = None
     modules_to_save: list[str] | None = None
     dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
@@ -172,7 +174,7 @@ class TrainingConfig(Section):
     log_every: Count = 10
     eval_every: Count | None = None
     save_every: Count | None = None
-    away_from: either(str, several=Choices[str]) | None = None
+    away_from: OneOrMore[str] | None = None
     away_weight: Positive | None = None
     away_side: Literal["input", "output", "both"] | None = None
 
@@ -251,11 +253,11 @@ class SearchConfig(Section):
     """The search space: per dimension a value, a list of choices, or a range. ``budget`` is a share of
     rank x layers; ``method`` null means the configured method and "uniform"."""
 
-    method: either(str, several=Choices[str]) | None = None
-    rank: either(Count, several=Choices[Count], mapping=IntRange) = [4, 8, 12]
-    alpha: either(Positive, several=Choices[Positive], mapping=FloatRange) = FloatRange(low=4, high=64, log=True)
-    budget: either(Share, several=Choices[Share], mapping=FloatRange) = FloatRange(low=0.25, high=1.0)
-    learning_rate: either(Positive, several=Choices[Positive], mapping=FloatRange) = FloatRange(
+    method: OneOrMore[str] | None = None
+    rank: Searched[Count, IntRange] = [4, 8, 12]
+    alpha: Searched[Positive, FloatRange] = FloatRange(low=4, high=64, log=True)
+    budget: Searched[Share, FloatRange] = FloatRange(low=0.25, high=1.0)
+    learning_rate: Searched[Positive, FloatRange] = FloatRange(
         low=1e-3, high=2e-2, log=True
     )
 

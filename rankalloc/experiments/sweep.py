@@ -4,11 +4,12 @@ The first trial is uniform LoRA at the start point's budget, the next the config
 then uniform LoRA at further learning rates. The last is a *matched* control: uniform LoRA with the
 parameters of the best adaptive trial so far (equal ranks are not equal parameters: layers differ in size),
 at the best learning rate uniform LoRA has shown. Choices are made on the tune split; the report
-split is looked at once, at the end, by one adaptive and one uniform trial.
+split is used once, at the end, for one adaptive and one uniform trial.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import ConfigError, NothingFeasibleError, RankallocError
@@ -31,7 +33,7 @@ from .config import RunConfig
 from .run_folder import BEST_NAME, STUDY_NAME, SweepFolder
 from .runner import train
 from .search_space import MATCHED, PATHS, SAMPLED, Space, check_options, configured, first_points, search_space, suggest
-from .sweep_record import best_of, compare_on_report, is_adaptive, sweep_record, trial_record
+from .sweep_record import Sweep, best_of, compare_on_report, is_adaptive, sweep_record, trial_record
 from .tasks import prepare
 from .tasks.base import PreparedTask
 
@@ -54,14 +56,14 @@ def run_sweep(
 ) -> SweepRecord:
     """Run trials until ``trials`` of them have finished, and write ``folder``/sweep.json.
 
-    An existing study in the storage is gone on with: a sweep that was interrupted ends as one that was
-    not. Points of trials that a killed process left running are tried again.
+    An existing study is resumed; an interrupted sweep ends exactly like an uninterrupted one. Points of trials that
+    a killed process left running are tried again.
 
     Args:
-        trials: finished trials wanted in all; None for ``sweep.trials``.
+        trials: number of finished trials, earlier ones included; None for ``sweep.trials``.
         storage: Optuna storage URL, or ``journal:PATH`` for a journal file; None for SQLite in ``folder``.
         command: noted as what reproduces the sweep.
-        on_trial: called after each trial with its record, how many are done and how many are wanted.
+        on_trial: called after each trial with its record, the number of finished trials and the number wanted.
 
     Raises:
         SweepSpaceError: the study in the storage searches another space.
@@ -70,87 +72,96 @@ def run_sweep(
     """
     wanted = trials or config.sweep.trials
     check_options(config)
-    prepared = prepare(config)
-    space = search_space(config)
-    study = _open_study(config, folder, storage, prepared, wanted)
-    write_text(SweepFolder(folder).config, config.to_yaml())
-
-    def objective(trial: optuna.Trial) -> float:
-        trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
-        params = suggest(trial, space)
-        run = configured(config, params).replaced({"name": f"{config.name}-{trial.number}"})
-        if match := trial.user_attrs.get("match_params"):
-            others = {"budget.fraction": None, "budget.ranks": None, "budget.bytes": None}
-            run = run.replaced({"budget.params": match, **others})
-        before = time.perf_counter()
-        try:
-            trace = train(
-                run, SweepFolder(folder).trial(trial.number).path, prepared=prepared, splits=("tune",),
-                command=_trial_command(folder, run, params),
-            )
-        except RankallocError as error:
-            trial.set_user_attr("message", str(error))
-            raise
-        except KeyboardInterrupt:
-            _queue_again(study, params, trial.user_attrs)
-            raise
-        trial.set_user_attr("seconds", time.perf_counter() - before)
-        trial.set_user_attr("ranks", sum(trace.final_ranks))
-        trial.set_user_attr("adapter_params", trace.adapter_params_final)
-        trial.set_user_attr("params_per_rank", min(layer.d_in + layer.d_out for layer in trace.layers))
-        trial.set_user_attr("metrics", trace.evaluation("tune").metrics)
-        return trace.evaluation("tune").metrics[prepared.metric]
+    sweep = Sweep(config, SweepFolder(folder), prepare(config), _shown(storage), command)
+    study = _open_study(sweep, storage, wanted)
+    write_text(sweep.folder.config, config.to_yaml())
 
     def after(study: optuna.Study, trial: FrozenTrial) -> None:
         if on_trial is not None:
             on_trial(trial_record(trial, folder), len(_finished(study)), wanted)
 
-    def record() -> SweepRecord:
-        return sweep_record(study, config, folder, prepared, _shown(storage), command)
-
     while (done := len(_finished(study))) < wanted:
         if done == wanted - 1:
-            _enqueue_matched(study, space)
+            _enqueue_matched(study, search_space(config))
         study.sampler = _sampler(config, done)
-        study.optimize(objective, n_trials=1, catch=(RankallocError,), callbacks=[after])
-        record().save(SweepFolder(folder).record)
+        study.optimize(functools.partial(_train_trial, sweep), n_trials=1, catch=(RankallocError,), callbacks=[after])
+        sweep_record(study, sweep).save(sweep.folder.record)
+    return _concluded(study, sweep)
 
-    final = record()
+
+def _train_trial(sweep: Sweep, trial: optuna.Trial) -> float:
+    """Train one trial; its value is the task's metric on the tune split."""
+    trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
+    params = suggest(trial, search_space(sweep.config))
+    run = _run_of(sweep.config, trial, params)
+    before = time.perf_counter()
+    try:
+        trace = train(
+            run, sweep.folder.trial(trial.number).path, prepared=sweep.prepared, splits=("tune",),
+            command=_trial_command(sweep.folder, run, params),
+        )
+    except RankallocError as error:
+        trial.set_user_attr("message", str(error))
+        raise
+    except KeyboardInterrupt:
+        _queue_again(trial.study, params, trial.user_attrs)
+        raise
+    metrics = trace.evaluations[-1].metrics
+    trial.set_user_attr("seconds", time.perf_counter() - before)
+    trial.set_user_attr("ranks", sum(trace.final_ranks))
+    trial.set_user_attr("adapter_params", trace.adapter_params_final)
+    trial.set_user_attr("params_per_rank", min(layer.d_in + layer.d_out for layer in trace.layers))
+    trial.set_user_attr("metrics", metrics)
+    return metrics[sweep.prepared.metric]
+
+
+def _run_of(config: RunConfig, trial: optuna.Trial, params: dict[str, Any]) -> RunConfig:
+    """The configuration of a trial; a matched control has its budget in parameters."""
+    run = configured(config, params).replaced({"name": f"{config.name}-{trial.number}"})
+    if match := trial.user_attrs.get("match_params"):
+        others = {"budget.fraction": None, "budget.ranks": None, "budget.bytes": None}
+        run = run.replaced({"budget.params": match, **others})
+    return run
+
+
+def _concluded(study: optuna.Study, sweep: Sweep) -> SweepRecord:
+    """Compare the best pair on the report split, and write best/ and the final record."""
+    final = sweep_record(study, sweep)
     if final.best is None:
         reasons = sorted({trial.message for trial in final.trials if trial.message})
         raise NothingFeasibleError(f"none of {len(final.trials)} trials completed: {'; '.join(reasons)}")
-    final.pair = compare_on_report(final, config, prepared, folder)
-    _copy_best(folder, final.best)
-    final.save(SweepFolder(folder).record)
+    final.pair = compare_on_report(final, sweep)
+    _copy_best(sweep.folder, final.best)
+    final.save(sweep.folder.record)
     return final
 
 
-def _open_study(
-    config: RunConfig, folder: Path, storage: str | None, prepared: PreparedTask, wanted: int
-) -> optuna.Study:
+def _open_study(sweep: Sweep, storage: str | None, wanted: int) -> optuna.Study:
+    """The study in the storage, ready to go on, or a new one with its first points queued."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    folder, config = sweep.folder, sweep.config
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
-            study_name=config.name, storage=_backend(storage, folder), direction=prepared.direction, load_if_exists=True
+            study_name=config.name, storage=_backend(storage, folder), direction=sweep.prepared.direction,
+            load_if_exists=True,
         )
-    except Exception as error:  # sqlalchemy and the database drivers raise families of their own
+    except Exception as error:  # sqlalchemy and the database drivers have exception families of their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankallocError(f"could not open the study in {_shown(storage)} of {folder}: {reason}") from error
-    _check_same_sweep(study, config, prepared)
+        raise RankallocError(f"could not open the study in {sweep.storage} of {folder.path}: {reason}") from error
+    _check_same_sweep(study, config, sweep.prepared)
     _take_up_orphans(study)
     if not study.get_trials(deepcopy=False):
-        for params, role in first_points(config)[: max(2, wanted - 1)]:  # the last trial is the matched control's
+        for params, role in first_points(config)[: max(2, wanted - 1)]:  # the last trial is the matched control
             study.enqueue_trial(params, user_attrs={"role": role})
     return study
 
 
-def _backend(storage: str | None, folder: Path) -> Any:
+def _backend(storage: str | None, folder: SweepFolder) -> str | optuna.storages.JournalStorage:
     if storage and storage.startswith("journal:"):
-        backend = optuna.storages.journal.JournalFileBackend(storage.removeprefix("journal:"))
-        return optuna.storages.JournalStorage(backend)
-    return storage or f"sqlite:///{SweepFolder(folder).study.absolute()}"
+        return optuna.storages.JournalStorage(JournalFileBackend(storage.removeprefix("journal:")))
+    return storage or f"sqlite:///{folder.study.absolute()}"
 
 
 def _shown(storage: str | None) -> str:
@@ -226,8 +237,8 @@ def _take_up_orphans(study: optuna.Study) -> None:
 
 def _queue_again(study: optuna.Study, params: dict[str, Any], attrs: dict[str, Any]) -> None:
     """Queue an interrupted point as what it was: a sampled one, a control, or a control of a given size."""
-    kept = {name: attrs[name] for name in ("role", "match_params") if name in attrs}
-    study.enqueue_trial(params, user_attrs={"role": SAMPLED, **kept})
+    kept: dict[str, Any] = {name: attrs[name] for name in ("role", "match_params") if name in attrs}
+    study.enqueue_trial(params, user_attrs={"role": SAMPLED} | kept)
 
 
 def _alive(pid: int) -> bool:
@@ -257,13 +268,13 @@ def _enqueue_matched(study: optuna.Study, space: Space) -> None:
     study.enqueue_trial(params, user_attrs={"role": MATCHED, "match_params": size})
 
 
-def _trial_command(folder: Path, run: RunConfig, params: dict[str, Any]) -> str:
+def _trial_command(folder: SweepFolder, run: RunConfig, params: dict[str, Any]) -> str:
     """The command that trains this one trial again."""
     values = {PATHS[name]: value for name, value in params.items()}
     if run.budget.params is not None and "budget" in params:  # a matched control
         values |= {"budget.fraction": "null", "budget.params": run.budget.params}
     sets = [word for path, value in values.items() for word in ("--set", f"{path}={value}")]
-    return shlex.join(["rankalloc", "train", SweepFolder(folder).config.as_posix(), *sets, "--output", "again"])
+    return shlex.join(["rankalloc", "train", folder.config.as_posix(), *sets, "--output", "again"])
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -272,10 +283,10 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in ended if t.state == TrialState.COMPLETE or "message" in t.user_attrs]
 
 
-def _copy_best(folder: Path, number: int) -> None:
-    """best/ holds the best trial's adapter, trace and configuration."""
-    best, fresh = SweepFolder(folder).best, folder / f".{BEST_NAME}.tmp"
+def _copy_best(folder: SweepFolder, number: int) -> None:
+    """Make best/ a copy of the best trial's folder."""
+    fresh = folder.path / f".{BEST_NAME}.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(SweepFolder(folder).trial(number).path, fresh)
-    shutil.rmtree(best, ignore_errors=True)
-    fresh.rename(best)
+    shutil.copytree(folder.trial(number).path, fresh)
+    shutil.rmtree(folder.best, ignore_errors=True)
+    fresh.rename(folder.best)

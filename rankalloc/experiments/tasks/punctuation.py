@@ -48,7 +48,9 @@ def punctuated_words(text: str, first: int | None = None) -> list[tuple[str, int
     text = _EMOTICON.sub(" ", re.sub(r"<br\s*/?>", " ", text))
     found: list[list] = []
     for token in _JOINED.sub(lambda joint: joint[0] + " ", text).split():
-        before, core, after = _TOKEN.fullmatch(token).groups()
+        parts = _TOKEN.fullmatch(token)
+        assert parts is not None  # the pattern matches any text
+        before, core, after = parts.groups()
         if found and not found[-1][1]:
             found[-1][1] = _mark(before)
         if core and len(found) == first:  # the word before has its mark, whatever follows

@@ -99,7 +99,7 @@ def split_rows(
     trained = order[start:]
     seen = {label for text in trained for i in groups[text] for label in labels(rows[i])}
     for split, texts in held.items():
-        kept = []
+        kept: list[str] = []
         for text in texts:
             own = {label for i in groups[text] for label in labels(rows[i])}
             (kept if own <= seen else trained).append(text)
