@@ -1,4 +1,4 @@
-"""``export``, ``import`` and ``extract``: adapters in other forms, and out of checkpoints."""
+"""``export``, ``import`` and ``extract``: adapters in other tools' formats, and from checkpoints."""
 
 from __future__ import annotations
 

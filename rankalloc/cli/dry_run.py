@@ -1,4 +1,4 @@
-"""``--dry-run``: what would be adapted, spent and searched, without writing anything."""
+"""``--dry-run``: shows what would be adapted, spent and searched, and writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CURVE_ROWS = 8
 
 
 def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) -> None:
-    """Show what ``request`` would do. ``note`` is why the folder would be refused, if it would."""
+    """Show what ``request`` would do. ``note``: why the folder would be refused, or None."""
     with results_only():
         from ..experiments.runner import preview
         from ..methods import find_method
@@ -26,7 +26,7 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
         found = preview(config)
         space = None
         if request.command == "sweep":
-            from ..experiments.sweep import search_space
+            from ..experiments.search_space import search_space
 
             space = search_space(config)
     early = find_method(config.method).when == "before"
@@ -82,7 +82,7 @@ def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) 
 
 
 def layer_rows(layers: list[LayerShape]) -> list[tuple[str, ...]]:
-    """Layers of one role and shape as one row: role, count, d_in, d_out, ranks, parameters."""
+    """One row per role and shape: role, number of layers, d_in, d_out, ranks, parameters."""
     groups: dict[tuple[str, int, int], list[LayerShape]] = {}
     for layer, (_, role) in zip(layers, places([layer.name for layer in layers]), strict=True):
         groups.setdefault((role, layer.d_in, layer.d_out), []).append(layer)

@@ -1,4 +1,4 @@
-"""What ``shrink``, ``compose`` and ``frontier`` do."""
+"""The work of ``shrink``, ``compose`` and ``frontier``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished run or sweep says: what was asked and reached, how good it is, where the files are."""
+"""The summary of a finished run or sweep: the budget asked and reached, the quality, and the files' paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | None, as_json: bool) -> None:
-    """The end of ``rankalloc train``."""
+    """Print the summary of ``rankalloc train``."""
     from ..experiments.run_folder import ADAPTER_NAME
     from ..experiments.tasks import metric_of
     from ..trace import TRACE_NAME
@@ -47,7 +47,7 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
 
 
 def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bool) -> None:
-    """The end of ``rankalloc sweep``."""
+    """Print the summary of ``rankalloc sweep``."""
     from ..experiments.run_folder import BEST_NAME
     from ..trace import SWEEP_NAME
 
@@ -70,7 +70,7 @@ def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bo
 
 
 def report_on(source: str, output: str | None, title: str | None) -> None:
-    """``rankalloc report``: writes the page and says where."""
+    """``rankalloc report``: write the page and print its path."""
     from ..experiments.run_folder import REPORT_NAME
     from ..report import write_report
 

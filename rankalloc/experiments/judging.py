@@ -1,4 +1,4 @@
-"""Evaluating adapter folders on a task, on one model that is built once."""
+"""Evaluating adapter folders on a task, with a model that is built once."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .tasks.base import PreparedTask, evaluate
 from .tracking import trackers
 from .trainer import Progress, Watch, last_checkpoint, trainer_for
 
-# Arguments of RankCallback and RankController that the runner itself gives: none of them is a method's option.
+# Arguments of RankCallback and RankController that only the runner may give.
 _RESERVED = ("adapters", "budget", "method", "total_steps", "fresh", "resume_from", "loss_fn", "save_trace")
 
 
@@ -51,13 +51,13 @@ def train(
 
     Args:
         prepared: the task, when the caller has it already.
-        splits: evaluated at the end; "report" is for runs that no choice is made from.
-        command: noted in the trace as what reproduces the run.
+        splits: evaluated at the end; leave "report" out if the result decides between runs.
+        command: recorded in the trace as the command that reproduces the run.
         resume: continue from the last checkpoint in ``folder`` (``training.save_every`` writes them).
         progress: called after every step with (step, total steps, newest values).
 
     Raises:
-        RankallocError: anything about the configuration, the data or the run, in one sentence.
+        RankallocError: the configuration, the data or the run is at fault; the message is one sentence.
     """
     prepared = prepared or prepare(config)
     run = RunFolder(folder)
@@ -75,7 +75,7 @@ def train(
     trace = ranking.trace
     _describe(trace, config, prepared, command)
     trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
-    run.trace.unlink(missing_ok=True)  # that of an earlier run does not vouch for this adapter
+    run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
     save(adapters, run.adapter)
     trace.save(run.trace)
     for tracker in tracking:
@@ -84,7 +84,7 @@ def train(
 
 
 def _options(config: RunConfig) -> dict[str, Any]:
-    """What the configuration passes on to the controller."""
+    """The options that the configuration passes to the controller."""
     for name in config.method_options:
         if name in _RESERVED:
             known = find_method(config.method).options or ["none"]
@@ -93,7 +93,7 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
 
 def _describe(trace: RankTrace, config: RunConfig, prepared: PreparedTask, command: str | None) -> None:
-    """Add to the trace what the controller does not know: where the run came from."""
+    """Record in the trace where the run came from, which the controller does not know."""
     trace.name, trace.model, trace.command = config.name, prepared.model_name, command
     trace.config, trace.data_fingerprint = config.model_dump(mode="json"), prepared.fingerprint
     trace.alerts += [note for note in prepared.notes if note not in trace.alerts]
@@ -179,7 +179,7 @@ def preview(config: RunConfig) -> Preview:
     if find_method(config.method).when == "before":
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
-    # a rank pattern may lie above the peak
+    # a rank pattern may exceed the peak
     shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
     RankController(adapters, budget, total_steps, config.method, fresh=False, **_options(config))  # may refuse

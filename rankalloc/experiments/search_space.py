@@ -1,4 +1,4 @@
-"""The space a sweep searches: plain data, how a trial draws from it, and where each value goes."""
+"""The space a sweep searches: plain data, how a trial draws from it, and the configuration key of each value."""
 
 from __future__ import annotations
 

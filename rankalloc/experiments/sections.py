@@ -12,7 +12,7 @@ BUDGET_UNITS = ("ranks", "params", "bytes", "fraction")
 
 
 def _number(value: Any) -> Any:
-    # Pydantic would read True as 1; in a configuration that is always a slip.
+    # Pydantic would read True as 1; in a configuration that is always a mistake.
     if isinstance(value, bool):
         raise ValueError(f"should be a number, got {value!r}")
     return value
@@ -59,8 +59,8 @@ def known_method(name: str) -> str:
 
 
 class FileTask(Section):
-    """The user's own CSV, TSV, JSONL (or, for causal-lm, plain text) as a task. Paths are absolute
-    once loaded. ``tune`` and ``report`` are taken from ``train`` by share when they are not given."""
+    """A task from the user's own CSV, TSV or JSONL file (for causal-lm also plain text). Paths are absolute once
+    loaded. Without ``tune`` or ``report``, a share of ``train`` is split off for them."""
 
     kind: Literal["text-classification", "regression", "token-classification", "causal-lm"]
     train: str
@@ -95,8 +95,8 @@ class FileTask(Section):
 
 
 class AdapterConfig(Section):
-    """The adapter at the start: ``rank`` triplets a layer, scaled by ``alpha / rank`` (``scale: rslora``: by
-    ``alpha / √rank``). ``init`` null is the method's own parametrisation; "lora-fa" and "vera" freeze factors."""
+    """The adapter at the start: ``rank`` triplets per layer, scaled by ``alpha / rank`` (``scale: rslora``: by
+    ``alpha / √rank``). ``init`` null means the method's own parametrisation; "lora-fa" and "vera" freeze factors."""
 
     rank: Count = 12
     alpha: Positive = 24.0
@@ -109,8 +109,8 @@ class AdapterConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What may be spent (exactly one unit) and its course: ``warmup`` and ``freeze`` are shares of the
-    training steps, ``every`` is in optimizer steps."""
+    """The budget (in exactly one unit) and its schedule: ``warmup`` and ``freeze`` are shares of the training steps,
+    ``every`` is in optimizer steps."""
 
     ranks: Count | None = None
     params: Count | None = None
@@ -151,10 +151,10 @@ class BudgetConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The training loop. ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps.
-    ``learning_rate`` is that of Q and of the heads; P and Λ have ``plus_ratio`` times it (LoRA+).
-    ``away_from`` are folders of finished adapters of the same base, whose subspaces the new one is kept out of with
-    ``away_weight`` (null: 0.1), on the side of the inputs, the outputs or both (``away_side``, null: input)."""
+    """The training loop. Give ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps.
+    ``learning_rate`` applies to Q and the heads; P and Λ have ``plus_ratio`` times it (LoRA+).
+    ``away_from``: folders of finished adapters of the same base; a penalty with ``away_weight`` (null: 0.1) keeps the
+    new adapter out of their subspaces, on the side of the inputs, the outputs or both (``away_side``, null: input)."""
 
     epochs: Positive | None = None
     steps: Count | None = None
@@ -187,7 +187,7 @@ class TrainingConfig(Section):
 
     @property
     def away(self) -> dict[str, Any]:
-        """The options of a controller that ``away_from`` and its kin stand for; {} for none."""
+        """The controller's options from the ``away_*`` keys; {} for none."""
         given = {"away_from": self.away_from, "away_weight": self.away_weight, "away_side": self.away_side}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -201,8 +201,8 @@ class TrainingConfig(Section):
 
 
 class DataConfig(Section):
-    """Examples kept of each split (null: all, or the task's own number), tokens kept of each example, and whether
-    a new classifier's bias starts at the classes' log frequencies in the training split."""
+    """The examples kept per split (null: all, or the task's default), the tokens kept per example, and whether a new
+    classifier's bias starts at the classes' log frequencies in the training split."""
 
     limit_train: Count | None = None
     limit_tune: Count | None = None
@@ -212,7 +212,7 @@ class DataConfig(Section):
 
 
 class FloatRange(Section):
-    """Every number from ``low`` to ``high``, on a log scale or in steps, but not both."""
+    """All numbers from ``low`` to ``high``, on a log scale or in steps, but not both."""
 
     low: Float
     high: Float
@@ -242,7 +242,7 @@ class FloatRange(Section):
 
 
 class IntRange(FloatRange):
-    """Every whole number from ``low`` to ``high``."""
+    """All whole numbers from ``low`` to ``high``."""
 
     low: Int
     high: Int
@@ -280,9 +280,9 @@ class SearchConfig(Section):
 
 
 class SweepConfig(Section):
-    """How many trials, drawn by which sampler, from which space. ``control_learning_rates`` are
-    those uniform LoRA is tried at, the first one first; null is a quarter, a half and an eighth of
-    ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0."""
+    """The number of trials, the sampler and the space. ``control_learning_rates`` are the rates at which uniform LoRA
+    is tried, in this order; null means a quarter, a half and an eighth of ``training.learning_rate``, since B·A
+    learns faster than P·Λ·Q from Λ = 0."""
 
     trials: Count = 20
     sampler: Literal["tpe", "random"] = "tpe"

@@ -10,39 +10,30 @@ split is used once, at the end, for one adaptive and one uniform trial.
 from __future__ import annotations
 
 import functools
-import json
-import logging
-import os
 import shlex
 import shutil
-import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from ..errors import ConfigError, NothingFeasibleError, RankallocError
+from ..errors import NothingFeasibleError, RankallocError
 from ..files import write_text
 from ..trace import SweepRecord, TrialRecord
 from .config import RunConfig
-from .run_folder import BEST_NAME, STUDY_NAME, SweepFolder
+from .run_folder import BEST_NAME, SweepFolder
 from .runner import train
-from .search_space import MATCHED, PATHS, SAMPLED, Space, check_options, configured, first_points, search_space, suggest
+from .search_space import MATCHED, PATHS, Space, check_options, configured, search_space, suggest
+from .study import SweepSpaceError, open_study, owner, queue_again, shown_storage
 from .sweep_record import Sweep, best_of, compare_on_report, is_adaptive, sweep_record, trial_record
 from .tasks import prepare
-from .tasks.base import PreparedTask
 
 OnTrial = Callable[[TrialRecord, int, int], None]
-__all__ = ["SweepSpaceError", "run_sweep", "search_space"]
-
-
-class SweepSpaceError(ConfigError):
-    """A sweep resumed with another search space, task or settings than it began with."""
+__all__ = ["SweepSpaceError", "run_sweep"]
 
 
 def run_sweep(
@@ -62,7 +53,7 @@ def run_sweep(
     Args:
         trials: number of finished trials, earlier ones included; None for ``sweep.trials``.
         storage: Optuna storage URL, or ``journal:PATH`` for a journal file; None for SQLite in ``folder``.
-        command: noted as what reproduces the sweep.
+        command: recorded as the command that reproduces the sweep.
         on_trial: called after each trial with its record, the number of finished trials and the number wanted.
 
     Raises:
@@ -72,8 +63,8 @@ def run_sweep(
     """
     wanted = trials or config.sweep.trials
     check_options(config)
-    sweep = Sweep(config, SweepFolder(folder), prepare(config), _shown(storage), command)
-    study = _open_study(sweep, storage, wanted)
+    sweep = Sweep(config, SweepFolder(folder), prepare(config), shown_storage(storage), command)
+    study = open_study(sweep, storage, wanted)
     write_text(sweep.folder.config, config.to_yaml())
 
     def after(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -91,7 +82,7 @@ def run_sweep(
 
 def _train_trial(sweep: Sweep, trial: optuna.Trial) -> float:
     """Train one trial; its value is the task's metric on the tune split."""
-    trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr("owner", owner())
     params = suggest(trial, search_space(sweep.config))
     run = _run_of(sweep.config, trial, params)
     before = time.perf_counter()
@@ -104,7 +95,7 @@ def _train_trial(sweep: Sweep, trial: optuna.Trial) -> float:
         trial.set_user_attr("message", str(error))
         raise
     except KeyboardInterrupt:
-        _queue_again(trial.study, params, trial.user_attrs)
+        queue_again(trial.study, params, trial.user_attrs)
         raise
     metrics = trace.evaluations[-1].metrics
     trial.set_user_attr("seconds", time.perf_counter() - before)
@@ -136,47 +127,6 @@ def _concluded(study: optuna.Study, sweep: Sweep) -> SweepRecord:
     return final
 
 
-def _open_study(sweep: Sweep, storage: str | None, wanted: int) -> optuna.Study:
-    """The study in the storage, ready to go on, or a new one with its first points queued."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    folder, config = sweep.folder, sweep.config
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            study_name=config.name, storage=_backend(storage, folder), direction=sweep.prepared.direction,
-            load_if_exists=True,
-        )
-    except Exception as error:  # sqlalchemy and the database drivers have exception families of their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankallocError(f"could not open the study in {sweep.storage} of {folder.path}: {reason}") from error
-    _check_same_sweep(study, config, sweep.prepared)
-    _take_up_orphans(study)
-    if not study.get_trials(deepcopy=False):
-        for params, role in first_points(config)[: max(2, wanted - 1)]:  # the last trial is the matched control
-            study.enqueue_trial(params, user_attrs={"role": role})
-    return study
-
-
-def _backend(storage: str | None, folder: SweepFolder) -> str | optuna.storages.JournalStorage:
-    if storage and storage.startswith("journal:"):
-        return optuna.storages.JournalStorage(JournalFileBackend(storage.removeprefix("journal:")))
-    return storage or f"sqlite:///{folder.study.absolute()}"
-
-
-def _shown(storage: str | None) -> str:
-    """The storage as records name it: without a password."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    if storage is None or storage.startswith("journal:"):
-        return storage or STUDY_NAME
-    try:
-        return make_url(storage).render_as_string(hide_password=True)
-    except ArgumentError:
-        return "the given storage"
-
-
 def _sampler(config: RunConfig, finished: int) -> optuna.samplers.BaseSampler:
     """Seeded by how many trials have finished, so that an interrupted sweep draws what another would."""
     seed = (config.seed * 1_000_003 + finished) % 2**32
@@ -186,69 +136,6 @@ def _sampler(config: RunConfig, finished: int) -> optuna.samplers.BaseSampler:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # multivariate: which rate is good depends on the method
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True)
-
-
-def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: PreparedTask) -> None:
-    now = json.loads(json.dumps(_identity(config, prepared)))
-    before = study.user_attrs.get("identity")
-    if before is None:
-        study.set_user_attr("identity", now)
-        return
-    changes = list(_differences(before, now))
-    if changes:
-        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
-        raise SweepSpaceError(
-            f"study {study.study_name!r} was begun with other settings: {'; '.join(changes[:4])}{more}. Resume with "
-            "the same ones, or give the sweep another name or output folder"
-        )
-
-
-def _identity(config: RunConfig, prepared: PreparedTask) -> dict[str, Any]:
-    """What must not change between the trials of one sweep."""
-    tree = config.model_dump(mode="json", exclude={"name", "output", "sweep", "tracking", "method"})
-    if isinstance(tree["task"], dict):  # files may move; the fingerprint tells whether the data changed
-        tree["task"] = {k: v for k, v in tree["task"].items() if k not in ("train", "tune", "report")}
-    space = search_space(config)
-    for name in space.keys() - {"method"}:
-        section, key = PATHS[name].split(".")
-        del tree[section][key]
-    return {"search space": space, "data": prepared.fingerprint, **tree}
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *(k for k in now if k not in before)]:
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield f"{path} was {json.dumps(before)} and now is {json.dumps(now)}"
-
-
-def _take_up_orphans(study: optuna.Study) -> None:
-    """Fail the trials that a dead process of this host left running, and queue their points again."""
-    host = socket.gethostname()
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner, _, pid = trial.user_attrs.get("owner", f"{host}:0").rpartition(":")
-        if owner != host or _alive(int(pid)):
-            continue
-        params = trial.system_attrs.get("fixed_params", trial.params)
-        study.tell(trial.number, state=TrialState.FAIL)
-        _queue_again(study, params, trial.user_attrs)
-
-
-def _queue_again(study: optuna.Study, params: dict[str, Any], attrs: dict[str, Any]) -> None:
-    """Queue an interrupted point as what it was: a sampled one, a control, or a control of a given size."""
-    kept: dict[str, Any] = {name: attrs[name] for name in ("role", "match_params") if name in attrs}
-    study.enqueue_trial(params, user_attrs={"role": SAMPLED} | kept)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid not in (0, os.getpid())
 
 
 def _enqueue_matched(study: optuna.Study, space: Space) -> None:

@@ -1,6 +1,6 @@
-"""What there is to train on: named tasks (model, data and metric in one word) and the user's own files.
+"""The tasks to train on: named tasks (model, data and metric under one name) and the user's own files.
 
-Importing this module is cheap; torch and transformers are loaded by :func:`prepare`.
+Importing this module is cheap; :func:`prepare` loads torch and transformers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load_task(name: str = "punctuation", **sets: Any) -> PreparedTask:
 
     Args:
         name: a key of ``TASKS``.
-        sets: further settings by section, such as ``data={"limit_train": 200}``.
+        sets: further settings, by section, such as ``data={"limit_train": 200}``.
 
     Raises:
         ConfigError, DataError: as :func:`prepare`.

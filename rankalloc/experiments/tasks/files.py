@@ -29,7 +29,7 @@ def prepare(config: RunConfig) -> PreparedTask:
     task = config.task
     assert isinstance(task, FileTask)  # named tasks have modules of their own
     splits = _read_splits(task)
-    # Labels come from all of training, so that a limit does not make one unknown.
+    # Labels are collected before data.limit_train applies: a limit must not make a label unknown.
     names = _label_names(splits["train"])
     _check_labels(task, splits, names)
     splits = {split: limited(rows, getattr(config.data, f"limit_{split}")) for split, rows in splits.items()}
@@ -40,7 +40,7 @@ def prepare(config: RunConfig) -> PreparedTask:
         features[split], cut = _encode(found, rows, task, names, config.data.max_length)
         notes += cut_note(split, cut, len(rows), config.data.max_length)
         if not features[split]:
-            raise DataError(f"the {split} split has no two tokens to learn from; give more text")
+            raise DataError(f"the {split} split has fewer than two tokens; give more text")
     words_or_tokens = task.kind in ("token-classification", "causal-lm")
     collator = (DataCollatorForTokenClassification if words_or_tokens else DataCollatorWithPadding)(found.tokenizer)
     return PreparedTask(
@@ -85,7 +85,7 @@ def _read_splits(task: FileTask) -> dict[str, list[Row]]:
     return {split: splits[split] for split in SPLITS}
 
 
-# A reader turns a row's columns into "text" (and "pair", "label"), or says what is wrong with them.
+# A reader turns a row's columns into "text" (and "pair", "label"), or raises a DataError.
 
 
 def _read_text(task: FileTask, row: Row, where: str) -> None:
