@@ -29,6 +29,7 @@ from .sections import (
     TrainingConfig,
     known_method,
 )
+from .task_names import TASKS
 
 
 class RunConfig(Section):
@@ -59,8 +60,6 @@ class RunConfig(Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str | FileTask) -> str | FileTask:
-        from .task_names import TASKS
-
         if isinstance(value, str) and value not in TASKS:
             raise ValueError(unknown("task", value, TASKS) + "; or a mapping with kind and train for your own file")
         return value

@@ -382,6 +382,18 @@ def test_train_writes_everything_and_json_is_alone_on_stdout(tiny, tmp_path, mon
     assert "A &lt;b&gt;title&lt;/b&gt;" in Path("page.html").read_text()
 
 
+def test_a_report_goes_to_any_folder_and_leaves_its_source_alone(tmp_path, monkeypatch):
+    from tests.support.report_samples import run as sample
+
+    monkeypatch.chdir(tmp_path)
+    sample(blocks=2, target=72).save(tmp_path / "run" / "trace.json")
+    before = files_in(tmp_path / "run")
+    for page in (tmp_path / "deep" / "er" / "page.html", Path("elsewhere/page.html")):
+        done = run("report", "run", "-o", page)
+        assert done.exit_code == 0 and done.stdout == f"wrote {page}\n" and page.read_text().startswith("<!")
+    assert files_in(tmp_path / "run") == before
+
+
 def test_a_report_that_fails_costs_neither_the_run_nor_its_summary(tiny, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RankallocError("no report today")

@@ -153,6 +153,24 @@ def test_a_process_killed_while_it_evaluates_leaves_a_run_to_resume(split, confi
     assert RankTrace.load(run.trace) == trace and content(run.path) == "a finished run"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training.gradient_accumulation_steps": 2},
+        {"training.steps": None, "training.epochs": 0.5},
+        {"training.batch_size": 8},  # six steps are one whole epoch
+    ],
+)
+def test_resuming_from_the_last_checkpoint_takes_no_further_step(settings, config, home):
+    run = RunFolder(home / "resumed")
+    run.discard()
+    settings = config.replaced(settings)
+    trace = train(settings, run.path)
+    before = digest(run)
+    resumed = train(settings, run.path, resume=True)
+    assert trace.steps_done == 6 and apart_from_times(resumed) == apart_from_times(trace) and digest(run) == before
+
+
 def test_a_run_without_checkpoints_says_why_it_cannot_be_resumed(config, home):
     prepared = prepare(config)
 
