@@ -1,10 +1,15 @@
-"""The command line: ``app`` declares it; every command does its heavy imports when it runs.
+"""The command line. Every command does its heavy imports when it runs.
 
-``endings`` turns whatever ends a command into an exit code and one sentence, ``output`` is the only
-place that writes to the terminal, ``runs`` holds what train and sweep do, ``dry_run``, ``progress`` and
-``summary`` what they say before, during and after, ``conversions`` what export, import and extract do and say,
-``listings`` and ``layers`` what ``ls`` and ``env`` say, ``posthoc`` and ``finished`` what is done with adapters that
-exist already.
+Declared in ``app``, with options that commands share in ``options``:
+
+- train, sweep: ``request`` (the command as given), ``runs`` (the work), ``dry_run``, ``progress`` and ``summary``
+  (the output before, during and after)
+- report, env, build-kernel: ``summary``, ``listings``, ``kernel``
+- ls: ``listings``, ``layers``
+- export, import, extract: ``conversions``
+- shrink, compose, frontier: ``posthoc_commands`` (their options), ``posthoc`` (the work)
+
+``endings`` turns every error into an exit code and one sentence; only ``output`` writes to the terminal.
 """
 
 from __future__ import annotations

@@ -1,22 +1,25 @@
-"""The commands and their options. Nothing heavy is imported here: ``--help`` stays fast."""
+"""The command line's root and its commands ``train``, ``sweep``, ``report``, ``env`` and ``build-kernel``.
+
+Nothing heavy is imported here, so ``--help`` stays fast.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import io
 import sys
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from . import conversions, posthoc_options
+from . import conversions, listings, posthoc_commands
 from .endings import CleanEndings
-from .listings import ls
+from .options import Json, examples
 
-Config = typer.Argument(metavar="CONFIG.yaml", help="What to run. Defaults fill whatever it leaves out.")
+Config = typer.Argument(metavar="CONFIG.yaml", help="What to run. Keys it leaves out have defaults.")
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change one value, such as budget.ranks=96. May be given often."),
+    typer.Option("--set", metavar="A.B=C", help="Change one value, such as budget.ranks=96. Repeatable."),
 ]
 Output = Annotated[
     str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to. [default: runs/NAME]")
@@ -24,13 +27,6 @@ Output = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, show what would be done, and write nothing.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-
-
-def examples(*lines: str) -> str:
-    """A help epilog that keeps its lines ("\\b" is click's mark for that)."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
 
 app = typer.Typer(
     name="rankalloc",
@@ -40,7 +36,7 @@ app = typer.Typer(
         "rankalloc train --set training.steps=20      try it: a small model, real data, 20 steps",
         "rankalloc train --dry-run                    the layers and the budget, without training",
         "rankalloc sweep demo.yaml --trials 8         search rank, alpha, budget and learning rate",
-        "rankalloc ls methods                         what can be chosen",
+        "rankalloc ls methods                         the methods to choose from",
     )
     + "\n\n\b\nExit codes: 0 ok, 1 failed, 2 usage, 3 nothing feasible or completed, 130 interrupted.",
     add_completion=False,
@@ -49,7 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(ls, name="ls")
 
 
 def _version(asked: bool) -> None:
@@ -67,9 +62,9 @@ def _everywhere(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    # A name that the terminal's encoding lacks is shown as an escape; it is no reason to fail.
+    # A character that the terminal's encoding lacks is printed as an escape instead of ending the command.
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -79,7 +74,7 @@ def _everywhere(
         "rankalloc train my.yaml --set seed=1 --output runs/one",
         "rankalloc train --set method=uniform --set budget.ranks=96",
         "rankalloc train my.yaml --dry-run",
-        "rankalloc train my.yaml --resume                       go on from the last checkpoint",
+        "rankalloc train my.yaml --resume                       continue from the last checkpoint",
     )
 )
 def train(
@@ -87,7 +82,7 @@ def train(
     overrides: Overrides = None,
     output: Output = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint (training.save_every writes them).")
+        bool, typer.Option("--resume", help="Continue from the last checkpoint (training.save_every writes them).")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
     dry_run: DryRun = False,
@@ -97,7 +92,8 @@ def train(
 
     Writes the adapter as plain LoRA, the trace, the resolved configuration and report.html.
     """
-    from .runs import Request, run_train
+    from .request import Request
+    from .runs import run_train
 
     request = Request("train", config, overrides or [], output, dry_run=dry_run, as_json=as_json)
     run_train(request, resume=resume, overwrite=overwrite)
@@ -116,7 +112,7 @@ def sweep(
     overrides: Overrides = None,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", min=1, metavar="N", help="Finished trials wanted, earlier ones included."),
+        typer.Option("--trials", min=1, metavar="N", help="Number of finished trials, earlier ones included."),
     ] = None,
     storage: Annotated[
         str | None,
@@ -128,9 +124,10 @@ def sweep(
 ) -> None:
     """Search rank, alpha, budget and learning rate with Optuna.
 
-    A study that is there already is gone on with, until it has N finished trials.
+    An existing study is continued until it has N finished trials.
     """
-    from .runs import Request, run_sweep
+    from .request import Request
+    from .runs import run_sweep
 
     request = Request(
         "sweep", config, overrides or [], output, dry_run=dry_run, as_json=as_json, trials=trials, storage=storage
@@ -164,27 +161,25 @@ def report(
 @app.command(epilog=examples("rankalloc env", "rankalloc env --json"))
 def env(as_json: Json = False) -> None:
     """Show versions, device, threads, and whether the example model and data are installed."""
-    from .listings import show_environment
-
-    show_environment(as_json)
+    listings.show_environment(as_json)
 
 
 @app.command("build-kernel", epilog=examples("rankalloc build-kernel", "rankalloc build-kernel --force"))
 def build_kernel(
-    force: Annotated[bool, typer.Option("--force", help="Build it again where it is built already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build it again even if it is built already.")] = False,
 ) -> None:
     """Build the compiled kernel: faster training steps on this CPU in float32.
 
-    Needs g++ and takes half a minute, once for each torch; every run uses it from then on. RANKALLOC_NATIVE=0 leaves
-    it out.
+    Needs g++ and takes half a minute, once for each version of torch; every run uses it from then on unless
+    RANKALLOC_NATIVE=0.
     """
     from .kernel import build
 
     build(force)
 
 
-conversions.register(app)
-posthoc_options.add_to(app, examples)
+for _commands in (listings, conversions, posthoc_commands):
+    _commands.register(app)
 
 
 def main() -> None:

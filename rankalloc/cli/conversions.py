@@ -1,4 +1,4 @@
-"""``export``, ``import`` and ``extract``: adapters in other forms, and out of checkpoints."""
+"""``export``, ``import`` and ``extract``: adapters in other tools' formats, and from checkpoints."""
 
 from __future__ import annotations
 
@@ -6,32 +6,26 @@ from typing import Annotated
 
 import typer
 
+from .options import AdapterOutput, Command, Json, Layout, PadTo, TrustRemoteCode, declare
 from .output import count, number, results_only, say, show, show_json, show_table
 from .progress import Bar
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Layout = Annotated[
-    str, typer.Option("--layout", metavar="L", help="uniform (one rank, for every reader) or compact (a rank_pattern).")
-]
-PadTo = Annotated[
-    int, typer.Option("--pad-to", min=1, metavar="N", help="Round the one rank up to a multiple; servers want 8 or 16.")
-]
 _SHOWN = 10
 
 
 def export(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a PEFT LoRA, rankalloc's or any other.")],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA, saved by rankalloc or PEFT.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="Folder, or file for kohya.")],
     layout: Layout = "uniform",
     pad_to: PadTo = 1,
     form: Annotated[str, typer.Option("--format", metavar="F", help="peft or kohya.")] = "peft",
     prefix: Annotated[
-        str, typer.Option("--prefix", metavar="P", help="What kohya's names begin with: lora_unet, lora_te, ...")
+        str, typer.Option("--prefix", metavar="P", help="Prefix of kohya's names: lora_unet, lora_te, ...")
     ] = "lora_unet",
 ) -> None:
-    """Write a finished adapter again in the form that another tool reads.
+    """Write a finished adapter in the format that another tool reads.
 
-    What it computes stays the same.
+    The adapter computes the same function.
     """
     with results_only():
         from ..storage.interchange import export as run
@@ -42,18 +36,16 @@ def export(
 
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A kohya, diffusers or bare PEFT .safetensors file.")],
-    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The model it is for: a folder or a hub id.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The adapter's folder.")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="The base model: a folder or a hub id.")],
+    output: AdapterOutput,
     component: Annotated[
         str | None, typer.Option("--component", metavar="C", help="Which part of the file: unet, text_encoder, ...")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that the model brings.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Turn another tool's LoRA file into an adapter folder.
 
-    The model's configuration alone is read: kohya's names can only be told apart by its layers.
+    Of the model only the configuration is read: its layers are needed to resolve kohya's names.
     """
     with results_only():
         from ..experiments.tasks.packages import reference_of
@@ -68,7 +60,7 @@ def import_(
 def extract(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or safetensors file of the base.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Folder or safetensors file of the fine-tuned model.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The adapter's folder.")],
+    output: AdapterOutput,
     ranks: Annotated[int | None, typer.Option("--ranks", metavar="N", help="Budget: ranks of all layers.")] = None,
     params: Annotated[int | None, typer.Option("--params", metavar="N", help="Budget: parameters.")] = None,
     bytes_: Annotated[int | None, typer.Option("--bytes", metavar="N", help="Budget: bytes, in --dtype.")] = None,
@@ -80,13 +72,13 @@ def extract(
     pad_to: PadTo = 1,
     dtype: Annotated[str, typer.Option("--dtype", metavar="T", help="float32, float16 or bfloat16.")] = "float32",
     modules_to_save: Annotated[
-        list[str] | None, typer.Option("--save-module", metavar="NAME", help="Carry a module whole; repeatable.")
+        list[str] | None, typer.Option("--save-module", metavar="NAME", help="Store a module whole. Repeatable.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a fully fine-tuned checkpoint an adapter of its base, within a budget.
+    """Turn a fully fine-tuned checkpoint into an adapter of its base, within a budget.
 
-    Reads both tensor by tensor. What is no matrix is left out and listed.
+    Both are read tensor by tensor. Changes that low-rank matrices cannot hold are left out and listed.
     """
     with results_only(), Bar() as bar:
         from ..budget import RankBudget
@@ -115,17 +107,22 @@ def extract(
             show(f"  and {len(done.leftovers) - _SHOWN} more (all of them with --json)")
 
 
-COMMANDS = {
-    "export": (export, "rankalloc export out/adapter -o out/served --pad-to 8",
-               "rankalloc export out/adapter -o out/lora.safetensors --format kohya --prefix lora_te"),
-    "import": (import_, "rankalloc import lora.safetensors --base ./my-model -o out/adapter",
-               "rankalloc import lora.safetensors --base ./text-encoder --component text_encoder -o out/adapter"),
-    "extract": (extract, "rankalloc extract ./base ./tuned --params 2000000 -o out/adapter",
-                "rankalloc extract ./base ./tuned --ranks 448 --save-module classifier -o out/adapter --json"),
+COMMANDS: dict[str, Command] = {
+    "export": (
+        export, "rankalloc export out/adapter -o out/served --pad-to 8",
+        "rankalloc export out/adapter -o out/lora.safetensors --format kohya --prefix lora_te",
+    ),
+    "import": (
+        import_, "rankalloc import lora.safetensors --base ./my-model -o out/adapter",
+        "rankalloc import lora.safetensors --base ./text-encoder --component text_encoder -o out/adapter",
+    ),
+    "extract": (
+        extract, "rankalloc extract ./base ./tuned --params 2000000 -o out/adapter",
+        "rankalloc extract ./base ./tuned --ranks 448 --save-module classifier -o out/adapter --json",
+    ),
 }
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
-    for name, (function, *lines) in COMMANDS.items():
-        app.command(name, epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines))(function)
+    declare(app, COMMANDS)

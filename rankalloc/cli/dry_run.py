@@ -1,4 +1,4 @@
-"""``--dry-run``: what would be adapted, spent and searched, without writing anything."""
+"""``--dry-run``: shows what would be adapted, spent and searched, and writes nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .output import count, number, results_only, show, show_json, show_table
 if TYPE_CHECKING:
     from ..experiments.config import RunConfig
     from ..experiments.runner import Preview
-    from .runs import Request
+    from .request import Request
 
 _CURVE_ROWS = 8
 
 
 def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) -> None:
-    """Show what ``request`` would do. ``note`` is why the folder would be refused, if it would."""
+    """Show what ``request`` would do. ``note``: why the folder would be refused, or None."""
     with results_only():
         from ..experiments.runner import preview
         from ..methods import find_method
@@ -26,11 +26,11 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
         found = preview(config)
         space = None
         if request.command == "sweep":
-            from ..experiments.sweep import search_space
+            from ..experiments.search_space import search_space
 
             space = search_space(config)
     early = find_method(config.method).when == "before"
-    trials = None if space is None else request.trials or config.sweep.trials
+    trials = request.trials or config.sweep.trials
     if request.as_json:
         return show_json({
             "dry_run": True, "command": request.line(whole=False), "output": folder, "refused": note,
@@ -82,11 +82,11 @@ def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) 
 
 
 def layer_rows(layers: list[LayerShape]) -> list[tuple[str, ...]]:
-    """Layers of one role and shape as one row: role, count, d_in, d_out, ranks, parameters."""
+    """One row per role and shape: role, number of layers, d_in, d_out, ranks, parameters."""
     groups: dict[tuple[str, int, int], list[LayerShape]] = {}
     for layer, (_, role) in zip(layers, places([layer.name for layer in layers]), strict=True):
         groups.setdefault((role, layer.d_in, layer.d_out), []).append(layer)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (role, d_in, d_out), members in groups.items():
         ranks = sorted({member.rank for member in members})
         shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"

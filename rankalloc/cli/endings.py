@@ -19,12 +19,12 @@ INTERRUPTED = 130
 
 
 class CleanEndings(TyperGroup):
-    """The root of the command line; whatever is raised below it ends here."""
+    """The root command; every exception of a command is handled here."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        # typer's own endings, usage errors and a closed pipe among them
+        # typer ends with these itself; usage errors and a closed pipe are among them
         except (TyperException, typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
@@ -43,7 +43,7 @@ class CleanEndings(TyperGroup):
 
 
 def _sentences(error: Exception, command: str | None) -> list[str]:
-    """One sentence, or one for each mistake in a configuration. ``command`` is named in the hint to --debug."""
+    """One sentence, or one per mistake in a configuration. The hint to --debug names ``command``."""
     lines = str(error).splitlines()
     if isinstance(error, ConfigError) and len(lines) > 1:
         return [f"the configuration has {len(lines)} mistakes:", *lines]

@@ -1,4 +1,4 @@
-"""``build-kernel``: compile what makes training steps on a CPU faster."""
+"""``build-kernel``: compile the kernel that makes training steps on a CPU faster."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def build(force: bool) -> None:
     with results_only():
         from ..layers import native
 
-        there = native.library_path().is_file()
+        existed = native.library_path().is_file()
         started = time.monotonic()
         with console(stderr=True).status("compiling, about half a minute"):
             path = native.build(force)
-    if there and not force:
+    if existed and not force:
         show(f"built already: {path}")
     else:
         show(f"built in {time.monotonic() - started:.0f} s: {path}")
     if native.fused_linear() is None:
-        show(f"note: {native.SWITCH}=0 leaves it out here")
+        show(f"note: runs here do not use it, because {native.SWITCH}=0")

@@ -1,4 +1,4 @@
-"""The adaptable layers of a model, read from its configuration alone: it is built on the meta device."""
+"""The adaptable layers of a model, which is built on the meta device from its configuration alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..storage.skeletons import build_skeleton
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers with the same place in their block and the same shape. ``params_per_rank`` is what one
-    rank costs in one layer (d_in + d_out), ``params_all`` what it costs in all of them."""
+    """Layers with the same place in their block and the same shape. One rank costs ``params_per_rank`` parameters
+    in one layer (d_in + d_out) and ``params_all`` in all of them."""
 
     suffix: str
     layers: int
@@ -26,7 +26,8 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class Adaptable:
-    """What "all-linear" adapts in a model, its heads with their parameters, and what cannot be adapted."""
+    """The layers that "all-linear" adapts in a model, its heads with their parameters, and notes on what it cannot
+    adapt."""
 
     architecture: str
     groups: list[LayerGroup]
@@ -35,7 +36,7 @@ class Adaptable:
 
 
 def adaptable(model: str, trust_remote_code: bool = False) -> Adaptable:
-    """What can be adapted in a model folder, a hub id or the named example model.
+    """The adaptable layers of a model folder, a hub id or the named example model.
 
     Raises:
         ConfigError: there is no such model, or it cannot be built.

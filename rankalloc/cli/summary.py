@@ -1,4 +1,4 @@
-"""What a finished run or sweep says: what was asked and reached, how good it is, where the files are."""
+"""The summary of a finished run or sweep: the budget asked and reached, the quality, and the files' paths."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | None, as_json: bool) -> None:
-    """The end of ``rankalloc train``."""
-    from ..experiments.runner import ADAPTER_FOLDER
+    """Print the summary of ``rankalloc train``."""
+    from ..experiments.run_folder import ADAPTER_NAME
     from ..experiments.tasks import metric_of
     from ..trace import TRACE_NAME
 
     metric = metric_of(config).metric
     reached = trace.allocations[-1].reached if trace.allocations else trace.budget.initial
     paths = {
-        "adapter": os.path.join(folder, ADAPTER_FOLDER), "trace": os.path.join(folder, TRACE_NAME), "report": report,
+        "adapter": os.path.join(folder, ADAPTER_NAME), "trace": os.path.join(folder, TRACE_NAME), "report": report,
     }
     if as_json:
         budget = trace.budget
@@ -47,15 +47,17 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
 
 
 def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bool) -> None:
-    """The end of ``rankalloc sweep``."""
+    """Print the summary of ``rankalloc sweep``."""
+    from ..experiments.run_folder import BEST_NAME
     from ..trace import SWEEP_NAME
 
-    paths = {"best": os.path.join(folder, "best"), "sweep": os.path.join(folder, SWEEP_NAME), "report": report}
+    paths = {"best": os.path.join(folder, BEST_NAME), "sweep": os.path.join(folder, SWEEP_NAME), "report": report}
     if as_json:
         kept = record.model_dump(mode="json", exclude={"version", "created", "config", "storage"})
         return show_json({**kept, "folder": folder, "paths": paths})
     states = [trial.state for trial in record.trials]
     failed = len(states) - states.count("complete")
+    assert record.best is not None  # a sweep in which no trial completes raises
     best = record.trial(record.best)
     rows = [
         ("trials", f"{states.count('complete')} complete" + (f", {failed} not" if failed else "")),
@@ -68,12 +70,13 @@ def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bo
 
 
 def report_on(source: str, output: str | None, title: str | None) -> None:
-    """``rankalloc report``: writes the page and says where."""
+    """``rankalloc report``: write the page and print its path."""
+    from ..experiments.run_folder import REPORT_NAME
     from ..report import write_report
 
     if output is None:
         folder = source if Path(source).is_dir() else os.path.dirname(source)
-        output = os.path.join(folder, "report.html")
+        output = os.path.join(folder, REPORT_NAME)
     write_report(source, output, title=title)
     show(f"wrote {output}")
 

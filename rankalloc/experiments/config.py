@@ -1,7 +1,7 @@
-"""What a run is asked to do: one validated tree, from defaults, then a YAML file, then ``a.b=c``.
+"""The configuration of a run: one validated tree, from defaults, then a YAML file, then ``a.b=c`` overrides.
 
-All mistakes are reported at once, one line each, with the dotted path and the value got. The
-resolved configuration is saved beside every run (:meth:`RunConfig.to_yaml`) and reads back as itself.
+All mistakes are reported at once, one line each, with the dotted path and the value got. Every run saves its
+resolved configuration (:meth:`RunConfig.to_yaml`), which reads back as itself.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from .sections import (
     FileTask,
     FloatRange,
     Int,
+    OneOrMapping,
     SearchConfig,
     Section,
     SweepConfig,
     TrainingConfig,
-    either,
     known_method,
 )
+from .task_names import TASKS
 
 
 class RunConfig(Section):
-    """Everything a run, a sweep or an audit is asked to do."""
+    """Everything that configures a run or a sweep."""
 
     name: str = "run"
-    task: either(str, mapping=FileTask) = "punctuation"
+    task: OneOrMapping[str, FileTask] = "punctuation"
     model: str | None = None
     trust_remote_code: bool = False
     adapter: AdapterConfig = AdapterConfig()
@@ -59,8 +60,6 @@ class RunConfig(Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str | FileTask) -> str | FileTask:
-        from .task_names import TASKS
-
         if isinstance(value, str) and value not in TASKS:
             raise ValueError(unknown("task", value, TASKS) + "; or a mapping with kind and train for your own file")
         return value
@@ -112,26 +111,27 @@ class RunConfig(Section):
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a configuration: defaults, then the YAML file, then ``a.b=c`` overrides (``c`` is YAML).
 
-    Relative data files, adapters to keep away from, and a model given as a folder, are taken from the YAML
-    file's own folder when they stand in the file and from the current one when they stand in an override.
+    Relative paths (data files, adapters to keep away from, a model's folder) are relative to the YAML file's
+    folder if they are in the file, and to the current folder if they are in an override.
 
     Raises:
-        ConfigError: every mistake there is, one line each, or why the file cannot be read.
+        ConfigError: every mistake, one line each, or why the file cannot be read.
     """
     tree = {} if path is None else _read_yaml(Path(path))
     _absolute(tree, Path(path).parent if path is not None else Path())
-    mistakes, given = [], {}
+    mistakes: list[str] = []
+    given: dict[tuple[str, ...], Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
-        parts = [part.strip() for part in key.split(".")]
+        parts = tuple(part.strip() for part in key.split("."))
         if not equals or not all(parts):
-            mistakes.append(f"{override!r} is no override: write it as key=value, such as training.steps=100")
+            mistakes.append(f"{override!r} is not an override: write it as key=value, such as training.steps=100")
             continue
         try:
-            given[tuple(parts)] = yaml.safe_load(text)
+            given[parts] = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError):
-            mistakes.append(f"{'.'.join(parts)}: {text!r} is no valid YAML value; quote it if it is text")
-    # Paths in overrides are resolved in a tree of their own: the file's are already absolute.
+            mistakes.append(f"{'.'.join(parts)}: {text!r} is not a valid YAML value; quote it if it is text")
+    # An override's paths are resolved in a separate tree: the file's are already absolute.
     for parts, value in given.items():
         own: dict[str, Any] = {}
         _put(own, parts, value)
@@ -155,7 +155,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         why = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is nested too deep"
-        raise ConfigError(f"the configuration {path} is no valid YAML{where}: {why}") from None
+        raise ConfigError(f"the configuration {path} is not valid YAML{where}: {why}") from None
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"the configuration {path} should hold keys and values, and holds a {type(tree).__name__}")
     return tree or {}
@@ -167,12 +167,13 @@ def _absolute(tree: dict[str, Any], folder: Path) -> None:
         for split in ("train", "tune", "report"):
             if isinstance(task.get(split), str):
                 task[split] = str((folder / task[split]).absolute())
-    away = training.get("away_from") if isinstance(training, dict) else None
-    if isinstance(away, str):
-        training["away_from"] = str((folder / away).absolute())
-    elif isinstance(away, list):
-        training["away_from"] = [str((folder / one).absolute()) if isinstance(one, str) else one for one in away]
-    # A hub id looks like a relative path; it is a folder when it says so or when there is one.
+    if isinstance(training, dict):
+        away = training.get("away_from")
+        if isinstance(away, str):
+            training["away_from"] = str((folder / away).absolute())
+        elif isinstance(away, list):
+            training["away_from"] = [str((folder / one).absolute()) if isinstance(one, str) else one for one in away]
+    # A hub id looks like a relative path; it is a folder if it begins like one or if the folder exists.
     if isinstance(model, str) and model and (model.startswith(("./", "../")) or (folder / model).is_dir()):
         tree["model"] = str((folder / model).absolute())
 
@@ -180,7 +181,7 @@ def _absolute(tree: dict[str, Any], folder: Path) -> None:
 def _put(tree: dict[str, Any], parts: Sequence[str], value: Any) -> None:
     for depth, part in enumerate(parts[:-1], start=1):
         if not isinstance(tree.get(part), dict):
-            # A part of a range is changed on top of the default range.
+            # An override of one part of a range keeps the default's other parts.
             in_search = list(parts[: depth - 1]) == ["sweep", "search"] and part not in tree
             default = SearchConfig().model_dump().get(part) if in_search else None
             tree[part] = default if isinstance(default, dict) else {}
@@ -191,7 +192,7 @@ def _put(tree: dict[str, Any], parts: Sequence[str], value: Any) -> None:
 def _validated(tree: dict[str, Any], mistakes: list[str]) -> RunConfig:
     sections = {name for name, field in RunConfig.model_fields.items() if isinstance(field.default, BaseModel)}
     try:
-        # A section with everything in it commented out reads as null: it is an empty section.
+        # A section whose keys are all commented out reads as null, and is an empty section.
         config = RunConfig.model_validate({k: v for k, v in tree.items() if v is not None or k not in sections})
     except ValidationError as error:
         mistakes = mistakes + [_sentence(dict(mistake)) for mistake in error.errors()]

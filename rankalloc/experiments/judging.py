@@ -1,8 +1,11 @@
-"""Evaluating adapter folders on a task, on one model that is built once."""
+"""Evaluating adapter folders on a task, with a model that is built once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 from ..adapters.attaching import detach
 from ..errors import RankallocError
@@ -14,8 +17,8 @@ class TaskEvaluator:
     """``evaluate(folder)`` for :func:`rankalloc.frontier` and ``smallest``: the task's metric on a split.
 
     Attributes:
-        higher_is_better: as the task says.
-        fingerprint: names task, data, model and split in a cache.
+        higher_is_better: whether the task's metric is to be maximised.
+        fingerprint: identifies task, data, model and split in a cache.
     """
 
     def __init__(self, task: PreparedTask, split: str = "tune", batch_size: int = 16) -> None:
@@ -34,7 +37,7 @@ class TaskEvaluator:
             raise RankallocError(f"the task's metric {self.task.metric} is not defined on its {self.split} split")
         return found[self.task.metric]
 
-    def batches(self, count: int):
+    def batches(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
         """The first ``count`` training batches, for calibration."""
         rows = self.task.splits["train"]
         for start in range(0, min(len(rows), count * self.batch_size), self.batch_size):

@@ -1,4 +1,4 @@
-"""How sure a difference between two runs on the same examples is."""
+"""The uncertainty of a difference between two runs on the same examples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
 
     Args:
         first, second: losses of the same examples, in the same order, shape (n,).
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         {"difference", "low", "high", "p_value"}. The interval is scipy.stats.bootstrap's percentile
         interval, the p-value scipy.stats.permutation_test's with permutation_type="samples". Both
-        speak of the examples only: what another training seed would give is not in them.
+        cover the sampling of examples only, not the variation between training seeds.
 
     Raises:
         ValueError: the lengths differ, or there are fewer than two examples.

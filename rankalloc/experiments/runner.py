@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import set_seed
 
 from ..adapters.adapter_set import Adapters
 from ..adapters.attaching import attach
 from ..budget import BudgetPlan, LayerShape, RankBudget, budget_of
-from ..errors import ConfigError, RankallocError
+from ..errors import ConfigError, RankallocError, unknown
 from ..files import write_text
 from ..methods import find_method
 from ..methods.planners.planning import at_peak, first_batches, layer_shapes, plan_ranks
@@ -25,15 +24,14 @@ from ..trace import EvaluationRecord, RankTrace
 from ..training.callback import RankCallback
 from ..training.controller import RankController
 from .config import RunConfig
+from .run_folder import RunFolder
 from .tasks import prepare
 from .tasks.base import PreparedTask, evaluate
 from .tracking import trackers
+from .trainer import Progress, Watch, last_checkpoint, trainer_for
 
-Progress = Callable[[int, int, dict[str, float]], None]
-
-ADAPTER_FOLDER = "adapter"
-CONFIG_FILE = "config.yaml"
-TRACE_FILE = "trace.json"
+# Arguments of RankCallback and RankController that only the runner may give.
+_RESERVED = ("adapters", "budget", "method", "total_steps", "fresh", "resume_from", "loss_fn", "save_trace")
 
 
 def train(
@@ -46,55 +44,70 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> RankTrace:
-    """Train one run into ``folder``: config.yaml, adapter/ (plain LoRA) and trace.json.
+    """Train one run into ``folder``; :mod:`rankalloc.experiments.run_folder` lists the files.
+
+    The trace is written once, last: a run that fails, or whose process is killed, before its evaluations and its
+    adapter are complete leaves no trace, and can be resumed from its last checkpoint.
 
     Args:
         prepared: the task, when the caller has it already.
-        splits: evaluated at the end; "report" is for runs that no choice is made from.
-        command: noted in the trace as what reproduces the run.
-        resume: go on from the last checkpoint in ``folder`` (``training.save_every`` writes them).
+        splits: evaluated at the end; leave "report" out if the result decides between runs.
+        command: recorded in the trace as the command that reproduces the run.
+        resume: continue from the last checkpoint in ``folder`` (``training.save_every`` writes them).
         progress: called after every step with (step, total steps, newest values).
 
     Raises:
-        RankallocError: anything about the configuration, the data or the run, in one sentence.
+        RankallocError: the configuration, the data or the run is at fault; the message is one sentence.
     """
     prepared = prepared or prepare(config)
-    checkpoint = _last_checkpoint(folder) if resume else None
+    run = RunFolder(folder)
+    checkpoint = last_checkpoint(folder) if resume else None
     set_seed(config.seed)
     model = prepared.build_model()
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
-    ranking = RankCallback(adapters, budget, config.method, **{**config.method_options, **config.training.away})
-    write_text(folder / CONFIG_FILE, config.to_yaml())  # not before what can be refused was
+    ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
+    write_text(run.config, config.to_yaml())  # only once everything that can be refused has been checked
     tracking = trackers(config, folder, ranking)
-    arguments = _arguments(config, folder)
-    trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=prepared.splits["train"],
-        data_collator=prepared.collator,
-        callbacks=[ranking, _Watch(config, prepared, ranking, progress), *tracking],
-        optimizers=(_optimizer(config, adapters, arguments), None),
-    )
-    trainer.remove_callback(PrinterCallback)
+    callbacks = [ranking, Watch(config, prepared, ranking, progress), *tracking]
+    trainer = trainer_for(config, model, adapters, prepared, folder, callbacks)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     trace = ranking.trace
+    _describe(trace, config, prepared, command)
+    trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
+    run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
+    save(adapters, run.adapter)
+    trace.save(run.trace)
+    for tracker in tracking:
+        tracker.finish(trace)
+    return trace
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    """The options that the configuration passes to the controller."""
+    for name in config.method_options:
+        if name in _RESERVED:
+            known = find_method(config.method).options or ["none"]
+            raise ConfigError(unknown(f"option of method {config.method!r}:", name, known))
+    return {**config.method_options, **config.training.away}
+
+
+def _describe(trace: RankTrace, config: RunConfig, prepared: PreparedTask, command: str | None) -> None:
+    """Record in the trace where the run came from, which the controller does not know."""
     trace.name, trace.model, trace.command = config.name, prepared.model_name, command
     trace.config, trace.data_fingerprint = config.model_dump(mode="json"), prepared.fingerprint
     trace.alerts += [note for note in prepared.notes if note not in trace.alerts]
-    for split in splits:
-        record = evaluate(prepared, model, split, config.training.eval_batch_size)
-        if not math.isfinite(record.metrics["loss"]):
-            raise RankallocError(
-                f"training diverged: the {split} loss is {record.metrics['loss']}; lower the learning rate (now "
-                f"{config.training.learning_rate:g}) or set training.max_grad_norm"
-            )
-        trace.evaluations.append(record)
-    save(adapters, folder / ADAPTER_FOLDER)
-    trace.save(folder / TRACE_FILE)
-    for callback in tracking:
-        callback.finish(trace)
-    return trace
+
+
+def _evaluated(config: RunConfig, prepared: PreparedTask, model: torch.nn.Module, split: str) -> EvaluationRecord:
+    """Quality on one split; RankallocError when the loss is not finite."""
+    record = evaluate(prepared, model, split, config.training.eval_batch_size)
+    if not math.isfinite(record.metrics["loss"]):
+        raise RankallocError(
+            f"training diverged: the {split} loss is {record.metrics['loss']}; lower the learning rate (now "
+            f"{config.training.learning_rate:g}) or set training.max_grad_norm"
+        )
+    return record
 
 
 def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, split: str) -> EvaluationRecord:
@@ -108,17 +121,17 @@ def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, spl
 def attach_for(
     config: RunConfig, model: Any, prepared: PreparedTask, plan: bool = True
 ) -> tuple[Adapters, RankBudget]:
-    """Attach what the configuration's method starts with; returns the adapters and their budget.
+    """Attach the adapters that the configuration's method starts with; returns them and their budget.
 
-    A method that chooses before training begins at its final ranks, in its own parametrisation; it looks at
-    the first batches of the train split. Without ``plan`` one that looks at data is left at its peak ranks,
-    for a checkpoint that holds the final ones.
+    A method that chooses ranks before training starts at its final ranks, in its own parametrisation; it may use
+    the first batches of the train split. Without ``plan``, a method that uses data stays at its peak ranks: a
+    checkpoint then brings the final ones.
     """
     method = find_method(config.method)
     budget = budget_from(config)
     rank, targets = config.adapter.rank, _targets(config)
     adapter = config.adapter
-    common = {
+    common: dict[str, Any] = {
         "rank": rank, "alpha": adapter.alpha, "scale": adapter.scale, "dropout": adapter.dropout,
         "init": adapter.init or method.init,
     }
@@ -142,9 +155,9 @@ def budget_from(config: RunConfig) -> RankBudget:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would do: the layers it would adapt (``rank`` is the one they start with), heads
-    with their parameters, the budget's plan, optimizer steps, examples by split, and adapter
-    parameters at the start and, for a budget in parameters or bytes, at the end."""
+    """What a run would do: the layers it would adapt (``rank`` is their first rank), heads with their parameters,
+    the budget's plan, optimizer steps, examples by split, and adapter parameters at the start and, where they are
+    known beforehand, at the end."""
 
     layers: list[LayerShape]
     heads: dict[str, int]
@@ -166,11 +179,10 @@ def preview(config: RunConfig) -> Preview:
     if find_method(config.method).when == "before":
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
-    # a rank pattern may lie above the peak
+    # a rank pattern may exceed the peak
     shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
-    options = {**config.method_options, **config.training.away, "fresh": False}
-    RankController(adapters, budget, total_steps, config.method, **options)  # says what it would refuse
+    RankController(adapters, budget, total_steps, config.method, fresh=False, **_options(config))  # may refuse
     final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
     if find_method(config.method).when == "before":
         final = adapters.num_params()
@@ -186,6 +198,7 @@ def steps_of(config: RunConfig, examples: int) -> int:
     training = config.training
     if training.steps is not None:
         return training.steps
+    assert training.epochs is not None, "a configuration has steps or epochs"
     batches = math.ceil(examples / training.batch_size)
     return math.ceil(training.epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
 
@@ -196,64 +209,3 @@ def _targets(config: RunConfig) -> dict[str, Any]:
         "target_modules": adapter.target_modules, "exclude_modules": adapter.exclude_modules or (),
         "modules_to_save": adapter.modules_to_save,
     }
-
-
-def _arguments(config: RunConfig, folder: Path) -> TrainingArguments:
-    training = config.training
-    length = {"max_steps": training.steps} if training.steps is not None else {"num_train_epochs": training.epochs}
-    return TrainingArguments(
-        output_dir=str(folder), **length,
-        per_device_train_batch_size=training.batch_size, learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay, lr_scheduler_type=training.scheduler, warmup_steps=training.warmup_steps,
-        gradient_accumulation_steps=training.gradient_accumulation_steps, max_grad_norm=training.max_grad_norm,
-        bf16=training.bf16, **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
-        logging_steps=training.log_every, logging_first_step=True, eval_strategy="no",
-        save_strategy="steps" if training.save_every else "no", save_steps=training.save_every or 500,
-        save_total_limit=2, seed=config.seed, data_seed=config.seed, report_to=[], disable_tqdm=True,
-        use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=False, remove_unused_columns=False,
-    )
-
-
-def _optimizer(config: RunConfig, adapters: Adapters, arguments: TrainingArguments) -> torch.optim.Optimizer | None:
-    """The Trainer's own kind of optimizer over LoRA+'s groups; None, for the Trainer's own groups, where neither the
-    rates nor the weight decay of its parameters differ."""
-    training = config.training
-    if training.plus_ratio == 1 and not training.weight_decay:
-        return None
-    groups = adapters.parameter_groups(training.learning_rate, training.plus_ratio, training.weight_decay)
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    return kind(groups, **options)
-
-
-def _last_checkpoint(folder: Path) -> str:
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if checkpoint is None:
-        raise ConfigError(
-            f"nothing to resume: {folder} holds no checkpoint; train with training.save_every=N to have them written"
-        )
-    return checkpoint
-
-
-class _Watch(TrainerCallback):
-    """Tells the caller of every step, and evaluates on the tune split where the configuration says so."""
-
-    def __init__(
-        self, config: RunConfig, prepared: PreparedTask, ranking: RankCallback, progress: Progress | None
-    ) -> None:
-        self.config, self.prepared, self.ranking, self.progress = config, prepared, ranking, progress
-        self.newest: dict[str, float] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        every = self.config.training.eval_every
-        if every and state.global_step % every == 0:
-            record = evaluate(self.prepared, model, "tune", self.config.training.eval_batch_size)
-            self.ranking.controller.log(state.global_step, {f"tune_{k}": v for k, v in record.metrics.items()})
-            self.newest |= {f"tune_{k}": v for k, v in record.metrics.items()}
-        if self.progress is not None:
-            ranks = sum(self.ranking.controller.trace.final_ranks)
-            self.progress(state.global_step, state.max_steps, {**self.newest, "ranks": ranks})
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.newest |= {k: v for k, v in (logs or {}).items() if k == "loss"}
-
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import or_
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
@@ -14,7 +12,7 @@ BUDGET_UNITS = ("ranks", "params", "bytes", "fraction")
 
 
 def _number(value: Any) -> Any:
-    # Pydantic would read True as 1; in a configuration that is always a slip.
+    # Pydantic would read True as 1; in a configuration that is always a mistake.
     if isinstance(value, bool):
         raise ValueError(f"should be a number, got {value!r}")
     return value
@@ -26,19 +24,23 @@ Count = Annotated[Int, Field(ge=1)]
 Positive = Annotated[Float, Field(gt=0)]
 Share = Annotated[Float, Field(gt=0, le=1)]
 Item = TypeVar("Item")
+Keys = TypeVar("Keys", bound=BaseModel)
 Choices = Annotated[list[Item], Field(min_length=1)]
 
 
-# In a union, the tag of the branch taken stands in the error's location; "<" lets it be told from a key.
 def _shape_of(value: Any) -> str:
     return "<mapping>" if isinstance(value, (dict, BaseModel)) else "<list>" if isinstance(value, list) else "<one>"
 
 
-def either(one: Any, *, several: Any = None, mapping: Any = None) -> Any:
-    """A union told apart by shape alone, so that a mistake is reported for the shape the user chose."""
-    branches = {"<one>": one, "<list>": several, "<mapping>": mapping}
-    union = [Annotated[branch, Tag(tag)] for tag, branch in branches.items() if branch is not None]
-    return Annotated[reduce(or_, union), Discriminator(_shape_of)]
+# Unions that are resolved by the value's shape alone, so that a mistake is reported for the shape the user chose.
+# The tag of the chosen branch is part of the error's location; "<" distinguishes it from a key.
+_BY_SHAPE = Discriminator(_shape_of)
+OneOrMore = Annotated[Annotated[Item, Tag("<one>")] | Annotated[Choices[Item], Tag("<list>")], _BY_SHAPE]
+OneOrMapping = Annotated[Annotated[Item, Tag("<one>")] | Annotated[Keys, Tag("<mapping>")], _BY_SHAPE]
+Searched = Annotated[
+    Annotated[Item, Tag("<one>")] | Annotated[Choices[Item], Tag("<list>")] | Annotated[Keys, Tag("<mapping>")],
+    _BY_SHAPE,
+]
 
 
 class Section(BaseModel):
@@ -57,8 +59,8 @@ def known_method(name: str) -> str:
 
 
 class FileTask(Section):
-    """The user's own CSV, TSV, JSONL (or, for causal-lm, plain text) as a task. Paths are absolute
-    once loaded. ``tune`` and ``report`` are taken from ``train`` by share when they are not given."""
+    """A task from the user's own CSV, TSV or JSONL file (for causal-lm also plain text). Paths are absolute once
+    loaded. Without ``tune`` or ``report``, a share of ``train`` is split off for them."""
 
     kind: Literal["text-classification", "regression", "token-classification", "causal-lm"]
     train: str
@@ -81,7 +83,7 @@ class FileTask(Section):
     @classmethod
     def _column(cls, value: str | None, info: ValidationInfo) -> str | None:
         words = info.data.get("kind") == "token-classification"
-        default = {"text": "tokens", "label": "labels"}[info.field_name] if words else info.field_name
+        default = {"text": "tokens", "label": "labels"}.get(str(info.field_name)) if words else info.field_name
         return value or default
 
     @field_validator("text_pair")
@@ -93,22 +95,22 @@ class FileTask(Section):
 
 
 class AdapterConfig(Section):
-    """The adapter at the start: ``rank`` triplets a layer, scaled by ``alpha / rank`` (``scale: rslora``: by
-    ``alpha / √rank``). ``init`` null is the method's own parametrisation; "lora-fa" and "vera" freeze factors."""
+    """The adapter at the start: ``rank`` triplets per layer, scaled by ``alpha / rank`` (``scale: rslora``: by
+    ``alpha / √rank``). ``init`` null means the method's own parametrisation; "lora-fa" and "vera" freeze factors."""
 
     rank: Count = 12
     alpha: Positive = 24.0
     scale: Literal["lora", "rslora"] = "lora"
     init: Literal["svd", "lora", "gate", "lora-fa", "vera"] | None = None
-    target_modules: either(str, several=Choices[str]) = "all-linear"
+    target_modules: OneOrMore[str] = "all-linear"
     exclude_modules: Choices[str] | None = None
     modules_to_save: list[str] | None = None
     dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
 
 
 class BudgetConfig(Section):
-    """What may be spent (exactly one unit) and its course: ``warmup`` and ``freeze`` are shares of the
-    training steps, ``every`` is in optimizer steps."""
+    """The budget (in exactly one unit) and its schedule: ``warmup`` and ``freeze`` are shares of the training steps,
+    ``every`` is in optimizer steps."""
 
     ranks: Count | None = None
     params: Count | None = None
@@ -149,10 +151,10 @@ class BudgetConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The training loop. ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps.
-    ``learning_rate`` is that of Q and of the heads; P and Λ have ``plus_ratio`` times it (LoRA+).
-    ``away_from`` are folders of finished adapters of the same base, whose subspaces the new one is kept out of with
-    ``away_weight`` (null: 0.1), on the side of the inputs, the outputs or both (``away_side``, null: input)."""
+    """The training loop. Give ``steps`` or ``epochs``, not both; ``*_steps`` and ``*_every`` are optimizer steps.
+    ``learning_rate`` applies to Q and the heads; P and Λ have ``plus_ratio`` times it (LoRA+).
+    ``away_from``: folders of finished adapters of the same base; a penalty with ``away_weight`` (null: 0.1) keeps the
+    new adapter out of their subspaces, on the side of the inputs, the outputs or both (``away_side``, null: input)."""
 
     epochs: Positive | None = None
     steps: Count | None = None
@@ -172,7 +174,7 @@ class TrainingConfig(Section):
     log_every: Count = 10
     eval_every: Count | None = None
     save_every: Count | None = None
-    away_from: either(str, several=Choices[str]) | None = None
+    away_from: OneOrMore[str] | None = None
     away_weight: Positive | None = None
     away_side: Literal["input", "output", "both"] | None = None
 
@@ -185,7 +187,7 @@ class TrainingConfig(Section):
 
     @property
     def away(self) -> dict[str, Any]:
-        """The options of a controller that ``away_from`` and its kin stand for; {} for none."""
+        """The controller's options from the ``away_*`` keys; {} for none."""
         given = {"away_from": self.away_from, "away_weight": self.away_weight, "away_side": self.away_side}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -199,8 +201,8 @@ class TrainingConfig(Section):
 
 
 class DataConfig(Section):
-    """Examples kept of each split (null: all, or the task's own number), tokens kept of each example, and whether
-    a new classifier's bias starts at the classes' log frequencies in the training split."""
+    """The examples kept per split (null: all, or the task's default), the tokens kept per example, and whether a new
+    classifier's bias starts at the classes' log frequencies in the training split."""
 
     limit_train: Count | None = None
     limit_tune: Count | None = None
@@ -210,7 +212,7 @@ class DataConfig(Section):
 
 
 class FloatRange(Section):
-    """Every number from ``low`` to ``high``, on a log scale or in steps, but not both."""
+    """All numbers from ``low`` to ``high``, on a log scale or in steps, but not both."""
 
     low: Float
     high: Float
@@ -240,7 +242,7 @@ class FloatRange(Section):
 
 
 class IntRange(FloatRange):
-    """Every whole number from ``low`` to ``high``."""
+    """All whole numbers from ``low`` to ``high``."""
 
     low: Int
     high: Int
@@ -251,11 +253,11 @@ class SearchConfig(Section):
     """The search space: per dimension a value, a list of choices, or a range. ``budget`` is a share of
     rank x layers; ``method`` null means the configured method and "uniform"."""
 
-    method: either(str, several=Choices[str]) | None = None
-    rank: either(Count, several=Choices[Count], mapping=IntRange) = [4, 8, 12]
-    alpha: either(Positive, several=Choices[Positive], mapping=FloatRange) = FloatRange(low=4, high=64, log=True)
-    budget: either(Share, several=Choices[Share], mapping=FloatRange) = FloatRange(low=0.25, high=1.0)
-    learning_rate: either(Positive, several=Choices[Positive], mapping=FloatRange) = FloatRange(
+    method: OneOrMore[str] | None = None
+    rank: Searched[Count, IntRange] = [4, 8, 12]
+    alpha: Searched[Positive, FloatRange] = FloatRange(low=4, high=64, log=True)
+    budget: Searched[Share, FloatRange] = FloatRange(low=0.25, high=1.0)
+    learning_rate: Searched[Positive, FloatRange] = FloatRange(
         low=1e-3, high=2e-2, log=True
     )
 
@@ -278,9 +280,9 @@ class SearchConfig(Section):
 
 
 class SweepConfig(Section):
-    """How many trials, drawn by which sampler, from which space. ``control_learning_rates`` are
-    those uniform LoRA is tried at, the first one first; null is a quarter, a half and an eighth of
-    ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0."""
+    """The number of trials, the sampler and the space. ``control_learning_rates`` are the rates at which uniform LoRA
+    is tried, in this order; null means a quarter, a half and an eighth of ``training.learning_rate``, since B·A
+    learns faster than P·Λ·Q from Λ = 0."""
 
     trials: Count = 20
     sampler: Literal["tpe", "random"] = "tpe"

@@ -4,45 +4,55 @@ compared on the report split."""
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ..trace import PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord, rank_choice
+from ..trace import EvaluationRecord, PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord, rank_choice
 from .config import RunConfig
 from .paired import paired_difference
-from .runner import ADAPTER_FOLDER, TRACE_FILE, evaluate_saved
+from .run_folder import SweepFolder
+from .runner import evaluate_saved
 from .search_space import SAMPLED, options_of, search_space
 from .tasks.base import PreparedTask
 
-_STATES = {
+_Value = TypeVar("_Value")
+_STATES: dict[TrialState, Literal["complete", "failed", "running", "pruned", "waiting"]] = {
     TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.RUNNING: "running",
     TrialState.PRUNED: "pruned", TrialState.WAITING: "waiting",
 }
 
 
-def sweep_record(
-    study: optuna.Study, config: RunConfig, folder: Path, prepared: PreparedTask, storage: str, command: str | None
-) -> SweepRecord:
-    """The sweep as it stands: everything but the comparison on the report split."""
+@dataclass(frozen=True)
+class Sweep:
+    """What all trials of a sweep share. ``storage`` is named as records name it, ``command`` reproduces the sweep."""
+
+    config: RunConfig
+    folder: SweepFolder
+    prepared: PreparedTask
+    storage: str
+    command: str | None
+
+
+def sweep_record(study: optuna.Study, sweep: Sweep) -> SweepRecord:
+    """The sweep so far: everything but the comparison on the report split."""
+    config, prepared = sweep.config, sweep.prepared
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = best_of(complete, study)
     begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
-    trials = [trial_record(t, config, folder) for t in begun]
+    trials = [trial_record(t, config, sweep.folder.path) for t in begun]
     return SweepRecord(
         name=config.name, task=prepared.name, metric=prepared.metric, direction=prepared.direction,
-        space=search_space(config), storage=storage, command=command, config=config.model_dump(mode="json"),
-        trials=trials, best=best.number if best else None, front=pareto_front(complete, prepared.direction),
-        importances=importances(study, complete), seconds=sum(t.seconds or 0.0 for t in trials),
+        space=search_space(config), storage=sweep.storage, command=sweep.command,
+        config=config.model_dump(mode="json"), trials=trials, best=best.number if best else None,
+        front=pareto_front(complete, prepared.direction), importances=importances(study, complete),
+        seconds=sum(t.seconds or 0.0 for t in trials),
     )
-
-
-def trial_folder(folder: Path, number: int) -> Path:
-    """Where trial ``number`` of the sweep in ``folder`` writes."""
-    return folder / "trials" / f"{number:04d}"
 
 
 def trial_record(trial: FrozenTrial, config: RunConfig, folder: Path) -> TrialRecord:
@@ -51,7 +61,7 @@ def trial_record(trial: FrozenTrial, config: RunConfig, folder: Path) -> TrialRe
     attrs, params = trial.user_attrs, trial.params
     if config.method_options.get("placement", "chosen") != "chosen":
         params = {**params, "placement": options_of(config, params).get("placement", "chosen")}
-    trace = trial_folder(folder, trial.number) / TRACE_FILE
+    trace = SweepFolder(folder).trial(trial.number).trace
     return TrialRecord(
         number=trial.number, state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=params,
         value=trial.value if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
@@ -67,13 +77,13 @@ def choice_of(trial: FrozenTrial, config: RunConfig) -> RankChoice:
 
 def best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    return min(trials, key=lambda t: (sign * t.value, t.number), default=None)
+    return min(trials, key=lambda t: (sign * _known(t.value), t.number), default=None)
 
 
 def pareto_front(complete: list[FrozenTrial], direction: str) -> list[int]:
     """Numbers of the trials that no other beats in both adapter parameters and value."""
     sign = -1 if direction == "maximize" else 1
-    points = sorted((t.user_attrs["adapter_params"], sign * t.value, t.number) for t in complete)
+    points = sorted((t.user_attrs["adapter_params"], sign * _known(t.value), t.number) for t in complete)
     front, lowest = [], float("inf")
     for _, value, number in points:
         if value < lowest:
@@ -83,53 +93,64 @@ def pareto_front(complete: list[FrozenTrial], direction: str) -> list[int]:
 
 
 def importances(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, float]:
-    """Share of each parameter in what sets the better half of the trials apart (PED-ANOVA)."""
+    """How much each parameter contributes to setting the better half of the trials apart (PED-ANOVA); shares."""
     if len(complete) < 4 or len({t.value for t in complete}) < 2:
         return {}
-    # PED-ANOVA asks what sets the low values apart: a metric to maximise is turned round
+    # PED-ANOVA looks for what sets the low values apart: a metric to maximise is negated
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it reminds of the sign that is handled here
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda t: sign * t.value)
+            warnings.simplefilter("ignore", UserWarning)  # it warns about the sign, which is handled here
+            found = optuna.importance.get_param_importances(
+                study, evaluator=evaluator, target=lambda t: sign * _known(t.value)
+            )
     except (ValueError, RuntimeError, ZeroDivisionError):  # every trial at one point
         return {}
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 
-def compare_on_report(
-    record: SweepRecord, config: RunConfig, prepared: PreparedTask, folder: Path
-) -> PairRecord | None:
+def compare_on_report(record: SweepRecord, sweep: Sweep) -> PairRecord | None:
     """The best adaptive trial and the best uniform one of at most its size, on the report split."""
     sign = -1 if record.direction == "maximize" else 1
-    # of equally good trials the larger: a comparison at equal size wherever there is one
-    complete = sorted(
-        (t for t in record.trials if t.state == "complete"), key=lambda t: (sign * t.value, -t.adapter_params, t.number)
-    )
+
+    def best_first(trial: TrialRecord) -> tuple[float, int, int]:
+        # of equally good trials the larger: a comparison at equal size wherever there is one
+        return sign * _known(trial.value), -_known(trial.adapter_params), trial.number
+
+    complete = sorted((t for t in record.trials if t.state == "complete"), key=best_first)
     adaptive = next((t for t in complete if record.rank_choice(t) == "adaptive"), None)
     if adaptive is None:
         return None
+    largest = _known(adaptive.adapter_params)
     uniform = next(
-        (t for t in complete
-         if record.rank_choice(t) == "uniform" and t.adapter_params <= adaptive.adapter_params), None
+        (t for t in complete if record.rank_choice(t) == "uniform" and _known(t.adapter_params) <= largest), None
     )
     if uniform is None:
         return None
-    seen = []
-    for trial in (adaptive, uniform):
-        path = trial_folder(folder, trial.number) / TRACE_FILE
-        trace = RankTrace.load(path)
-        evaluation = trace.evaluation("report")
-        if evaluation is None:
-            evaluation = evaluate_saved(config, prepared, path.parent / ADAPTER_FOLDER, "report")
-            trace.evaluations.append(evaluation)
-            trace.save(path)
-        seen.append(evaluation)
-    if any(e.example_losses is None for e in seen):
+    first, second = (_on_report(sweep, trial.number) for trial in (adaptive, uniform))
+    if first.example_losses is None or second.example_losses is None:
         return None
     return PairRecord(
-        adaptive=adaptive.number, uniform=uniform.number, metric=record.metric, adaptive_metrics=seen[0].metrics,
-        uniform_metrics=seen[1].metrics, examples=seen[0].examples,
-        **paired_difference(seen[0].example_losses, seen[1].example_losses, config.seed),
+        adaptive=adaptive.number, uniform=uniform.number, metric=record.metric, adaptive_metrics=first.metrics,
+        uniform_metrics=second.metrics, examples=first.examples,
+        **paired_difference(first.example_losses, second.example_losses, sweep.config.seed),
     )
+
+
+def _on_report(sweep: Sweep, number: int) -> EvaluationRecord:
+    """A trial's quality on the report split; evaluated now, and kept in its trace, if it is not there yet."""
+    run = sweep.folder.trial(number)
+    trace = RankTrace.load(run.trace)
+    evaluation = trace.evaluation("report")
+    if evaluation is None:
+        evaluation = evaluate_saved(sweep.config, sweep.prepared, run.adapter, "report")
+        trace.evaluations.append(evaluation)
+        trace.save(run.trace)
+    return evaluation
+
+
+def _known(value: _Value | None) -> _Value:
+    """A value that every complete trial has."""
+    assert value is not None
+    return value

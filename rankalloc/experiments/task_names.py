@@ -1,4 +1,4 @@
-"""The named tasks and the kinds of tasks from files, as plain data: the configuration reads them too."""
+"""The named tasks and the kinds of tasks from files, as plain data that the configuration can use too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class KindInfo:
-    """What a kind of task is judged by."""
+    """The metric of a kind of task, and its direction."""
 
     metric: str
     direction: Literal["maximize", "minimize"]
@@ -27,7 +27,7 @@ class TaskInfo:
     module: str
 
 
-KINDS: dict[str, KindInfo] = {
+TASK_KINDS: dict[str, KindInfo] = {
     "text-classification": KindInfo("accuracy", "maximize"),
     "regression": KindInfo("mse", "minimize"),
     "token-classification": KindInfo("accuracy", "maximize"),

@@ -1,4 +1,4 @@
-"""Sending a run's curves, ranks and report to wandb. Off unless ``tracking: wandb`` asks for it."""
+"""Sending a run's curves, ranks and report to wandb, if ``tracking: wandb`` asks for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..errors import RankallocError
 from ..trace import RankTrace
 from ..training.callback import RankCallback
 from .config import RunConfig
+from .run_folder import RunFolder
 
 
 def trackers(config: RunConfig, folder: Path, ranking: RankCallback) -> list[WandbCallback]:
@@ -19,17 +20,23 @@ def trackers(config: RunConfig, folder: Path, ranking: RankCallback) -> list[Wan
 
 
 class WandbCallback(TrainerCallback):
-    """Logs what the trace holds: curves, the live rank of each layer and the budget asked and reached at
-    every allocation; :meth:`finish` adds the evaluations and the report as HTML.
+    """Logs the trace's content: curves, and at every allocation the live rank of each layer and the budget asked
+    and reached; :meth:`finish` adds the evaluations and the report as HTML.
 
-    The run is wandb's own: its mode (online, offline), project and account come from wandb's settings
-    and environment variables; files go into ``folder``.
+    Mode (online, offline) and account come from wandb's settings and environment variables; files go into
+    ``folder``.
     """
 
     def __init__(self, config: RunConfig, folder: Path, ranking: RankCallback) -> None:
         self.config, self.folder, self.ranking = config, folder, ranking
         self.run: Any = None
         self._seen = 0
+
+    @property
+    def _trace(self) -> RankTrace:
+        controller = self.ranking.controller
+        assert controller is not None  # made when training began, before this callback's turn
+        return controller.trace
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         import wandb
@@ -43,14 +50,14 @@ class WandbCallback(TrainerCallback):
             raise RankallocError(
                 f"wandb did not start: {error}; log in, set WANDB_MODE=offline, or set tracking: none"
             ) from error
-        self._seen = len(self.ranking.controller.trace.allocations)
+        self._seen = len(self._trace.allocations)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         numbers = {f"train/{k}": v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         self.run.log(numbers, step=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trace = self.ranking.controller.trace
+        trace = self._trace
         for allocation in trace.allocations[self._seen :]:
             ranks = {f"rank/{layer.name}": r for layer, r in zip(trace.layers, allocation.ranks, strict=True)}
             budget = {"budget/asked": allocation.asked, "budget/reached": allocation.reached}
@@ -63,7 +70,7 @@ class WandbCallback(TrainerCallback):
 
         from ..report import write_report
 
-        page = write_report(trace, self.folder / "report.html")
+        page = write_report(trace, RunFolder(self.folder).report)
         final = {f"{e.split}/{name}": value for e in trace.evaluations for name, value in e.metrics.items()}
         self.run.log({**final, "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
         self.run.summary["ranks"] = dict(zip((layer.name for layer in trace.layers), trace.final_ranks, strict=True))

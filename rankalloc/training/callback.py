@@ -16,7 +16,7 @@ from ..methods import find_method
 from ..methods.planners.planning import first_batches
 from ..methods.planners.probe import LossFn
 from ..storage.tensors import read_tensors, write_tensors
-from ..trace import RankTrace
+from ..trace import TRACE_NAME, RankTrace
 from .controller import RankController
 from .planned import begin, plan_adapters, prepare_adapters
 from .settings import settle
@@ -44,6 +44,7 @@ class RankCallback(TrainerCallback):
         resume_from: the checkpoint folder given to ``trainer.train``, when it does not lie in the
             Trainer's output folder.
         loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
+        save_trace: False leaves writing :attr:`trace` to the caller, who adds to it first.
         options: further arguments of :class:`rankalloc.RankController`.
 
     Raises:
@@ -64,6 +65,7 @@ class RankCallback(TrainerCallback):
         *,
         resume_from: str | os.PathLike | None = None,
         loss_fn: LossFn | None = None,
+        save_trace: bool = True,
         **options: Any,
     ) -> None:
         # fail now, not when training begins
@@ -81,6 +83,7 @@ class RankCallback(TrainerCallback):
         self.method = method
         self.resume_from = resume_from
         self.loss_fn = loss_fn
+        self.save_trace = save_trace
         self.options = options
         self.controller: RankController | None = None
         adapters.adaptation = self
@@ -171,8 +174,8 @@ class RankCallback(TrainerCallback):
     ) -> None:
         self.check_adapted()
         self.controller.finish(optimizer=optimizer)
-        if state.is_world_process_zero:
-            self.controller.trace.save(Path(args.output_dir) / "trace.json")
+        if self.save_trace and state.is_world_process_zero:
+            self.controller.trace.save(Path(args.output_dir) / TRACE_NAME)
 
 
 def _planning(options: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from truncation import truncate
 
 from rankalloc.errors import RankallocError
 from rankalloc.experiments.config import RunConfig, load_config
-from rankalloc.experiments.runner import ADAPTER_FOLDER, train
+from rankalloc.experiments.run_folder import ADAPTER_NAME
+from rankalloc.experiments.runner import train
 from rankalloc.experiments.tasks import prepare
 from rankalloc.experiments.tasks.base import PreparedTask, evaluate
 from rankalloc.files import sha256_of
@@ -91,7 +92,7 @@ def run(cell: Cell) -> dict[str, Any]:
             ranks, params = trace.final_ranks, trace.adapter_params_final
             if truncated:
                 model = prepared.build_model()
-                adapters = truncate(model, Path(folder, ADAPTER_FOLDER), record["budget_params"])
+                adapters = truncate(model, Path(folder, ADAPTER_NAME), record["budget_params"])
                 ranks, params = list(adapters.ranks().values()), adapters.num_params()
                 batch = config.training.eval_batch_size
                 evaluations = {split: evaluate(prepared, model, split, batch) for split in cell.splits}

@@ -20,7 +20,7 @@ from rankalloc.cli.dry_run import curve, dimension_text, layer_rows
 from rankalloc.cli.output import clean, show_table
 from rankalloc.cli.progress import Steps, trial_line
 from rankalloc.errors import RankallocError
-from rankalloc.experiments.tasks import KINDS, TASKS
+from rankalloc.experiments.tasks import TASK_KINDS, TASKS
 from rankalloc.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def test_ls_lists_the_registries():
     methods, tasks = json.loads(run("ls", "methods", "--json").stdout), json.loads(run("ls", "tasks", "--json").stdout)
     assert [method["name"] for method in methods["methods"]] == list(METHODS)
     assert set(methods["methods"][0]) >= {"name", "when", "score", "allocator", "source", "cost", "weakness", "options"}
-    assert [task["name"] for task in tasks["tasks"]] == list(TASKS) and set(tasks["kinds"]) == set(KINDS)
+    assert [task["name"] for task in tasks["tasks"]] == list(TASKS) and set(tasks["kinds"]) == set(TASK_KINDS)
     text = run("ls", "methods").stdout
     assert all(method.summary in text and method.weakness in text for method in METHODS.values())
     assert all(task.summary in run("ls", "tasks").stdout for task in TASKS.values())
@@ -382,6 +382,18 @@ def test_train_writes_everything_and_json_is_alone_on_stdout(tiny, tmp_path, mon
     assert "A &lt;b&gt;title&lt;/b&gt;" in Path("page.html").read_text()
 
 
+def test_a_report_goes_to_any_folder_and_leaves_its_source_alone(tmp_path, monkeypatch):
+    from tests.support.report_samples import run as sample
+
+    monkeypatch.chdir(tmp_path)
+    sample(blocks=2, target=72).save(tmp_path / "run" / "trace.json")
+    before = files_in(tmp_path / "run")
+    for page in (tmp_path / "deep" / "er" / "page.html", Path("elsewhere/page.html")):
+        done = run("report", "run", "-o", page)
+        assert done.exit_code == 0 and done.stdout == f"wrote {page}\n" and page.read_text().startswith("<!")
+    assert files_in(tmp_path / "run") == before
+
+
 def test_a_report_that_fails_costs_neither_the_run_nor_its_summary(tiny, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RankallocError("no report today")
@@ -413,7 +425,7 @@ def test_sweep_tells_each_trial_and_goes_on_to_more(tiny, tmp_path, monkeypatch)
     more = run(*words, "--trials", 3, "--json")
     assert more.exit_code == 0, more.stderr
     found = json.loads(more.stdout)
-    assert len(found["trials"]) == 3 and found["folder"] == "out" and "going on with" in more.stderr
+    assert len(found["trials"]) == 3 and found["folder"] == "out" and "continuing the sweep" in more.stderr
     assert Path(found["paths"]["report"]).read_text().startswith("<!")
     assert found["command"] == shlex.join(["rankalloc", "sweep", str(tiny / "tiny.yaml"), "--set", "training.steps=3",
                                            "--trials", "3"])
@@ -445,7 +457,7 @@ def test_ctrl_c_ends_with_130_and_the_command_that_resumes(tiny, tmp_path):
     finally:
         child.kill()
     assert child.returncode == 130 and out == "" and "Traceback" not in err
-    command = re.search(r"interrupted; to go on: (.*)$", err, re.MULTILINE).group(1)
+    command = re.search(r"interrupted; to continue: (.*)$", err, re.MULTILINE).group(1)
     assert shlex.split(command) == ["rankalloc", *words, "--resume"]
     refused = run(*words)
     assert refused.exit_code == 1 and "--resume" in refused.stderr
@@ -467,7 +479,7 @@ def test_ctrl_c_before_the_first_step_says_what_is_there(tiny, tmp_path, monkeyp
 
 
 def test_the_recorded_command_leaves_out_where_and_the_resuming_one_does_not():
-    from rankalloc.cli.runs import Request
+    from rankalloc.cli.request import Request
 
     request = Request(
         "sweep", "my demo.yaml", ["a.b=[1, 2]"], "out", as_json=True, trials=8, storage="postgresql://me:secret@host/db"

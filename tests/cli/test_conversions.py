@@ -63,7 +63,7 @@ def test_a_long_extraction_says_how_far_it_is(saved, monkeypatch):
     merged.save_pretrained(folder / "tuned")
     words = ["extract", folder / "base", folder / "tuned", "--ranks", "42", "--rank", "4", "-o", folder / "d"]
     assert "tensor" not in run(*words).stderr
-    monkeypatch.setattr(progress, "_TOLD", 0)
+    monkeypatch.setattr(progress, "_INTERVAL", 0)
     done = run(*words, "--json")
     tensors = len(Checkpoint(folder / "base").shapes)
     lines = [line for line in done.stderr.splitlines() if "  tensor " in line]

@@ -74,7 +74,7 @@ def test_all_mistakes_come_at_once_with_path_value_and_nearest_name():
         "task: unknown task 'punctuaton' (did you mean 'punctuation'?)",
         "seed: should be a number, got True",
         "name: should be one plain folder name (letters, digits, . _ - +), got '../up'",
-        "'nonsense' is no override",
+        "'nonsense' is not an override",
         "sweep.search.rank.0: should be greater than or equal to 1, got 0",
         "sweep.search.budget.hihg: unknown key 'hihg' (did you mean 'high'?)",
         "sweep.search.method: unknown method 'unifrm' (did you mean 'uniform'?)",
@@ -192,11 +192,11 @@ def test_replaced_validates_the_new_values():
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"name: a\ntraining: [1,\n", "no valid YAML at line 3"),
-        (b"a: b: c\n", "no valid YAML at line 1"),
+        (b"name: a\ntraining: [1,\n", "not valid YAML at line 3"),
+        (b"a: b: c\n", "not valid YAML at line 1"),
         (b"- a\n- b\n", "holds a list"),
         (b"name: \xff\n", "not UTF-8"),
-        (b"name: \x07\n", "no valid YAML"),
+        (b"name: \x07\n", "not valid YAML"),
     ],
 )
 def test_an_unreadable_file_is_one_sentence(tmp_path, content, words):
@@ -212,8 +212,8 @@ def test_a_missing_file_or_a_folder_is_one_sentence(tmp_path):
 
 
 def test_an_override_that_is_no_yaml_names_itself():
-    assert mistakes("name=[1") == ["name: '[1' is no valid YAML value; quote it if it is text"]
-    assert "is no override" in mistakes("a..b=1")[0]
+    assert mistakes("name=[1") == ["name: '[1' is not a valid YAML value; quote it if it is text"]
+    assert "is not an override" in mistakes("a..b=1")[0]
 
 
 def test_loading_does_not_pay_for_torch():

@@ -169,7 +169,7 @@ def test_a_classifier_can_begin_at_the_classes_frequencies(punctuation):
 
 def test_frequencies_need_classes(tmp_path, llama):
     (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
-    with pytest.raises(ConfigError, match="takes a task with classes"):
+    with pytest.raises(ConfigError, match="needs a task with classes"):
         prepare(file_config("causal-lm", tmp_path / "a.txt", "data.max_length=24", "data.prior_bias=true", model=llama))
 
 

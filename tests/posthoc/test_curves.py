@@ -198,8 +198,8 @@ def test_commands_that_judge_by_a_task(tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("shrink A --ranks 3 --inputs-only", "--inputs-only is about calibration; give --calibrate"),
-        ("shrink A --ranks 3 --batches 4", "--batches is about calibration"),
+        ("shrink A --ranks 3 --inputs-only", "--inputs-only is an option of calibration; give --calibrate"),
+        ("shrink A --ranks 3 --batches 4", "--batches is an option of calibration"),
         ("frontier A --task punctuation --inputs-only", "give --calibrated too"),
         ("frontier A --task punctuation --split train", "unknown split 'train'"),
         ("compose A A --density 0.3", "--density is for --combination ties"),

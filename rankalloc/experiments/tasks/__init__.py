@@ -1,6 +1,6 @@
-"""What there is to train on: named tasks (model, data and metric in one word) and the user's own files.
+"""The tasks to train on: named tasks (model, data and metric under one name) and the user's own files.
 
-Importing this module is cheap; torch and transformers are loaded by :func:`prepare`.
+Importing this module is cheap; :func:`prepare` loads torch and transformers.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..task_names import KINDS, TASKS, KindInfo, TaskInfo
+from ..task_names import TASK_KINDS, TASKS, KindInfo, TaskInfo
 
 if TYPE_CHECKING:
     from ..config import RunConfig
     from .base import PreparedTask
 
 
-__all__ = ["KINDS", "TASKS", "KindInfo", "TaskInfo", "load_task", "metric_of", "prepare"]
+__all__ = ["TASK_KINDS", "TASKS", "KindInfo", "TaskInfo", "load_task", "metric_of", "prepare"]
 
 
 def metric_of(config: RunConfig) -> KindInfo:
     """The metric and direction of the configured task, without loading anything."""
     if isinstance(config.task, str):
         return KindInfo(TASKS[config.task].metric, TASKS[config.task].direction)
-    return KINDS[config.task.kind]
+    return TASK_KINDS[config.task.kind]
 
 
 def prepare(config: RunConfig) -> PreparedTask:
@@ -46,7 +46,7 @@ def load_task(name: str = "punctuation", **sets: Any) -> PreparedTask:
 
     Args:
         name: a key of ``TASKS``.
-        sets: further settings by section, such as ``data={"limit_train": 200}``.
+        sets: further settings, by section, such as ``data={"limit_train": 200}``.
 
     Raises:
         ConfigError, DataError: as :func:`prepare`.

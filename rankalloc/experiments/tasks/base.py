@@ -1,7 +1,7 @@
-"""What a task hands the runner, and the evaluation every task shares.
+"""A prepared task, and the evaluation that all tasks share.
 
-A :class:`PreparedTask` holds tokenised splits and a recipe for a fresh model. :func:`evaluate` streams
-over a split: logits are reduced to losses and predictions batch by batch and never gathered.
+A :class:`PreparedTask` holds tokenised splits and builds fresh models. :func:`evaluate` streams over a split:
+logits are reduced to losses and predictions batch by batch and never gathered.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class PreparedTask:
     """A task ready to train.
 
     Attributes:
-        name: the task's name, or the kind for a task from a file.
+        name: the task's name; for a task from a file, its kind.
         kind: "text-classification", "regression", "token-classification" or "causal-lm".
-        model_ref: what ``from_pretrained`` is given: a local folder or a hub id.
-        model_name: the model as the user would write it (a folder's own path stays out of records).
+        model_ref: the argument of ``from_pretrained``: a local folder or a hub id.
+        model_name: the model's name in records, without the path of a folder.
         tokenizer: has a padding token.
         splits: "train", "tune" and "report": lists of features (``input_ids``, ``attention_mask``,
             ``labels``, and ``token_type_ids`` where the model takes them), as plain Python numbers.
         collator: features to a padded batch of tensors; labels are padded with -100.
-        build_model: a fresh model at each call; a missing head is drawn from the global torch seed.
-        metric: the key of :attr:`EvaluationRecord.metrics` the task is judged by.
-        direction: whether ``metric`` is better high or low.
-        metrics_of: predictions and references, both of shape (items,), to named metrics.
+        build_model: returns a fresh model at each call; a missing head is drawn from the global torch seed.
+        metric: the key in :attr:`EvaluationRecord.metrics` of the task's metric.
+        direction: whether ``metric`` is to be maximised or minimised.
+        metrics_of: computes named metrics from predictions and references, both of shape (items,).
         fingerprint: SHA-256 over the texts and labels of all splits, in order.
         labels: class names by class index; empty without classes.
-        notes: what the user should know about the data, one sentence each.
+        notes: remarks on the data for the user, one sentence each.
     """
 
     name: str
@@ -71,9 +71,9 @@ class PreparedTask:
 def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_size: int) -> EvaluationRecord:
     """Losses and metrics of ``model`` on a split, without gradients and without dropout.
 
-    Batches are formed by length (fewer padded positions) and results stand in dataset order, so the
-    order of work shows in nothing but the time. A language model's batch is made smaller where its
-    logits would pass half a gigabyte. Each module's train/eval mode is as before afterwards.
+    Batches are formed by length (fewer padded positions) and results are in dataset order, so the order of
+    evaluation affects only the time. A language model's batch is made smaller where its logits would exceed half
+    a gigabyte. Every module's train/eval mode is restored afterwards.
 
     Args:
         model: returns ``logits`` for the collator's batch; run on the device of its first parameter.

@@ -15,7 +15,7 @@ Row = TypeVar("Row")
 
 
 def limited(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    """At most ``limit`` rows, drawn by a fixed seed (a file may be sorted by label), in their order."""
+    """At most ``limit`` rows, drawn with a fixed seed (a file may be sorted by label), in their original order."""
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), limit))]
@@ -34,8 +34,8 @@ def encode_texts(
 def encode_words(
     tokenizer: PreTrainedTokenizerBase, words: list[list[str]], labels: list[list[int]], max_length: int
 ) -> tuple[Features, int]:
-    """Features of word lists with a label a word, and how many were cut at ``max_length`` tokens. The
-    label stands on a word's first token; its other tokens and special ones have -100."""
+    """Features of word lists with one label per word, and how many were cut at ``max_length`` tokens. A word's first
+    token has its label; its other tokens and special tokens have -100."""
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
     placed, cut = [], 0
     for i, row in enumerate(labels):
@@ -49,8 +49,8 @@ def encode_words(
 
 
 def encode_blocks(tokenizer: PreTrainedTokenizerBase, documents: list[str], max_length: int) -> Features:
-    """Documents joined with the end token and cut into blocks of ``max_length`` tokens; a last block
-    of one token has nothing to predict and is left out. Labels are the tokens themselves."""
+    """Documents joined with the end token and cut into blocks of ``max_length`` tokens. A last block of one token is
+    left out: there is nothing to predict in it. Labels are the tokens themselves."""
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     stream: list[int] = []
     for ids in tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:

@@ -12,8 +12,9 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 
 from ...errors import DataError
 from ...files import sha256_of
-from ..config import FileTask, RunConfig
-from . import KINDS
+from ..config import RunConfig
+from ..sections import FileTask
+from ..task_names import TASK_KINDS
 from .base import SPLITS, Features, PreparedTask
 from .encode import cut_note, encode_blocks, encode_texts, encode_words, limited
 from .metrics import classification_metrics, regression_metrics
@@ -26,8 +27,9 @@ _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 def prepare(config: RunConfig) -> PreparedTask:
     """The task ``config.task`` describes; see :func:`rankalloc.experiments.tasks.prepare`."""
     task = config.task
+    assert isinstance(task, FileTask)  # named tasks have modules of their own
     splits = _read_splits(task)
-    # Labels come from all of training, so that a limit does not make one unknown.
+    # Labels are collected before data.limit_train applies: a limit must not make a label unknown.
     names = _label_names(splits["train"])
     _check_labels(task, splits, names)
     splits = {split: limited(rows, getattr(config.data, f"limit_{split}")) for split, rows in splits.items()}
@@ -38,7 +40,7 @@ def prepare(config: RunConfig) -> PreparedTask:
         features[split], cut = _encode(found, rows, task, names, config.data.max_length)
         notes += cut_note(split, cut, len(rows), config.data.max_length)
         if not features[split]:
-            raise DataError(f"the {split} split has no two tokens to learn from; give more text")
+            raise DataError(f"the {split} split has fewer than two tokens; give more text")
     words_or_tokens = task.kind in ("token-classification", "causal-lm")
     collator = (DataCollatorForTokenClassification if words_or_tokens else DataCollatorWithPadding)(found.tokenizer)
     return PreparedTask(
@@ -50,8 +52,8 @@ def prepare(config: RunConfig) -> PreparedTask:
         splits=features,
         collator=collator,
         build_model=builder(found, config, task.kind, names),
-        metric=KINDS[task.kind].metric,
-        direction=KINDS[task.kind].direction,
+        metric=TASK_KINDS[task.kind].metric,
+        direction=TASK_KINDS[task.kind].direction,
         metrics_of=regression_metrics if task.kind == "regression" else classification_metrics,
         fingerprint=sha256_of(*(part for split, rows in splits.items() for part in (split, *map(_identity, rows)))),
         labels=names,
@@ -83,7 +85,7 @@ def _read_splits(task: FileTask) -> dict[str, list[Row]]:
     return {split: splits[split] for split in SPLITS}
 
 
-# A reader turns a row's columns into "text" (and "pair", "label"), or says what is wrong with them.
+# A reader turns a row's columns into "text" (and "pair", "label"), or raises a DataError.
 
 
 def _read_text(task: FileTask, row: Row, where: str) -> None:
@@ -95,7 +97,7 @@ def _read_text(task: FileTask, row: Row, where: str) -> None:
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: {column!r} should be text, got {value!r}")
         values[key] = value
-    row.values = {**values, "given": row.values.get(task.label)}
+    row.values = {**values, "given": None if task.label is None else row.values.get(task.label)}
 
 
 def _read_classified(task: FileTask, row: Row, where: str) -> None:
@@ -116,9 +118,7 @@ def _read_number(task: FileTask, row: Row, where: str) -> None:
 
 
 def _read_words(task: FileTask, row: Row, where: str) -> None:
-    words, labels = (
-        value.split() if isinstance(value := row.values[column], str) else value for column in (task.text, task.label)
-    )
+    words, labels = _listed(row, task.text), _listed(row, task.label)
     for column, value in ((task.text, words), (task.label, labels)):
         if not isinstance(value, list) or not value:
             raise DataError(f"{where}: {column!r} should be a list or words with blanks between them, got {value!r}")
@@ -128,6 +128,13 @@ def _read_words(task: FileTask, row: Row, where: str) -> None:
     if len(words) != len(labels):
         raise DataError(f"{where}: {len(words)} {task.text} and {len(labels)} {task.label}; each word needs one label")
     row.values = {"text": words, "label": [_label_name(label, task.label, where) for label in labels]}
+
+
+def _listed(row: Row, column: str | None) -> Any:
+    """A column's value; text is split at blanks."""
+    assert column is not None  # both columns have defaults
+    value = row.values[column]
+    return value.split() if isinstance(value, str) else value
 
 
 def _read_document(task: FileTask, row: Row, where: str) -> None:

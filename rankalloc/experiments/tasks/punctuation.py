@@ -1,8 +1,8 @@
-"""Punctuation and case restoration: what a speech transcript lacks, learnt from film reviews.
+"""Restoring punctuation and case, which speech transcripts lack, learnt from film reviews.
 
-A word's class is the mark that follows it and its case; the model sees bare lower-cased words. One
-window a review, from its start, so that windows are independent of each other and no review is in
-two splits. The windows do not depend on the run's seed.
+A word's class is its case and the mark that follows it; the model sees bare lower-cased words. Each review gives
+one window, from its start, so windows are independent and no review is in two splits. The windows do not depend
+on the run's seed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .packages import reviews
 MARKS = ("", ",", ".", "?", "!", ":", ";", "-")
 CASES = ("lower", "Capitalised", "UPPER")
 LABELS = [case + mark for mark in MARKS for case in CASES]
-"""The 24 classes, such as "lower," or "Capitalised."; class 0 is neither mark nor capital."""
+"""The 24 classes, such as "lower," or "Capitalised."; class 0 has neither a mark nor a capital."""
 
 WINDOW_WORDS = 40
 SIZES = {"train": 1800, "tune": 300, "report": 300}
@@ -36,10 +36,10 @@ _TOKEN = re.compile(r"([\W_]*)(.*?)([\W_]*)", re.DOTALL)
 
 
 def punctuated_words(text: str, first: int | None = None) -> list[tuple[str, int]]:
-    """(bare lower-cased word, class) of each word in a text, or of its ``first`` ones.
+    """(bare lower-cased word, class) of each word in a text, or of the ``first`` words.
 
     Quotes, brackets and other signs are stripped. Of several marks the first counts ("?!" is "?",
-    "..." is "."); a dash of any length is "-". A mark that stands alone belongs to the word before.
+    "..." is "."); a dash of any length is "-". A mark on its own belongs to the word before it.
 
     Example:
         >>> [(word, LABELS[label]) for word, label in punctuated_words('He said "WAIT!" - twice.')]
@@ -48,10 +48,12 @@ def punctuated_words(text: str, first: int | None = None) -> list[tuple[str, int
     text = _EMOTICON.sub(" ", re.sub(r"<br\s*/?>", " ", text))
     found: list[list] = []
     for token in _JOINED.sub(lambda joint: joint[0] + " ", text).split():
-        before, core, after = _TOKEN.fullmatch(token).groups()
+        parts = _TOKEN.fullmatch(token)
+        assert parts is not None  # the pattern matches any text
+        before, core, after = parts.groups()
         if found and not found[-1][1]:
             found[-1][1] = _mark(before)
-        if core and len(found) == first:  # the word before has its mark, whatever follows
+        if core and len(found) == first:  # the last word has its mark by now
             break
         if core:
             found.append([core, _mark(after)])
@@ -75,7 +77,7 @@ def windows() -> dict[str, tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]]:
     """The splits as (words, classes) of 40 words each: 1,800 to train, 300 to tune, 300 to report."""
     texts = [text for text, _ in reviews("imdb")]
     random.Random(20240229).shuffle(texts)
-    # By words: some reviews were posted twice with other punctuation or a longer ending.
+    # Distinct by words: some reviews were posted twice, with other punctuation or a longer ending.
     distinct: dict[tuple[str, ...], tuple[int, ...]] = {}
     for text in texts:
         pairs = punctuated_words(text, WINDOW_WORDS)

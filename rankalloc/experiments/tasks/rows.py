@@ -26,7 +26,7 @@ _LONGEST_CELL = 2**27
 
 @dataclass
 class Row:
-    """One example: its line in the file (the last one, where it spans several) and its values."""
+    """One example: its line in the file (the last one, if it spans several) and its values."""
 
     line: int
     values: dict[str, Any]
@@ -36,8 +36,8 @@ def read_rows(path: str | Path, columns: Iterable[str], plain_column: str | None
     """All rows of a file, each with the named columns.
 
     Args:
-        plain_column: where the paragraphs of a .txt file go (parts between blank lines; the lines
-            themselves when there are no blank ones); None when plain text does not fit the task.
+        plain_column: the column for the paragraphs of a .txt file (the parts between blank lines; every line, if
+            there are no blank ones); None when plain text does not fit the task.
 
     Raises:
         DataError: the file is missing, unreadable, of an unknown kind, empty or malformed, or lacks
@@ -47,7 +47,7 @@ def read_rows(path: str | Path, columns: Iterable[str], plain_column: str | None
     suffix = path.suffix.lower()
     known = [*DELIMITERS, *JSON_LINES, *([PLAIN] if plain_column else [])]
     if suffix not in known:
-        raise DataError(f"data file {path} is of no known type; this kind of task reads {', '.join(known)}")
+        raise DataError(f"data file {path} is of an unknown type; this kind of task reads {', '.join(known)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -82,9 +82,9 @@ def split_rows(
 ) -> dict[str, list[Row]]:
     """``rows`` as "train" and the splits named in ``shares`` (share of the distinct texts, at least one).
 
-    Texts go where the order of their SHA-256 puts them: the same file gives the same splits, equal
-    texts never stand in two, and rows keep their order. A text with a label that training would not
-    see stays in training. A split that could not be filled is empty.
+    Texts are assigned in the order of their SHA-256: the same file gives the same splits, equal texts are never in
+    two splits, and rows keep their order. A text with a label that training would not see stays in training. A
+    split that could not be filled is empty.
     """
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -99,7 +99,7 @@ def split_rows(
     trained = order[start:]
     seen = {label for text in trained for i in groups[text] for label in labels(rows[i])}
     for split, texts in held.items():
-        kept = []
+        kept: list[str] = []
         for text in texts:
             own = {label for i in groups[text] for label in labels(rows[i])}
             (kept if own <= seen else trained).append(text)
@@ -124,7 +124,7 @@ def _paragraphs(text: str, column: str) -> Iterator[Row]:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+    # Not splitlines(): U+2028 and the like may occur inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

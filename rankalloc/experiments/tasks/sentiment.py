@@ -1,6 +1,6 @@
 """Sentiment of one-sentence film reviews (rotten tomatoes), positive or negative, by accuracy.
 
-Ranks hardly matter here: a task on which an honest tool finds little to gain.
+Ranks hardly matter here: a task on which rank allocation has little to gain.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT_LIMITS = {"train": 2000, "tune": 500, "report": 500}
 
 
 def sentences() -> dict[str, list[tuple[str, int]]]:
-    """(text, label) by split: 80, 10 and 10 % of all, shuffled by a seed of their own."""
+    """(text, label) by split: 80, 10 and 10 % of all, shuffled with a fixed seed."""
     rows = list(reviews("rotten_tomatoes"))
     random.Random(20240229).shuffle(rows)
     tenth = len(rows) // 10
