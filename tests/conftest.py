@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
-# some tests start a Python of their own; where bytecode may not be kept, each of them compiles torch and
-# transformers again, which takes longer than all else it does
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+# xdist's workers and the processes that tests start keep bytecode: without it each of them compiles torch and
+# transformers again, which takes longer than everything else it does
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # no result depends on whether this machine has built the kernel or on what its processor multiplies with:
