@@ -19,7 +19,7 @@ from rankalloc.cli.app import app
 from rankalloc.errors import RankallocError
 from rankalloc.layers import native, products
 from rankalloc.layers.fused import Layer, _FusedLinear, fused_linear
-from tests.layers.test_fused import INPUTS, make, run
+from tests.support.fused import INPUTS, make, run
 from tests.support.models import make_mlp
 from tests.support.training import controlled_mlp, train_mlp, trained_llama
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rankalloc as ra
 from tests.support.models import make_bert, make_gpt2, make_mlp, token_data, token_ids
-from tests.support.training import make_trainer
+from tests.support.training import make_trainer, train
 
 STEPS, ROWS = 20, 12
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -31,14 +31,12 @@ def plain_loop(method: str) -> dict[str, torch.Tensor]:
     wrapped = DistributedDataParallel(model) if WORLD > 1 else model
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     controller = ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS, method, seed=3)
-    for step in range(STEPS):
-        x = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(step))
-        mine = x.chunk(WORLD)[RANK]
-        F.mse_loss(wrapped(mine), mine[:, :8].sin() + mine[:, 8:].cos()).backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
+
+    def loss_of(step: int) -> torch.Tensor:
+        x = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(step)).chunk(WORLD)[RANK]
+        return F.mse_loss(wrapped(x), x[:, :8].sin() + x[:, 8:].cos())
+
+    train(controller, optimizer, STEPS, loss_of)
     controller.finish()
     return model.state_dict()
 
@@ -133,14 +131,11 @@ def refusals() -> dict[str, str]:
         ra.merge(adapters)
 
     def unaveraged(adapters: ra.Adapters) -> None:
-        controller, optimizer = control(adapters), torch.optim.AdamW(adapters.parameters(), lr=1e-1)
-        for step in range(STEPS):
+        def loss_of(step: int) -> torch.Tensor:
             x = torch.randn(4, 16, generator=torch.Generator().manual_seed(step + 1000 * RANK))
-            adapters.model(x).square().sum().backward()
-            controller.observe()
-            optimizer.step()
-            controller.update(optimizer)
-            optimizer.zero_grad()
+            return adapters.model(x).square().sum()
+
+        train(control(adapters), torch.optim.AdamW(adapters.parameters(), lr=1e-1), STEPS, loss_of)
 
     said = {}
     for attempt in (unaveraged, whole, late, late_base, flat, attached_after, merged):
