@@ -50,6 +50,19 @@ def make_trainer(model, folder, callbacks=(), data=None, steps: int = 20, **sett
     return trainer
 
 
+STEPS = 20
+BUDGET = ra.RankBudget(ranks=5, every=2)
+
+
+def begin_mlp(budget=BUDGET, rank=4, steps=STEPS, optimizer=torch.optim.AdamW, attach=None, **options):
+    """(model, adapters, controller, optimizer) of a run of the MLP that has not begun."""
+    model = make_mlp()
+    torch.manual_seed(1)
+    adapters = ra.attach(model, rank=rank, **(attach or {}))
+    controller = ra.RankController(adapters, budget, total_steps=steps, **{"method": "adalora", **options})
+    return model, adapters, controller, optimizer(adapters.parameters(), lr=1e-2)
+
+
 def controlled_mlp():
     """The MLP, adapted, and the controller of a run of six steps."""
     model = make_mlp()
