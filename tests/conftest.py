@@ -1,13 +1,16 @@
-"""What every test starts from: the environment, one thread, a seed, and one fixture for each tiny model."""
+"""The environment, one thread and a seed for every test, and one fixture for each tiny model."""
 
 from __future__ import annotations
 
 import os
 
+# xdist's workers and the processes that tests start keep bytecode: without it each of them compiles torch and
+# transformers again, which takes longer than everything else it does
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# whether this machine has built the kernel, and who multiplies on its processor, is no part of a test;
-# tests/layers/test_native.py builds and uses a kernel of its own, tests/layers/test_products.py takes oneDNN
+# no result depends on whether this machine has built the kernel or on what its processor multiplies with:
+# tests/layers/test_native.py builds and uses its own kernel, tests/layers/test_products.py switches oneDNN on
 os.environ.setdefault("RANKALLOC_NATIVE", "0")
 os.environ.setdefault("RANKALLOC_ONEDNN", "0")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from rankalloc.errors import ConfigError, DataError
-from rankalloc.experiments.config import load_config
 from rankalloc.experiments.tasks import TASKS, metric_of, packages, prepare
 from rankalloc.experiments.tasks.base import evaluate
 from rankalloc.experiments.tasks.metrics import classification_metrics, exact_f1, regression_metrics
@@ -23,12 +21,7 @@ from rankalloc.experiments.tasks.packages import MINILM, minilm_folder
 from rankalloc.experiments.tasks.prior_bias import with_prior_bias
 from rankalloc.experiments.tasks.punctuation import LABELS, WINDOW_WORDS, punctuated_words, windows
 from rankalloc.layers.batches import IGNORED
-
-SENTENCES = [
-    f"{who} {verb} the {what} on {day}."
-    for who in ("Anna", "the dog", "my uncle") for verb in ("sees", "sells") for what in ("boat", "red car", "tree")
-    for day in ("Monday", "Friday")
-]  # fmt: skip
+from tests.support.task_files import SENTENCES, config, file_config, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +62,6 @@ def gpt2(tmp_path_factory):
         )
     ).save_pretrained(folder)  # fmt: skip
     return str(folder)
-
-
-def config(*overrides, **values):
-    return load_config(None, [*overrides, *(f"{key.replace('__', '.')}={value}" for key, value in values.items())])
-
-
-def file_config(kind, path, *overrides, model=MINILM):
-    return config(f"task.kind={kind}", f"task.train={path}", f"model={model}", *overrides)
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 # Named tasks
@@ -378,102 +358,3 @@ def test_loading_is_quiet_and_leaves_the_loggers_as_they_were(punctuation, capfd
     prepare(config("data.limit_train=4", "data.limit_tune=4", "data.limit_report=4")).build_model()
     assert capfd.readouterr() == ("", "")
     assert (transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()) == before
-
-
-# Files: one sentence for each way they can be wrong
-
-
-GOOD = "text,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(SENTENCES))
-
-
-@pytest.mark.parametrize(
-    "kind, name, content, words",
-    [
-        ("text-classification", "a.csv", None, "no data file at"),
-        ("text-classification", "a.parquet", "x", "reads .csv, .tsv, .jsonl, .ndjson"),
-        ("text-classification", "a.txt", "x", "reads .csv, .tsv, .jsonl, .ndjson"),
-        ("text-classification", "a.csv", "", "is empty"),
-        ("text-classification", "a.csv", "text,label\n", "is empty"),
-        ("text-classification", "a.csv", "txt,y\nhi,1\n", "no column 'text' (did you mean 'txt'?); columns: 'txt'"),
-        ("text-classification", "a.csv", "text,label\nhi,1\nho,0\n", "too small to split"),
-        ("text-classification", "a.csv", GOOD + "hi,\n", "line 38: 'label' should be a class (text or"),
-        ("text-classification", "a.csv", GOOD + "hi,0.5\n", "line 38: 'label' should be a class, got '0.5'; for"),
-        ("text-classification", "a.csv", GOOD + ",1\n", "line 38: 'text' should be text, got ''"),
-        ("text-classification", "a.csv", GOOD + "hi,1,2\n", "line 38: 3 values for 2 columns"),
-        ("text-classification", "a.csv", GOOD + '"hi,1\n', "invalid ','-separated text"),
-        ("text-classification", "a.csv", "text,text\nhi,1\n", "columns of the same name"),
-        ("text-classification", "a.csv", GOOD.replace(",0", ",1"), "all rows have the label '1'"),
-        ("text-classification", "a.jsonl", '{"text": "a", "label": 1}\n\n{"text": \n', "line 3: invalid JSON"),
-        ("text-classification", "a.jsonl", "[1]\n", "line 1: should be an object, and is a list"),
-        ("text-classification", "a.jsonl", '{"text": "a", "label": 1.5}\n', "line 1: 'label' should be a class, got 1"),
-        ("text-classification", "a.jsonl", '{"text": "a", "label": null}\n', "line 1: 'label' should be a class"),
-        ("regression", "a.csv", GOOD + "hi,high\n", "line 38: 'label' should be a finite number, got 'high'"),
-        ("regression", "a.csv", GOOD + "hi,nan\n", "line 38: 'label' should be a finite number, got 'nan'"),
-        ("token-classification", "a.csv", "tokens,labels\na b,X\n", "line 2: 2 tokens and 1 labels"),
-        ("token-classification", "a.jsonl", '{"tokens": 3, "labels": []}\n', "line 1: 'tokens' should be a list"),
-        ("causal-lm", "a.txt", "\n \n", "is empty"),
-        ("causal-lm", "a.txt", "one line\n", "too small to split"),
-    ],
-)
-def test_a_bad_file_is_one_sentence(tmp_path, kind, name, content, words):
-    path = tmp_path / name
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(DataError) as caught:
-        prepare(file_config(kind, path))
-    assert words in str(caught.value) and str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_no_utf8_is_one_sentence(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_bytes(b"text,label\nol\xe9,1\n")
-    with pytest.raises(DataError, match="not UTF-8"):
-        prepare(file_config("text-classification", path))
-
-
-def test_labels_unseen_in_training_are_named(tmp_path):
-    train, tune = tmp_path / "train.csv", tmp_path / "tune.csv"
-    train.write_text(GOOD)
-    tune.write_text("text,label\nhi,1\nho,7\n")
-    with pytest.raises(DataError, match=r"tune.csv, line 3: label '7' does not occur in training; known: 0, 1"):
-        prepare(file_config("text-classification", train, f"task.tune={tune}", f"task.report={tune}"))
-
-
-def test_given_splits_are_used_as_they_are(tmp_path):
-    train, tune = tmp_path / "train.csv", tmp_path / "tune.csv"
-    train.write_text(GOOD)
-    tune.write_text("text,label\nhi,1\nho,0\n")
-    prepared = prepare(file_config("text-classification", train, f"task.tune={tune}"))
-    assert {split: len(rows) for split, rows in prepared.splits.items()} == {"train": 32, "tune": 2, "report": 4}
-
-
-@pytest.mark.parametrize(
-    "model, words",
-    [
-        ("./nowhere", "no model folder at"),
-        ("some-org/not-a-model", "could not be fetched from the model hub"),
-        ("bad name!", "could not be fetched from the model hub"),
-    ],
-)
-def test_a_model_that_is_not_there_is_one_sentence(model, words):
-    with pytest.raises(ConfigError) as caught:
-        prepare(config(f"model={model}"))
-    assert words in str(caught.value) and model.removeprefix("./") in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_that_is_no_model_is_one_sentence(tmp_path, minilm_tokenizer):
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        prepare(config(f"model={tmp_path}"))
-    # Only safetensors are read: pickled weights count as none.
-    minilm_tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text((minilm_folder() / "config.json").read_text())
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match="cannot be loaded.*safetensors"):
-        prepare(config(f"model={tmp_path}", "data.limit_train=4")).build_model()
-
-
-def test_more_tokens_than_positions_is_one_sentence():
-    with pytest.raises(ConfigError, match="data.max_length 513 is more than the 512 positions"):
-        prepare(config("data.max_length=513"))

@@ -9,8 +9,8 @@ from torch import nn
 
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, RankallocError
-from tests.layers.test_kinds import adapt, ids, make
 from tests.support.models import randomize
+from tests.support.towers import adapt, ids, make
 
 
 @pytest.mark.parametrize("origin", ["ours", "peft's"])

@@ -11,7 +11,7 @@ import rankalloc as ra
 from rankalloc.layers import products
 from rankalloc.layers.fused import Layer, fused_linear
 from rankalloc.training.environment import describe
-from tests.layers.test_fused import INPUTS, compare, make, plain, run
+from tests.support.fused import INPUTS, compare, make, plain, run
 from tests.support.models import make_mlp, prune
 from tests.support.training import controlled_mlp, train_mlp, trained_llama
 

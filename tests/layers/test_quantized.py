@@ -16,7 +16,7 @@ from rankalloc.layers.adaptable import full_weight, shape_of
 from rankalloc.layers.quantized import dequantized, scheme_of
 from tests.support.models import logits_of, randomize, token_ids
 from tests.support.optimizers import EIGHT_BIT
-from tests.support.training import make_trainer
+from tests.support.training import make_trainer, train
 
 bnb = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -128,16 +128,8 @@ def test_it_trains_to_its_budget_and_the_base_stays_as_it_was(quantise, scheme, 
     budget = ra.RankBudget(params=160 * 5, warmup=0.1, freeze=0.3, every=2)
     controller = ra.RankController(adapters, budget, total_steps=20)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
-    losses = []
     x = torch.randn(16, 64)
-    for _ in range(20):
-        loss = F.mse_loss(model(x), x.sin())
-        loss.backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = train(controller, optimizer, 20, lambda _: F.mse_loss(model(x), x.sin()))
     controller.finish()
     assert adapters.num_params() == 800 and sum(losses[-5:]) < sum(losses[:5])
     assert all(torch.equal(full_weight(adapters.modules[n].base_layer), w) for n, w in packed.items())
@@ -275,13 +267,12 @@ def eight_bit_run(make, method="auto", steps=14, **options):
     optimizer = make(adapters.parameters())
     budget = ra.RankBudget(ranks=4, warmup=0.1, freeze=0.3, every=2)
     controller = ra.RankController(adapters, budget, total_steps=steps, method=method, **options)
-    for step in range(steps):
+
+    def loss_of(step):
         x = torch.randn(4, 1024, generator=torch.Generator().manual_seed(step))
-        F.mse_loss(model(x), x.sin()).backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
+        return F.mse_loss(model(x), x.sin())
+
+    train(controller, optimizer, steps, loss_of)
     controller.finish()
     return adapters, optimizer
 

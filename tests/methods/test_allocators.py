@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
@@ -49,11 +49,16 @@ def cases(draw):
     return scores, replace(Demand.at(plan, plan.freeze_step), groups=groups), unit
 
 
-@pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(case=cases())
-def test_the_budget_is_met_exactly(rule, case):
-    scores, demand, unit = case
+def test_the_budget_is_met_exactly(case):
+    """Every rule on every case: to draw a case takes longer than to allocate it."""
+    for rule in RULES:
+        note(rule)
+        check_allocation(rule, *case)
+
+
+def check_allocation(rule, scores, demand, unit):
     before = [values.copy() for values in scores]
     kept = ALLOCATORS[rule](scores, demand)
     ranks = [int(mask.sum()) for mask in kept]
@@ -88,7 +93,7 @@ def test_equal_scores_give_ranks_as_equal_as_they_can_be(rule, value, total):
     assert sum(ranks) == total
     free = ranks[:3] + ranks[4:]
     assert max(free) - min(free) <= 1
-    assert ranks[3] == min(3, max(free)) or ranks[3] >= min(3, min(free))
+    assert min(3, min(free)) <= ranks[3] <= min(3, max(free))
 
 
 @pytest.mark.parametrize("rule", RULES)

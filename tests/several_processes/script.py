@@ -1,10 +1,11 @@
-"""One process of a run, as test_processes.py starts it with torchrun; the whole run when WORLD_SIZE is unset."""
+"""One process of a run, as test_processes.py starts it with torchrun; the whole run where WORLD_SIZE is unset."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rankalloc as ra
 from tests.support.models import make_bert, make_gpt2, make_mlp, token_data, token_ids
-from tests.support.training import make_trainer
+from tests.support.training import make_trainer, train
 
 STEPS, ROWS = 20, 12
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -30,14 +31,12 @@ def plain_loop(method: str) -> dict[str, torch.Tensor]:
     wrapped = DistributedDataParallel(model) if WORLD > 1 else model
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     controller = ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS, method, seed=3)
-    for step in range(STEPS):
-        x = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(step))
-        mine = x.chunk(WORLD)[RANK]
-        F.mse_loss(wrapped(mine), mine[:, :8].sin() + mine[:, 8:].cos()).backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
+
+    def loss_of(step: int) -> torch.Tensor:
+        x = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(step)).chunk(WORLD)[RANK]
+        return F.mse_loss(wrapped(x), x[:, :8].sin() + x[:, 8:].cos())
+
+    train(controller, optimizer, STEPS, loss_of)
     controller.finish()
     return model.state_dict()
 
@@ -53,21 +52,6 @@ def trainer(folder: Path) -> dict[str, torch.Tensor]:
     settings |= {"train_sampling_strategy": "sequential", "average_tokens_across_devices": False}
     make_trainer(model, folder / "trainer", [callback], steps=STEPS, **settings).train()
     return model.state_dict()
-
-
-def disagreement() -> None:
-    """Gradients that nobody averages: an error in every process, and no hang."""
-    model = make_mlp()
-    torch.manual_seed(1)
-    adapters = ra.attach(model, rank=4)
-    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-1)
-    controller = ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS)
-    for step in range(STEPS):
-        model(torch.randn(4, 16, generator=torch.Generator().manual_seed(step + 1000 * RANK))).square().sum().backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
 
 
 def shard(adapters: ra.Adapters, blocks: list[nn.Module], **options) -> None:
@@ -114,7 +98,7 @@ def sharded(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def refusals() -> dict[str, str]:
-    """What is said where a sharding leaves no room for adapters that change."""
+    """The errors of gradients that nobody averages, and of shardings that leave no room for adapters that change."""
 
     def control(adapters: ra.Adapters) -> ra.RankController:
         return ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS)
@@ -146,8 +130,16 @@ def refusals() -> dict[str, str]:
         shard(adapters, [], ignored_params=adapters.ignored_params())
         ra.merge(adapters)
 
+    def unaveraged(adapters: ra.Adapters) -> None:
+        def loss_of(step: int) -> torch.Tensor:
+            x = torch.randn(4, 16, generator=torch.Generator().manual_seed(step + 1000 * RANK))
+            return adapters.model(x).square().sum()
+
+        train(control(adapters), torch.optim.AdamW(adapters.parameters(), lr=1e-1), STEPS, loss_of)
+
     said = {}
-    for attempt in (whole, late, late_base, flat, attached_after, merged):
+    for attempt in (unaveraged, whole, late, late_base, flat, attached_after, merged):
+        torch.manual_seed(1)
         adapters = ra.attach(make_mlp(), rank=4)
         try:
             attempt(adapters)
@@ -156,24 +148,24 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def main(folder: Path, part: str) -> None:
+def runs(folder: Path) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Each run that two processes and one must end alike, by name."""
+    for method in ("auto", "adalora", "dylora"):
+        yield method, plain_loop(method)
+    yield "trainer", trainer(folder)
+    for name in ("bert", "gpt2"):
+        yield name, sharded(folder, name)
+
+
+def main(folder: Path) -> None:
     if WORLD > 1:
         dist.init_process_group("gloo")
-    if part == "sharded":
-        for name in ("bert", "gpt2"):
-            torch.save(sharded(folder, name), folder / f"{name}-{WORLD}-{RANK}.pt")
-        if WORLD > 1:
-            (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals()))
-        return
-    for method in ("auto", "adalora", "dylora"):
-        torch.save(plain_loop(method), folder / f"{method}-{WORLD}-{RANK}.pt")
+    for name, state in runs(folder):
+        torch.save(state, folder / f"{name}-{WORLD}-{RANK}.pt")
     if WORLD > 1:
-        try:
-            disagreement()
-        except ra.RankallocError as error:
-            (folder / f"disagreement-{RANK}.txt").write_text(str(error))
-    torch.save(trainer(folder), folder / f"trainer-{WORLD}-{RANK}.pt")
+        (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

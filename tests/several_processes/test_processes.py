@@ -1,4 +1,4 @@
-"""Two real processes under torchrun: the same ranks and adapters to the bit, and those of one process."""
+"""Two real processes under torchrun end with the same ranks and adapters to the bit, and with those of one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import rankalloc as ra
 from rankalloc.storage.fingerprint import KEY
 from rankalloc.storage.tensors import read_tensors
+from tests.several_processes import script
 from tests.support.models import assert_same, logits_of, make_bert, make_gpt2
 
 ROOT = Path(__file__).parents[2]
@@ -23,50 +24,33 @@ ROOT = Path(__file__).parents[2]
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def start(
-    folder: Path, *launcher: str, script: str = "script", part: str = "", timeout: int = 240
-) -> subprocess.CompletedProcess:
+def start(name: str, folder: Path, timeout: int = 240) -> subprocess.CompletedProcess:
+    """Two processes of a script of this folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *launcher, "-m", f"tests.several_processes.{script}", str(folder), part], cwd=ROOT,
-        env=environment, timeout=timeout, capture_output=True, text=True,
+        [sys.executable, *TWO, "-m", f"tests.several_processes.{name}", str(folder)], cwd=ROOT, env=environment,
+        timeout=timeout, capture_output=True, text=True,
     )
-
-
-def both(folder: Path, part: str) -> Path:
-    for launcher in (TWO, ()):
-        done = start(folder, *launcher, part=part)
-        assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return both(tmp_path_factory.mktemp("distributed"), "replicated")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return both(tmp_path_factory.mktemp("sharded"), "sharded")
+    """What the script leaves behind, run by two processes and by this one."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = start("script", folder)
+    assert done.returncode == 0, done.stderr
+    script.main(folder)
+    return folder
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer"])
+@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer", "bert", "gpt2"])
 def test_two_processes_end_alike_and_as_one_does(runs, run):
-    check_alike(runs, run)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("run", ["bert", "gpt2"])
-def test_beside_a_sharded_base_they_end_alike_and_as_one_does(shards, run):
-    check_alike(shards, run)
-
-
-def check_alike(folder: Path, run: str) -> None:
-    one, two, whole = (tensors(folder / f"{run}-{name}.pt") for name in ("2-0", "2-1", "1-0"))
+    """Each with the whole base, and for "bert" and "gpt2" each with its part of one that FSDP2 runs."""
+    one, two, whole = (tensors(runs / f"{run}-{name}.pt") for name in ("2-0", "2-1", "1-0"))
     assert_same(one, two)
     assert one.keys() == whole.keys()
     for name, tensor in updates(one).items():
@@ -86,42 +70,37 @@ def updates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**products, **others, **ranks}
 
 
-def test_processes_that_choose_differently_all_say_so(runs):
-    texts = [(runs / f"disagreement-{rank}.txt").read_text() for rank in (0, 1)]
-    assert texts[0] == texts[1] and "different ranks" in texts[0] and "DistributedDataParallel" in texts[0]
-
-
-@pytest.mark.long
 @pytest.mark.parametrize(("name", "make"), [("bert", make_bert), ("gpt2", make_gpt2)])
-def test_adapters_beside_a_sharded_base_are_saved_whole(shards, name, make):
-    one, whole = (tensors(shards / f"{name}-{run}.pt") for run in ("2-0", "1-0"))
+def test_adapters_beside_a_sharded_base_are_saved_whole(runs, name, make):
+    one, whole = (tensors(runs / f"{name}-{run}.pt") for run in ("2-0", "1-0"))
     ranks = [len(tensor) for key, tensor in one.items() if key.endswith(".lam")]
     assert 0 < sum(ranks) < 4 * len(ranks)  # ranks have left memory, and not all alike
     assert len(set(ranks)) > 1
     torch.testing.assert_close(one["norm"], whole["norm"], rtol=1e-4, atol=0)
-    files = [metadata_of(shards / f"{name}-{world}") for world in (2, 1)]
+    files = [metadata_of(runs / f"{name}-{world}") for world in (2, 1)]
     assert [KEY in metadata for metadata in files] == [False, True]  # no process sees enough of the base
     model = make()
-    ra.load(model, shards / f"{name}-2")
+    ra.load(model, runs / f"{name}-2")
     torch.testing.assert_close(logits_of(model), one["outputs"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.long
-def test_other_shardings_are_refused_in_every_process(shards):
-    said, other = (json.loads((shards / f"refusals-{rank}.json").read_text()) for rank in (0, 1))
+def test_what_cannot_end_alike_is_refused_in_every_process(runs):
+    said, other = (json.loads((runs / f"refusals-{rank}.json").read_text()) for rank in (0, 1))
     assert said == other
     expected = {
-        "whole": "ignored_params", "late": "ignored_params", "late_base": "after sharding", "flat": "flattens",
-        "attached_after": "before fully_shard", "merged": "in one process",
+        "unaveraged": "different ranks", "whole": "ignored_params", "late": "ignored_params",
+        "late_base": "after sharding", "flat": "flattens", "attached_after": "before fully_shard",
+        "merged": "in one process",
     }
     assert said.keys() == expected.keys()
     for name, words in expected.items():
         assert words in said[name], said[name]
+    assert "DistributedDataParallel" in said["unaveraged"]
 
 
 @pytest.mark.long
 def test_a_killed_process_ends_the_run_with_an_error(tmp_path):
-    done = start(tmp_path, *TWO, script="dying", timeout=60)
+    done = start("dying", tmp_path, timeout=60)
     ended = time.time()
     assert done.returncode != 0 and "SIGKILL" in done.stderr
     marks = [tmp_path / f"step-{rank}" for rank in (0, 1)]

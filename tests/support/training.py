@@ -11,19 +11,29 @@ import rankalloc as ra
 from .models import make_llama, make_mlp, token_data, token_ids
 
 
-def train_mlp(model, controller, optimizer, steps, seed: int = 3, before_observe=None) -> None:
-    """A plain loop on a fixed regression problem, one fresh seeded batch a step."""
+def train(controller, optimizer, steps, loss_of, before_observe=None) -> list[float]:
+    """A plain loop up to step ``steps`` that lowers ``loss_of(step)``; the losses it saw."""
+    losses = []
     for step in range(controller.step, steps):
-        generator = torch.Generator().manual_seed(seed * 1000 + step)
-        x = torch.randn(12, 16, generator=generator)
-        target = torch.stack([x[:, :8].sin(), x[:, 8:].cos()]).sum(0)
-        F.mse_loss(model(x), target).backward()
+        loss = loss_of(step)
+        loss.backward()
         if before_observe is not None:
             before_observe(step + 1)
         controller.observe()
         optimizer.step()
-        controller.update(optimizer or None)
+        controller.update(optimizer or None)  # where there is nothing to step, an optimizer is false
         optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def train_mlp(model, controller, optimizer, steps, seed: int = 3, before_observe=None) -> None:
+    """The plain loop on a fixed regression problem, one fresh seeded batch a step."""
+    def loss_of(step: int) -> torch.Tensor:
+        x = torch.randn(12, 16, generator=torch.Generator().manual_seed(seed * 1000 + step))
+        return F.mse_loss(model(x), torch.stack([x[:, :8].sin(), x[:, 8:].cos()]).sum(0))
+
+    train(controller, optimizer, steps, loss_of, before_observe)
 
 
 def make_trainer(model, folder, callbacks=(), data=None, steps: int = 20, **settings):
@@ -40,6 +50,19 @@ def make_trainer(model, folder, callbacks=(), data=None, steps: int = 20, **sett
     return trainer
 
 
+STEPS = 20
+BUDGET = ra.RankBudget(ranks=5, every=2)
+
+
+def begin_mlp(budget=BUDGET, rank=4, steps=STEPS, optimizer=torch.optim.AdamW, attach=None, **options):
+    """(model, adapters, controller, optimizer) of a run of the MLP that has not begun."""
+    model = make_mlp()
+    torch.manual_seed(1)
+    adapters = ra.attach(model, rank=rank, **(attach or {}))
+    controller = ra.RankController(adapters, budget, total_steps=steps, **{"method": "adalora", **options})
+    return model, adapters, controller, optimizer(adapters.parameters(), lr=1e-2)
+
+
 def controlled_mlp():
     """The MLP, adapted, and the controller of a run of six steps."""
     model = make_mlp()
@@ -52,15 +75,6 @@ def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int
     adapters = ra.attach(model, rank=6, modules_to_save=())
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     controller = ra.RankController(adapters, ra.RankBudget(fraction=0.5, every=2), 12)
-    losses = []
-    for step in range(12):
-        ids = token_ids(step)
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = train(controller, optimizer, 12, lambda step: model(ids := token_ids(step), labels=ids).loss)
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return losses, weights, adapters.ranks()

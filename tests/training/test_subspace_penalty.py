@@ -18,7 +18,7 @@ from rankalloc.training.subspace_penalty import SubspacePenalty
 from tests.support.adapter_folders import random_layers, write_peft
 from tests.support.models import assert_same, make_bert, make_mlp, randomize, tensors_of
 from tests.support.runs import small_config
-from tests.support.training import make_trainer
+from tests.support.training import make_trainer, train
 
 SHORT = 1e-3
 START = 1.0
@@ -44,16 +44,12 @@ def learn(folder: Path | None, method: str = "uniform", steps: int = 50, seed: i
         adapters = ra.attach(model, rank=rank, init=init)
     controller = ra.RankController(adapters, budget, steps, method, **options)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=2e-2)
-    losses = []
-    for step in range(steps):
+
+    def loss_of(step):
         x, y = task(step)
-        loss = F.mse_loss(model(x), y)
-        loss.backward()
-        controller.observe()
-        optimizer.step()
-        controller.update(optimizer)
-        optimizer.zero_grad()
-        losses.append(loss.item())
+        return F.mse_loss(model(x), y)
+
+    losses = train(controller, optimizer, steps, loss_of)
     trace = controller.finish()
     return adapters, (folder and ra.save(adapters, folder)), trace, sum(losses[-10:]) / 10
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import rankalloc as ra
 from rankalloc.errors import RankallocError
-from rankalloc.methods.planners.eva import _shared_inputs
+from rankalloc.methods.planners.eva import EVA
 from rankalloc.methods.planners.incremental_pca import IncrementalPCA
 from rankalloc.methods.planners.planning import layer_shapes
 from rankalloc.methods.planners.probe import Probe, unchanged
@@ -32,6 +32,14 @@ def uneven(make, seed):
     return model
 
 
+def first_of_shared_inputs(model, names, batches):
+    """{name: the first layer of those that get the same input}, as the planner found it."""
+    planner, ranks = EVA(passes=1), dict.fromkeys(names, 1)
+    with unchanged(model):
+        planner.scores(Probe(model, {n: model.get_submodule(n) for n in names}, batches, ranks), lambda _: ranks)
+    return planner.first
+
+
 @pytest.mark.parametrize(("seed", "rank"), [(0, 4), (1, 2)])
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 def test_ranks_and_start_are_those_of_peft(make, seed, rank):
@@ -43,8 +51,7 @@ def test_ranks_and_start_are_those_of_peft(make, seed, rank):
     config = LoraConfig(r=rank, target_modules=names, init_lora_weights="eva", eva_config=EvaConfig(rho=2.0))
     theirs = get_eva_state_dict(model, batches, config, show_progress_bar=False)
     plan = ra.plan_ranks(model, batches, ra.RankBudget(ranks=rank * len(names)), "eva", rank=2 * rank)
-    with unchanged(model):
-        first = _shared_inputs(Probe(model, {n: model.get_submodule(n) for n in names}, batches, {}))
+    first = first_of_shared_inputs(model, names, batches)
     for leader in dict.fromkeys(first.values()):
         members = [name for name in names if first[name] == leader]
         assert sorted(plan[name] for name in members) == sorted(len(theirs[name]) for name in members)
@@ -70,8 +77,7 @@ def test_layers_of_one_tensor_share_their_components_and_count_one_by_one():
     for make, groups in ((make_bert, 4), (make_llama, 4)):
         model = make()
         names = [shape.name for shape in layer_shapes(model, 4)]
-        with unchanged(model):
-            first = _shared_inputs(Probe(model, {n: model.get_submodule(n) for n in names}, token_batches(1), {}))
+        first = first_of_shared_inputs(model, names, token_batches(1))
         assert len(set(first.values())) == 2 * groups
         assert all(first[name].replace("query", "x") == name.replace("key", "x") for name in names if ".key" in name)
     plan = ra.plan_ranks(uneven(make_bert, 0), token_batches(), ra.RankBudget(ranks=30), "eva", rank=8)
@@ -96,8 +102,7 @@ class Twice(nn.Module):
 
 def test_inputs_are_told_apart_by_identity_not_by_value():
     model = Twice()
-    with unchanged(model):
-        first = _shared_inputs(Probe(model, dict(model.named_children()), [torch.randn(9, 16)], {}))
+    first = first_of_shared_inputs(model, list(dict(model.named_children())), [torch.randn(9, 16)])
     assert first == {"a": "a", "b": "b", "c": "c", "d": "c"}
 
 
