@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from generators import api, commands, configuration, included, methods, roles
+from generators import api, commands, configuration, docstrings, included, methods
 from mkdocs.structure.files import File, Files
 
 # The package says what it has; where models come from does not matter here.
@@ -30,4 +30,4 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Roles in docstrings become links or code."""
-    return roles.replace(html, api.public_paths())
+    return docstrings.linked(html, api.public_paths())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +51,8 @@ def page() -> str:
 
 def _examples(epilog: str) -> list[str]:
     lines = inspect.cleandoc(epilog.replace("\b", "")).splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("Examples")]
+    commands = [line.strip() for line in lines if line.strip() and not line.startswith("Examples")]
+    return [re.sub(r"(\S) {3,}(?=\S)", r"\1    # ", line) for line in commands if line.startswith("rankalloc")]
 
 
 def _plain(text: str) -> str:

@@ -61,7 +61,7 @@ def _values(value: dict[str, Any], path: str, key: str) -> str:
         return f"a list of: {_values(value['items'], path, key)}"
     names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`",
              "null": "`null`", "object": "mapping"}
-    bounds = [f"{sign} {value[bound]:g}" for bound, sign in BOUNDS.items() if bound in value]
+    bounds = [f"{sign} {value[bound]:,}" for bound, sign in BOUNDS.items() if bound in value]
     return " ".join([names.get(value.get("type", ""), "any value"), " and ".join(bounds)]).strip()
 
 
