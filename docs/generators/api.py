@@ -38,7 +38,8 @@ def path_of(name: str, value: Any) -> str:
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     # a registry is a plain dict: its home is the module that lists it as public
-    homes = (m for m in list(sys.modules) if m.startswith("rankalloc.") and name in getattr(sys.modules[m], "__all__", ()))
+    modules = [module for module in list(sys.modules) if module.startswith("rankalloc.")]
+    homes = [module for module in modules if name in getattr(sys.modules[module], "__all__", ())]
     return f"{min(homes)}.{name}"
 
 
@@ -61,8 +62,12 @@ def _page(section: str, members: list[tuple[str, Any]]) -> Iterator[str]:
         path = path_of(name, value)
         if isinstance(value, dict):
             anchor = "" if name == "METHODS" else f"#{name.lower()}"
-            what = f"A dictionary from names to entries, {len(value)} of them: [the reference of methods]"
-            yield from (f"## ra.{name} {{ #{path} }}", "", f"{what}(methods.md{anchor}).", "")
+            described = f"the [method reference](methods.md{anchor}) describes them"
+            yield from (f"## ra.{name} {{ #{path} }}", "")
+            yield from (f"A dictionary of {len(value)} entries by name; {described}.", "")
             continue
         yield from (f"::: {path}", "    options:", f"      heading: ra.{name}", f"      toc_label: ra.{name}", "")
+        if value is rankalloc.RankallocError:
+            for kind in (kind for kind in value.__subclasses__() if kind.__module__ == value.__module__):
+                yield from (f"::: {kind.__module__}.{kind.__qualname__}", "")
 

@@ -26,7 +26,8 @@ def page() -> str:
     lines = [INTRODUCTION]
     for path, section in _sections(schema, schema["$defs"]):
         lines += [f"## {path or 'Top level'} {{ #{path.replace('.', '-') or 'top-level'} }}", ""]
-        lines += [inspect.cleandoc(section.get("description", "")), "", "| key | value | default |", "| --- | --- | --- |"]
+        lines += [inspect.cleandoc(section.get("description", "")), ""]
+        lines += ["| key | value | default |", "| --- | --- | --- |"]
         for key, value in section["properties"].items():
             shown = _values(value, path, key)
             lines.append(f"| `{key}` | {shown} | {_default(section, key, value, path)} |")

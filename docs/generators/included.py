@@ -1,4 +1,4 @@
-"""Files outside docs/ that are pages or pictures of the site: the README (the home page), the studies, the reports, ..."""
+"""Files outside docs/ that are pages or pictures of the site: README, studies, reports, changelog, contributing."""
 
 from __future__ import annotations
 

@@ -31,9 +31,9 @@ terminal. Pass the name as `method=` to `ra.RankCallback`, `ra.RankController` o
 configuration. [Does it
 help?](../does-it-help.md) reports how they compare.
 
-Every method but `uniform` takes `placement=`. The values `"uniform"`, `"random"`, `"shuffled"` and `"grouped"` (one rank
-for each module type) keep the method's parametrisation, schedule and peak rank, and replace only its placement. They
-separate what the placement adds from what the parametrisation adds.
+Every method but `uniform` takes `placement=`. The values `"uniform"`, `"random"`, `"shuffled"` and `"grouped"` (one
+rank for each module type) keep the method's parametrisation, schedule and peak rank, and replace only its placement.
+They separate what the placement adds from what the parametrisation adds.
 """
 
 
@@ -54,9 +54,8 @@ def page() -> str:
 
 
 def _method(method: Method) -> Iterable[str]:
-    parts = [
-        f"{kind} [`{getattr(method, kind)}`](#{kind}-{getattr(method, kind)})" for kind in PARTS if getattr(method, kind)
-    ]
+    named = {kind: getattr(method, kind) for kind in PARTS}
+    parts = [f"{kind} [`{name}`](#{kind}-{name})" for kind, name in named.items() if name]
     basis = "canonical basis" if method.canonical else "the basis that training leaves"
     yield from (f"### {method.name} {{ #{method.name} }}", "", f"{_sentence(method.summary)}", "")
     yield from (f"- **Made from:** {', '.join(parts)}; init `{method.init}`, {basis}.",)

@@ -32,7 +32,10 @@ def blocks(text: str, language: str) -> list[Block]:
     found = []
     for index, fence in enumerate(fences):
         if fence[1] == language:
-            shown = [f[2] for f in fences[index + 1 : index + 2] if f[1] == "text" and not text[fence.end() : f.start()].strip()]
+            shown = [
+                after[2] for after in fences[index + 1 : index + 2]
+                if after[1] == "text" and not text[fence.end() : after.start()].strip()
+            ]
             found.append(Block(language, fence[2], shown[0] if shown else None))
     return found
 
