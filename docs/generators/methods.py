@@ -28,8 +28,8 @@ INTRODUCTION = """# Methods
 
 A method is a name for one choice of score, allocator, rule or planner. `rankalloc ls methods` prints this list in the
 terminal. Pass the name as `method=` to `ra.RankCallback`, `ra.RankController` or `ra.plan_ranks`, or set `method:` in a
-configuration. [Does it
-help?](../does-it-help.md) reports how they compare.
+configuration. `auto` is the default: two studies say [what it was chosen by](../findings/default.md), what
+[it finds](../findings/planted.md), and what it does not do.
 
 Every method but `uniform` takes `placement=`. The values `"uniform"`, `"random"`, `"shuffled"` and `"grouped"` (one
 rank for each module type) keep the method's parametrisation, schedule and peak rank, and replace only its placement.
