@@ -14,7 +14,7 @@ __all__ = ["ANY_METHOD", "METHODS", "PLACEMENTS", "Method", "find_method", "meth
 
 
 def methods_table() -> str:
-    """All methods as a Markdown table: the one in the README."""
+    """All methods as a Markdown table: that of the method reference."""
     rows = [("method", "what it does", "cost", "source"), ("---",) * 4]
     rows += [(f"`{m.name}`", m.summary, m.cost, m.source) for m in METHODS.values()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

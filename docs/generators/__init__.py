@@ -1,0 +1,1 @@
+"""What turns the package itself into reference pages when the site is built. Each module makes Markdown text."""
