@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from .errors import BudgetError
 from .layer_names import places
@@ -19,6 +19,7 @@ from .options import choice, integer, number
 SHAPES = {"cubic": 3, "linear": 1, "constant": 0}
 """Course of the budget between warm-up and freeze: the exponent of (1 - progress)."""
 
+Unit = Literal["ranks", "params", "bytes"]
 _QUANTITIES = ("ranks", "params", "bytes", "fraction")
 
 
@@ -168,10 +169,9 @@ class RankBudget:
             groups=_groups([layer.name for layer in layers]),
         )
 
-    def _costs(self, layers: Sequence[LayerShape], bytes_per_param: int) -> tuple[str, tuple[int, ...]]:
+    def _costs(self, layers: Sequence[LayerShape], bytes_per_param: int) -> tuple[Unit, tuple[int, ...]]:
         """The unit of the budget, and what one rank of each layer costs in it."""
-        (name, _), = self.given.items()
-        unit = "ranks" if name == "fraction" else name
+        unit: Unit = "params" if self.params is not None else "bytes" if self.bytes is not None else "ranks"
         return unit, tuple(_cost(layer, unit, bytes_per_param) for layer in layers)
 
     def _bounds(
@@ -220,7 +220,7 @@ class BudgetPlan:
     (cost of one rank, lowest and highest rank), and so are ``groups``: layers of one module type have the same index,
     whatever their block."""
 
-    unit: str
+    unit: Unit
     target: int
     initial: int
     ceiling: int

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
 import torch
@@ -177,7 +177,7 @@ class Adapter(nn.Module):
     # what other code reads from the layer it thinks it has
     @property
     def weight(self) -> torch.Tensor:
-        return self.base_layer.weight
+        return cast(torch.Tensor, self.base_layer.weight)
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -193,9 +193,10 @@ class Adapter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # looked up once: an attribute of a module costs as much as a small operator
-        base, dropout, parameters = self._modules["base_layer"], self._modules["dropout"], self._parameters
+        modules: dict[str, Any] = self._modules
+        base, dropout, parameters = modules["base_layer"], modules["dropout"], self._parameters
         try:
-            empty = not parameters["lam"].numel()
+            empty = not parameters["lam"].numel()  # type: ignore[union-attr]  # registered as None: lam_out alone
         except KeyError:
             raise RankallocError(why_no_parameters(self)) from None
         if empty:
@@ -219,7 +220,8 @@ class Adapter(nn.Module):
 
     def layer(self) -> Layer:
         """The base layer and the factors that this call uses."""
-        parameters = self._parameters
+        parameters: dict[str, Any] = self._parameters
+        base: Any = self._modules["base_layer"]
         try:
             p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
         except KeyError:
@@ -229,8 +231,8 @@ class Adapter(nn.Module):
         if self.training and self.drawn:
             rank = min(self.drawn, lam.numel())
             factors = p[:, :rank], lam.new_ones(rank), q[:rank]
-            return Layer(self._modules["base_layer"], self.kind, factors, self.scaling * self.stretch(rank))
-        return Layer(self._modules["base_layer"], self.kind, (p, lam, q), self.scaling)
+            return Layer(base, self.kind, factors, self.scaling * self.stretch(rank))
+        return Layer(base, self.kind, (p, lam, q), self.scaling)
 
     def uses_all_triplets(self, layer: Layer) -> bool:
         """Whether it trains, without dropout, with the factors in ``layer`` exactly as they are stored."""
@@ -255,7 +257,7 @@ class Adapter(nn.Module):
 
     def factors(self) -> tuple[Factor, ...]:
         """P, lam and Q, trained or not, each with the dimension that counts triplets."""
-        return tuple(Factor(name, self._parameters[name], dim) for name, dim in TRIPLET_DIMS.items())
+        return tuple(Factor(name, getattr(self, name), dim) for name, dim in TRIPLET_DIMS.items())
 
     def trained(self) -> list[nn.Parameter]:
         """The factors that are trained."""
@@ -271,7 +273,8 @@ class Adapter(nn.Module):
         A Λ that is not trained has no gradient, but P has one: P and lam act through their product alone, so
         lam_i ∂L/∂lam_i = P_:i · ∂L/∂P_:i.
         """
-        p, lam = self._parameters["P"], self._parameters["lam"]
+        parameters: dict[str, Any] = self._parameters
+        p, lam = parameters["P"], parameters["lam"]
         if lam.requires_grad or p.grad is None:
             return lam.grad
         return (p.detach() * p.grad).sum(0) / torch.where(lam == 0, 1.0, lam)

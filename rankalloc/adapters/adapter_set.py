@@ -133,7 +133,8 @@ class Adapters:
         placed = zip(self.modules.items(), places(list(self.modules)), strict=True)
         return [
             LayerRecord(
-                name=name, kind=a.kind, block=block, role=role, d_in=a.d_in, d_out=a.d_out, initial_rank=a.initial_rank
+                name=name, kind=a.layout.name, block=block, role=role, d_in=a.d_in, d_out=a.d_out,
+                initial_rank=a.initial_rank,
             )
             for (name, a), (block, role) in placed
         ]

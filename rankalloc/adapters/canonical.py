@@ -91,7 +91,8 @@ def _together(adapters: Sequence[Adapter]) -> Iterator[list[int]]:
             continue
         by_device.setdefault(adapter.lam.device, []).append(index)
     for indices in by_device.values():
-        some, size = [], 0
+        some: list[int] = []
+        size = 0
         for index in indices:
             numbers = adapters[index].rank * adapters[index].params_per_rank
             if some and size + numbers > _PILE:

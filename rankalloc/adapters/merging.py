@@ -60,7 +60,7 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
                 f"the weight of {name} is computed from other parameters, so nothing can be folded into it; remove its "
                 "parametrization first, or keep the adapter unmerged"
             )
-        if is_sharded(adapter.base_layer.weight):
+        if is_sharded(adapter.weight):
             raise RankallocError(
                 f"the weight of {name} is sharded over processes (FSDP), and none of them holds all of it; save the "
                 "adapter and merge it in one process"
@@ -84,7 +84,7 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
     adapters.merge_loss = {
         name: _fold(adapters.model, adapter, deltas.pop(name)) for name, adapter in adapters.modules.items()
     }
-    worst = max(adapters.merge_loss, key=adapters.merge_loss.get, default=None)
+    worst = max(adapters.merge_loss, key=adapters.merge_loss.__getitem__, default=None)
     if worst is not None and adapters.merge_loss[worst] > _MUCH:
         log.warning(
             "merging lost %.1f %% of the update of %s to rounding; load the base in a wider type, or keep the adapter "
@@ -110,7 +110,7 @@ def _fold(model: nn.Module, adapter: Adapter, delta: torch.Tensor) -> float:
         rows.copy_((rows.to(delta.dtype) + update).to(rows.dtype))
         lost += (rows.double() - exact).square().sum().item()
         whole += update.double().square().sum().item()
-    weight = adapter.base_layer.weight.data
+    weight = adapter.weight.data
     if view.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():  # its strides allow no matrix view
         weight.copy_(adapter.layout.stored(view, weight))
     return (lost / whole) ** 0.5 if whole else 0.0

@@ -70,7 +70,7 @@ def show_table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), *, rig
 
 def show_json(value: Any) -> None:
     """Print one strict JSON document on stdout, in ASCII, which is safe in every terminal and locale."""
-    from ..trace import finite
+    from ..records import finite
 
     sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 

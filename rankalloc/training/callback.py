@@ -92,16 +92,20 @@ class RankCallback(TrainerCallback):
     def trace(self) -> RankTrace:
         """The record of the run. Raises NotAdaptedError before training has begun."""
         self.check_adapted()
-        return self.controller.trace
+        return self._running.trace
 
-    def check_adapted(self) -> None:
-        """Raise NotAdaptedError when no training step has run with this callback."""
+    @property
+    def _running(self) -> RankController:
         if self.controller is None:
             raise NotAdaptedError(
                 "a RankCallback was made for these adapters and no training ran with it: pass it in the Trainer's "
                 "callbacks= and call trainer.train()"
             )
-        self.controller.check_adapted()
+        return self.controller
+
+    def check_adapted(self) -> None:
+        """Raise NotAdaptedError when no training step has run with this callback."""
+        self._running.check_adapted()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -119,7 +123,7 @@ class RankCallback(TrainerCallback):
         if state.global_step > 0:
             folder = self.resume_from or args.resume_from_checkpoint
             if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
-                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                folder = _checkpoint(args, state)
             load_state(self.controller, Path(folder) / STATE_NAME)
 
     def _plan(
@@ -146,15 +150,16 @@ class RankCallback(TrainerCallback):
             batches = first_batches(loader.dataset, loader.collate_fn, args.train_batch_size)
             plan = plan_adapters(adapters, batches, self.budget, self.method, loss_fn=self.loss_fn, **options)
             begin(adapters, plan, optimizer)
-        return adapters.plan.notes
+        return adapters.plan.notes if adapters.plan is not None else []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.controller.observe()
+        self._running.observe()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        was_frozen = self.controller.frozen
-        self.controller.update(optimizer)
-        if self.controller.frozen and not was_frozen:
+        controller = self._running
+        was_frozen = controller.frozen
+        controller.update(optimizer)
+        if controller.frozen and not was_frozen:
             # checkpoints from before the freeze do not meet the budget: the search for the best begins here
             state.best_metric = None
             state.best_global_step = None
@@ -167,15 +172,23 @@ class RankCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            save_state(self.controller, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_NAME)
+            save_state(self._running, _checkpoint(args, state) / STATE_NAME)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
         self.check_adapted()
-        self.controller.finish(optimizer=optimizer)
+        trace = self._running.finish(optimizer=optimizer)
         if self.save_trace and state.is_world_process_zero:
-            self.controller.trace.save(Path(args.output_dir) / TRACE_NAME)
+            trace.save(_output(args) / TRACE_NAME)
+
+
+def _output(args: TrainingArguments) -> Path:
+    return Path(str(args.output_dir))  # never None once the arguments are made, whatever their annotation allows
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return _output(args) / f"checkpoint-{state.global_step}"
 
 
 def _planning(options: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def score_record(
     )
 
 
-def _falling(values: Sequence[float]) -> list[float]:
+def _falling(values: Sequence[float] | np.ndarray) -> list[float]:
     return np.sort(np.asarray(values, dtype=np.float64))[::-1].tolist()
 
 

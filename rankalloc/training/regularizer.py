@@ -41,7 +41,8 @@ def add_orthogonal_gradient(adapters: Sequence[Adapter], weight: float, live_onl
             gram.mul_(kept[:, None]).mul_(kept[:, :, None])
         norms = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(1e-12)
         gram.mul_(2 * weight / (2 * len(held) * norms))
-        torch._foreach_add_([f.grad for f, _ in members], list(gram @ factors if is_rows else factors @ gram))
+        gradients = [factor.grad for factor, _ in members if factor.grad is not None]
+        torch._foreach_add_(gradients, list(gram @ factors if is_rows else factors @ gram))
 
 
 @torch.no_grad()

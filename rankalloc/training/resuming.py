@@ -31,8 +31,8 @@ def state_of(state: RunState) -> dict[str, Any]:
         "weights": weights_key(state.adapters), "siblings": families.known(state.adapters.modules),
         "trace": state.trace.model_dump(mode="json"),
     }
-    scoring = state.score is not None and not state.frozen
-    return {"tensors": dict(state.score.tensors()) if scoring else {}, "meta": json.dumps(meta)}
+    tensors = dict(state.score.tensors()) if state.score is not None and not state.frozen else {}
+    return {"tensors": tensors, "meta": json.dumps(meta)}
 
 
 def restore(state: RunState, saved: dict[str, Any]) -> None:
@@ -61,8 +61,11 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
             "cannot resume: the model's adapter weights are not those the rank state was saved with; resume from the "
             "folder that holds both"
         )
-    if state.score is not None and meta["step"] < schedule.freeze_step:
-        state.score = _restored_score(state, saved["tensors"])
+    scoring = state.score is not None and meta["step"] < schedule.freeze_step
+    score = state.new_score() if scoring else None  # anew: the adapters may have shrunk since the present one was made
+    if score is not None:
+        _load_score(score, saved["tensors"])
+        state.score = score
     families.remember(adapters.modules, meta.get("siblings", []))
     for note in _other_sums(trace, state.trace):
         trace.alerts += [note] * (note not in trace.alerts)
@@ -94,13 +97,11 @@ def _require_same_settings(meta: dict[str, Any], trace: RankTrace, schedule: Bud
         raise RankallocError(f"cannot resume with other settings than the run began with: {'; '.join(changed)}")
 
 
-def _restored_score(state: RunState, saved: dict[str, torch.Tensor]) -> Score:
-    score = state.new_score()  # the adapters may have shrunk since the present one was made
+def _load_score(score: Score, saved: dict[str, torch.Tensor]) -> None:
     for name, tensor in score.tensors().items():
         if name not in saved or saved[name].shape != tensor.shape:
             raise RankallocError(f"cannot resume: the rank state lacks {name} in the shape these adapters need")
     score.load_tensors(saved)
-    return score
 
 
 def _other_sums(then: RankTrace, now: RankTrace) -> list[str]:

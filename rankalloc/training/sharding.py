@@ -39,9 +39,10 @@ def prepare(adapters: Adapters) -> None:
     if not _needs_averaging(adapters):
         return
     for parameter in adapters.model.parameters():
-        if is_sharded(parameter) and parameter.device_mesh.size() != dist.get_world_size():
+        mesh = getattr(parameter, "device_mesh", None)
+        if mesh is not None and mesh.size() != dist.get_world_size():
             raise RankallocError(
-                f"the base is sharded over {parameter.device_mesh.size()} of {dist.get_world_size()} processes, and "
+                f"the base is sharded over {mesh.size()} of {dist.get_world_size()} processes, and "
                 "gradients of the adapters are averaged over all; shard it over all of them"
             )
     with torch.no_grad():

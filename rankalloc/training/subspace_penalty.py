@@ -67,7 +67,7 @@ class SubspacePenalty:
         self.weight = WEIGHT if weight is None else number("away_weight", weight, ends=False)
         self.side = "input" if side is None else side
         if self.side not in SIDES:
-            raise ConfigError(unknown("away_side", side, SIDES))
+            raise ConfigError(unknown("away_side", self.side, SIDES))
         for which, factor in _FACTOR.items():
             if self.side in (which, "both") and factor not in TRAINED[adapters.init]:
                 raise ConfigError(

@@ -6,7 +6,7 @@ torch keeps no such list, so memory is searched, once for each question; that ta
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -17,7 +17,7 @@ from ..layers.replicas import DATA_PARALLEL
 _Wrapper = TypeVar("_Wrapper", bound=nn.Module)
 
 
-def wrappers_of(parts: Iterable[nn.Module], kind: type[_Wrapper]) -> list[_Wrapper]:
+def wrappers_of(parts: Sequence[nn.Module], kind: type[_Wrapper]) -> list[_Wrapper]:
     """The living modules of type ``kind`` around any of ``parts``, whoever made them."""
     inside = {id(part) for part in parts}
     # the type, and not isinstance, which asks every object in memory for its __class__

@@ -23,6 +23,7 @@ at full rank it learns more slowly than LoRA; one b for all layers cannot know w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Dylora(Rule):
     name = "dylora"
     nested = True
 
-    def __init__(self, *args, frozen: bool = False, **kwargs) -> None:
+    def __init__(self, *args: Any, frozen: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.frozen = flag("frozen", frozen)
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -94,7 +95,9 @@ class Dylora(Rule):
         return [np.minimum.accumulate(v) if len(v) else v for v in values]
 
     @torch.no_grad()
-    def allocated(self, before, step, optimizer) -> None:
+    def allocated(
+        self, before: Sequence[torch.Tensor], step: int, optimizer: torch.optim.Optimizer | None
+    ) -> None:
         for adapter in self.adapters:
             adapter.lam.copy_(adapter.kept * adapter.stretch(adapter.live_rank))
 

@@ -15,6 +15,7 @@ first candidate of the next round.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Elalora(Moving):
 
     name = "elalora"
 
-    def __init__(self, *args, move: float = 0.2, per_layer: int = 2, **kwargs) -> None:
+    def __init__(self, *args: Any, move: float = 0.2, per_layer: int = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.move, self.per_layer = number("move", move, 0, 1), integer("per_layer", per_layer, 1)
 
@@ -47,7 +48,7 @@ class Elalora(Moving):
 
     def moves(self, values: Arrays, live: Sequence[np.ndarray], step: int) -> Arrays:
         rows = [
-            (values[layer][slot], layer, slot)
+            (float(values[layer][slot]), layer, int(slot))
             for layer, mask in enumerate(live) for slot in np.flatnonzero(mask)
         ]
         count = self.count(step, len(rows))

@@ -12,6 +12,7 @@ together how adaptive it is; with an optimizer that rescales gradients (Adam) th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class L1ra(Moving):
 
     name = "l1ra"
 
-    def __init__(self, *args, weight: float = 1e-3, **kwargs) -> None:
+    def __init__(self, *args: Any, weight: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.weight = number("weight", weight)
 

@@ -34,7 +34,9 @@ class Moving(Rule, ABC):
         """Per layer (r,): the order in which triplets and empty slots are bought, highest first."""
 
     @torch.no_grad()
-    def allocated(self, before, step, optimizer) -> None:
+    def allocated(
+        self, before: Sequence[torch.Tensor], step: int, optimizer: torch.optim.Optimizer | None
+    ) -> None:
         for index, (adapter, was) in enumerate(zip(self.adapters, before, strict=True)):
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + index)
             refresh(adapter, adapter.kept & ~was, optimizer, generator)

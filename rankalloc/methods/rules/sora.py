@@ -16,6 +16,7 @@ gates that stay, and |g| says nothing of the sizes of P and Q.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Sora(Rule):
 
     name = "sora"
 
-    def __init__(self, *args, threshold: float = 1e-3, **kwargs) -> None:
+    def __init__(self, *args: Any, threshold: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.threshold = number("threshold", threshold)
         self._gates: Arrays = []
@@ -51,7 +52,9 @@ class Sora(Rule):
         return values
 
     @torch.no_grad()
-    def allocated(self, before, step, optimizer) -> None:
+    def allocated(
+        self, before: Sequence[torch.Tensor], step: int, optimizer: torch.optim.Optimizer | None
+    ) -> None:
         kept = np.concatenate([adapter.kept.cpu().numpy() for adapter in self.adapters])
         dropped = np.concatenate(self._gates)[~kept]
         if len(dropped) and dropped.max() > 0:

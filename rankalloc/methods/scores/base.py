@@ -32,7 +32,7 @@ class Score(ABC):
         """Take in the gradients now in ``.grad``: after backward, before the optimizer's step."""
 
     @abstractmethod
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         """The score of each triplet, per adapter a tensor (r,); higher stays."""
 
     def arrays(self, names: Sequence[str], step: int) -> list[np.ndarray]:
@@ -106,7 +106,7 @@ class LambdaScore(Score):
         self.average = [torch.zeros_like(lam, dtype=torch.float32) for lam in self.lam]
 
     @abstractmethod
-    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         """What is averaged over the steps, from lam and ∂L/∂lam, each per adapter (r,)."""
 
     @torch.no_grad()
@@ -116,9 +116,9 @@ class LambdaScore(Score):
         grads = [torch.zeros_like(lam) if grad is None else grad for lam, grad in zip(self.lam, given, strict=True)]
         now = self.of_gradient([lam.float() for lam in self.lam], [grad.float() for grad in grads])
         torch._foreach_mul_(self.average, self.beta)
-        torch._foreach_add_(self.average, now, alpha=1 - self.beta)
+        torch._foreach_add_(self.average, list(now), alpha=1 - self.beta)
 
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         return [average.clone() for average in self.average]
 
     def tensors(self) -> dict[str, torch.Tensor]:

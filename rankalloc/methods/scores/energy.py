@@ -8,6 +8,8 @@ large update and much for a small one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .magnitude import Magnitude
@@ -19,5 +21,5 @@ class Energy(Magnitude):
     name = "energy"
     any_basis = False
 
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         return [value.square() for value in super().values()]

@@ -9,6 +9,8 @@ State: r numbers a layer. Known weakness: at a minimum the gradient vanishes, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .base import LambdaScore
@@ -20,7 +22,7 @@ class FirstOrder(LambdaScore):
     name = "first-order"
     any_basis = True
 
-    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         product = torch._foreach_mul(lam, grad)
         torch._foreach_abs_(product)
         return product

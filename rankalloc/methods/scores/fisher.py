@@ -10,6 +10,8 @@ examples, the more so the larger the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .base import LambdaScore
@@ -21,9 +23,9 @@ class Fisher(LambdaScore):
     name = "fisher"
     any_basis = True
 
-    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         return torch._foreach_mul(grad, grad)
 
     @torch.no_grad()
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         return [0.5 * lam.float().square() * average for lam, average in zip(self.lam, self.average, strict=True)]

@@ -6,6 +6,8 @@ not count, and a small gate between large factors may carry more than a large on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .base import Score
@@ -17,5 +19,5 @@ class Gate(Score):
     name = "gate"
 
     @torch.no_grad()
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         return [adapter.lam.abs() for adapter in self.adapters]

@@ -7,6 +7,8 @@ longer pulls, and looks worthless.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .base import LambdaScore
@@ -18,5 +20,5 @@ class GradientNorm(LambdaScore):
     name = "gradient-norm"
     any_basis = True
 
-    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> list[torch.Tensor]:
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         return torch._foreach_abs(grad)

@@ -6,6 +6,8 @@ other basis two large triplets may cancel, and size is not importance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .base import Score
@@ -18,7 +20,7 @@ class Magnitude(Score):
     any_basis = True
 
     @torch.no_grad()
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         return [
             adapter.lam.float().abs() * adapter.left().float().norm(dim=0) * adapter.Q.float().norm(dim=1)
             for adapter in self.adapters

@@ -51,12 +51,12 @@ class Sensitivity(Score):
         torch._foreach_mul_(self.uncertainty, self.beta2)
         torch._foreach_add_(self.uncertainty, now, alpha=1 - self.beta2)
 
-    def of_entries(self) -> list[torch.Tensor]:
+    def of_entries(self) -> Sequence[torch.Tensor]:
         """s(w) of every entry, in the order of the weights."""
         return torch._foreach_mul(self.sensitivity, self.uncertainty)
 
     @torch.no_grad()
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         entry = self.of_entries()
         return [entry[i].mean(0) + entry[i + 1] + entry[i + 2].mean(1) for i in range(0, len(entry), 3)]
 

@@ -10,6 +10,8 @@ State: 2 × the adapter. Known weakness: a triplet that is steadily unimportant 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .sensitivity import Sensitivity
@@ -22,6 +24,6 @@ class SignalToNoise(Sensitivity):
 
     name = "signal-to-noise"
 
-    def of_entries(self) -> list[torch.Tensor]:
+    def of_entries(self) -> Sequence[torch.Tensor]:
         noise = torch._foreach_add(self.uncertainty, EPSILON)
         return torch._foreach_div(self.sensitivity, noise)

@@ -9,6 +9,8 @@ parameters buys by a rule of thumb.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .first_order import FirstOrder
@@ -21,5 +23,5 @@ class WeightedEnergy(FirstOrder):
     any_basis = False
 
     @torch.no_grad()
-    def values(self) -> list[torch.Tensor]:
+    def values(self) -> Sequence[torch.Tensor]:
         return torch._foreach_mul(self.average, [lam.abs().float() for lam in self.lam])
