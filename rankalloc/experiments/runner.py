@@ -22,7 +22,6 @@ from ..storage.loading import load
 from ..storage.saving import save
 from ..trace import EvaluationRecord, RankTrace
 from ..training.callback import RankCallback
-from ..training.controller import RankController
 from .config import RunConfig
 from .run_folder import RunFolder
 from .tasks import prepare
@@ -182,7 +181,7 @@ def preview(config: RunConfig) -> Preview:
     # a rank pattern may exceed the peak
     shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
-    RankController(adapters, budget, total_steps, config.method, fresh=False, **_options(config))  # may refuse
+    RankCallback(adapters, budget, config.method, **_options(config))  # refuses what train would
     final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
     if find_method(config.method).when == "before":
         final = adapters.num_params()

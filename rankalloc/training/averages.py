@@ -66,7 +66,7 @@ def require_followed(adapters: Adapters, followed: Sequence[Adapters]) -> None:
     """Raise RankallocError when there is an AveragedModel of these adapters that is not followed."""
     origins, known = {a.origin for a in adapters}, {id(a) for copies in followed for a in copies}
     strangers = [copy for copy in COPIES if copy.origin in origins and id(copy) not in known]
-    if strangers and len(wrappers_of(strangers, AveragedModel)):  # memory is searched only where there are copies at all
+    if strangers and len(wrappers_of(strangers, AveragedModel)):  # searched only where there are copies at all
         raise RankallocError(
             "there is an AveragedModel of this model whose adapters do not follow when triplets leave or change "
             "their basis; call controller.follow(averaged) before training"
