@@ -1,5 +1,17 @@
-"""The methods a user names. Torch-free, so that ``rankalloc ls methods`` and the configuration can read
-it without paying for torch. A new one is one line here or, from outside, ``METHODS["mine"] = Method(...)``."""
+"""How ranks are chosen: the methods that a user names, and the four kinds of parts they are made of.
+
+    score → budget → allocate → apply
+
+- :mod:`.scores` rate each triplet while a model trains; :mod:`.planners` rate layers before it does.
+- :mod:`.allocators` turn ratings and a budget into the triplets to keep. They are pure functions and know no model.
+- :mod:`.rules` say how ranks move around the optimizer's steps: most only shrink, some grow or move.
+- A :class:`Method` names one of each. :mod:`.during` lists those that choose while training, :mod:`.before` those that
+  choose before; :mod:`.requirements` says which parametrisations a method can train.
+
+Each part is one file and one line in the registry of its folder. A method is one line here or, from outside,
+``METHODS["mine"] = Method(...)``. This module does not import torch, so that ``rankalloc ls methods`` and the
+configuration can read it quickly.
+"""
 
 from __future__ import annotations
 
