@@ -32,7 +32,7 @@ BEFORE = (
         },
         source="Paischer et al., arXiv 2410.07170",
         cost="a forward pass and one small randomised SVD for each distinct input a batch",
-        weakness="the inputs' variance is not the task's: labels are never looked at",
+        weakness="the variance of the inputs is not that of the task: labels are ignored",
     ),
     Method(
         name="gora",
@@ -41,7 +41,7 @@ BEFORE = (
         options={**_DATA, "gamma": "size of that first step, halved until the loss falls (0.05)"},
         source="He et al., arXiv 2502.12171",
         cost=_GRADIENT,
-        weakness="says how much the loss hangs on the weights there are, not on the update to come",
+        weakness="rates how much the loss depends on the present weights, not on the update to come",
     ),
     Method(
         name="fim",
@@ -69,16 +69,16 @@ BEFORE = (
     ),
     Method(
         name="module-types",
-        summary="one rank for all layers of a module type, in proportion to weights you say",
+        summary="one rank for all layers of a module type, in proportion to the weights you give",
         planner="module-types", allocator="grouped", **_BEFORE,
-        options={"weights": "{suffix or regular expression: weight}; 1 where none is said", **_PLACED},
+        options={"weights": "{suffix or regular expression: weight}; 1 where none is given", **_PLACED},
         source="highest averages (D'Hondt) over module types",
         cost="none",
-        weakness="which type matters depends on the task; depth is not looked at",
+        weakness="which type matters depends on the task; depth is ignored",
     ),
     Method(
         name="manual",
-        summary="the ranks you say, by layer name",
+        summary="the ranks you give, by layer name",
         planner="manual", allocator="uniform", **_BEFORE,
         options={
             "rank_pattern": "{suffix or regular expression: rank}, as PEFT's; others have the peak rank", **_PLACED,

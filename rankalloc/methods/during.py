@@ -20,7 +20,7 @@ DURING = (
         name="auto",
         summary="the default: singular values weighted by the loss's pull at them; what is cut leaves memory at once",
         score="weighted-energy", shrinks="events", options={**_BETA, **SHARED},
-        source="studies/planted and studies/default say why",
+        source="chosen by studies/planted and studies/default",
         cost="r numbers a layer in score state; QR and a small SVD at each allocation; memory falls with the budget",
         weakness="what is cut does not come back",
     ),
@@ -38,7 +38,7 @@ DURING = (
         score="energy", shrinks="events", options=SHARED,
         source="Eckart and Young, 1936, at every allocation of a training run",
         cost="no score state; QR and a small SVD at each allocation",
-        weakness="sees only ΔW, not what the loss makes of it",
+        weakness="sees only ΔW, not its effect on the loss",
     ),
     Method(
         name="first-order",

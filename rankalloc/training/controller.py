@@ -19,6 +19,8 @@ from torch import nn
 from ..adapters.adapter_set import Adapters
 from ..budget import BudgetPlan, RankBudget
 from ..errors import NotAdaptedError
+from ..methods import Method
+from ..methods.scores import Score
 from ..trace import TRACE_NAME, LogRecord, RankTrace
 from . import allocation, averages, resuming, sharding
 from .checks import all_finite
@@ -115,6 +117,21 @@ class RankController:
     def adapters(self) -> Adapters:
         """Whose ranks are chosen."""
         return self.state.adapters
+
+    @property
+    def method(self) -> Method:
+        """How ranks are chosen."""
+        return self.settings.method
+
+    @property
+    def budget(self) -> RankBudget:
+        """What may be spent; restated as what the adapters hold where ranks were chosen before training."""
+        return self.settings.budget
+
+    @property
+    def score(self) -> Score | None:
+        """What triplets are worth; None for a method without a score, and once ranks are final."""
+        return self.state.score
 
     @property
     def schedule(self) -> BudgetPlan:
@@ -304,6 +321,10 @@ class RankController:
         """
         resuming.restore(self.state, state)
         self.clock.restart()
+
+    def new_score(self) -> Score | None:
+        """The method's score over the adapters as they are now, with empty state."""
+        return self.state.new_score()
 
     def count_time(self) -> None:
         """Add the time since the last count to the trace's wall time."""

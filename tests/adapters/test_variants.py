@@ -325,7 +325,7 @@ def test_a_plan_with_factors_is_none_for_vera():
     with pytest.raises(ConfigError, match=r"pass ranks=dict\(plan\)"):
         ra.attach(model, ranks=plan, init="vera")
     adapters = ra.attach(model, rank=4, init="vera")
-    with pytest.raises(ConfigError, match="'eva' begins with factors of its own"):
+    with pytest.raises(ConfigError, match="'eva' starts adapters from factors it computes"):
         RankCallback(adapters, budget, "eva")
 
 

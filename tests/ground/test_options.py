@@ -36,6 +36,7 @@ def type_weight(weight):
 
 def at_rank(value):
     adapters = attached(rank=10, init="lora")
+    ra.RankController(adapters, ra.RankBudget(fraction=1.0), total_steps=4, method="dylora")  # which makes them nested
     with ra.at_rank(adapters, value):
         return adapters.ranks()["0"]
 
