@@ -11,14 +11,15 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from problems import VARIANTS
-from summary import HEADER, Row, cells, exact_text, ratio_text, rows
-from training import PROTOCOL, default_method, parametrisation, rate_of
 
 from rankalloc.report import svg
 from rankalloc.report.exhibits import Exhibit, exhibit
 from rankalloc.report.html import TEMPLATES
 from rankalloc.report.wording import plural, printable
+
+from .problems import VARIANTS
+from .summary import HEADER, Row, cells, exact_text, ratio_text, rows
+from .training import PROTOCOL, default_method, parametrisation, rate_of
 
 HERE = Path(__file__).parent
 WORDS = {

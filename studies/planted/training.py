@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Mapping
 
 import torch
-from problems import VARIANTS, Problem, plant
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +16,8 @@ import rankalloc as ra
 from rankalloc.errors import RankallocError
 from rankalloc.methods import Method
 from rankalloc.methods.planners.planning import budget_of
+
+from .problems import VARIANTS, Problem, plant
 
 PROTOCOL = 2
 """Of what a run does beyond its key. Runs of different protocols are never compared."""

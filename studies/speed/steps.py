@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import arms
 import torch
-from arms import ADAPTER, DEFAULT, EVERY, FLOOR, PEFT_ADALORA, PEFT_LORA, PLAIN, PRUNED, Arm, alternate, ratio
 
 import rankalloc as ra
+
+from . import arms
+from .arms import ADAPTER, DEFAULT, EVERY, FLOOR, PEFT_ADALORA, PEFT_LORA, PLAIN, PRUNED, Arm, alternate, ratio
 
 ALL = (FLOOR, PEFT_LORA, PEFT_ADALORA, PLAIN, PRUNED, ADAPTER, DEFAULT)
 

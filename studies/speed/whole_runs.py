@@ -17,15 +17,16 @@ import statistics
 import time
 from typing import Any
 
-import arms
 import torch
-from arms import DEFAULT, PEFT_ADALORA, PEFT_LORA
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup, set_seed
 
 import rankalloc as ra
 from rankalloc.experiments.tasks.base import evaluate
+
+from . import arms
+from .arms import DEFAULT, PEFT_ADALORA, PEFT_LORA
 
 RATES = {PEFT_LORA: (1e-3, 2e-3, 4e-3), PEFT_ADALORA: (4e-3, 8e-3, 1.6e-2), DEFAULT: (4e-3, 8e-3, 1.6e-2)}
 PEERS = (PEFT_LORA, PEFT_ADALORA)
