@@ -1,7 +1,7 @@
-"""From the records of runs to what they say: chosen rates, paired differences, a table and sentences. Pure.
+"""From finished runs to the findings: chosen rates, paired differences, tables and sentences.
 
-Every difference is turned so that above zero is better. With n paired seeds the sign-flip test knows 2ⁿ outcomes:
-five seeds cannot give a p-value below 1/16 however large the difference, so the interval says more.
+A difference above zero is always the better one. With n paired seeds the sign-flip test has 2ⁿ outcomes: five seeds
+cannot give a p-value below 1/16 however large the difference, so the interval says more.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def run_table(runs: Sequence[Run], rate_seeds: int) -> str:
-    """What each arm trained with and cost: chosen rate, rates tried, parameters, seconds and memory, as Markdown."""
+    """How each arm was trained and what it cost, as Markdown: rates, parameters, seconds and memory."""
     header = ("task", "rank", "arm", "rate", "rates tried", "peak parameters", "final parameters", "seconds a run",
               "peak memory")  # fmt: skip
     rows = []
@@ -132,7 +132,7 @@ def run_table(runs: Sequence[Run], rate_seeds: int) -> str:
 
 
 def sentences(comparisons: Sequence[Comparison]) -> list[str]:
-    """One plain sentence a comparison."""
+    """One plain sentence for each comparison."""
     found = []
     for c in comparisons:
         where = "over all tasks and budgets" if c.task == "all" else f"on {c.task} at mean rank {c.budget}"

@@ -4,13 +4,12 @@ An arm is written METHOD or METHOD/CONTROL:
 
     uniform                plain LoRA with equal ranks: the one to beat
     adalora                a method, from its peak rank down to the budget
-    adalora/uniform        its forced-uniform twin: only the difference to it is the placement's
+    adalora/uniform        its forced-uniform twin: the difference to it is the placement's own share
     adalora/random         its ranks drawn by chance
     adalora/shuffled       its ranks handed to other layers
     uniform/truncated      plain LoRA of the peak rank, cut to the budget after training (truncation.py)
 
-The scaling alpha / rank is 2 everywhere, whatever the rank, so that it is no part of what is compared; the rate is
-every arm's own.
+The scaling alpha / rank is 2 at every rank, so that it is not part of the comparison. Every arm has its own rate.
 """
 
 from __future__ import annotations
@@ -63,8 +62,11 @@ class Arm:
 
     @property
     def rates_of(self) -> Arm:
-        """The arm whose best rate this one trains at: itself but for the controls that share all but the
-        placement with their method, and for ``auto``, which shares all but the score with the candidate."""
+        """The arm whose best rate this one trains at.
+
+        That is itself, except for the controls that differ from their method in the placement alone, and for ``auto``,
+        which differs from the candidate in the score alone.
+        """
         if self.method == "auto":
             return Arm(CANDIDATE, self.control if self.control == "uniform" else "")
         return Arm(self.method) if self.control in ("random", "shuffled") else self

@@ -31,9 +31,14 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Cell:
-    """What makes a run itself: two runs of one cell are the same run. ``task`` is a YAML file beside this one,
-    without its ending, or a path to one; ``budget`` the rank of the uniform LoRA of that size; ``steps`` None for
-    those in the file; ``splits`` what is evaluated."""
+    """What identifies a run: two runs of one cell are the same run.
+
+    Attributes:
+        task: the name of a YAML file beside this one, without its ending, or a path to one.
+        budget: the rank of the uniform LoRA of that size.
+        steps: None for those in the file.
+        splits: the splits that are evaluated.
+    """
 
     task: str
     budget: int
@@ -50,8 +55,10 @@ def settings(task: str, steps: int | None) -> RunConfig:
 
 
 def settings_id(task: str) -> str:
-    """A name for everything the task's file sets but where its data stands and how many steps are taken: runs
-    under other settings are other runs."""
+    """A name for everything the task's file sets, apart from the paths of its data and the number of steps.
+
+    Runs under other settings are other runs.
+    """
     tree = yaml.safe_load(_file(task).read_text(encoding="utf-8"))
     kept = {key: value for key, value in tree.items() if key not in ("name", "task")}
     kept["training"] = {key: value for key, value in kept.get("training", {}).items() if key != "steps"}

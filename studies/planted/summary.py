@@ -44,7 +44,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the seeds say of the default's error beside this method's."""
+        """Whether the default's error is lower or higher than this method's."""
         if self.ratio is None:
             return "–"
         _, low, high = self.ratio

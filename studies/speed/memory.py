@@ -1,4 +1,4 @@
-"""Memory of a run from its first step to its last: what tensors hold, and the peak of a process of its own."""
+"""Memory of a run from its first step to its last: the bytes of its tensors, and the peak of a fresh process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators that scoring and masking dispatch in a step, counted from Python."""
+"""Operators that scoring and masking dispatch in a step, as counted from Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench's table in Markdown and its figure, from what was measured."""
+"""The table in Markdown and the figure, from what was measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUN_TARGETS = {"default method / PEFT LoRA": 0.88, "default method / PEFT AdaLoR
 
 
 def table(record: dict[str, Any]) -> str:
-    """Every figure with the goal it was measured against, where there is one."""
+    """Every number, with its goal where there is one."""
     rows: list[tuple[str, str, str]] = []
 
     def add(what: str, value: dict[str, float], goal: float | None = None) -> None:
@@ -70,7 +70,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _settings(record: dict[str, Any], part: str) -> Iterator[tuple[str, Any]]:
-    """(what is said of the setting, what was measured in it) for each in which ``part`` was measured."""
+    """Yield (the setting in words, what was measured) for each setting in which ``part`` was measured."""
     for key, value in record.items():
         if key == part or key.startswith(f"{part}, "):
             yield key.removeprefix(part).replace(", python", ", no kernel"), value["measured"]
