@@ -4,9 +4,9 @@ The model keeps its dropout of 0.1, or has none, as in the other parts. Drawing 
 written out to be masked, take over a quarter of a step in every kind, which brings their ratios nearer to one.
 
 Every kind trains on the same batches at its own best rate of three, chosen by one run each on the tune split. Runs that
-are compared take turns of a few steps, in an order that is reversed from turn to turn: a change in the machine's speed then
-affects all of them equally. A run's seconds are the sum of its steps', allocations included and evaluation left out.
-Each run has its own random state, so that it ends as it would alone.
+are compared take turns of a few steps, in an order that is reversed from turn to turn, so that a change in the
+machine's speed affects all of them equally. A run's seconds are the sum of its steps', allocations included and
+evaluation left out. Each run has its own random state, so that it ends as it would alone.
 """
 
 from __future__ import annotations
