@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from rankalloc.errors import RankallocError
+
 from ..common.table import markdown
 from .measuring import FURTHER_SHARE, KINDS, TRAINED_FURTHER
 
@@ -21,10 +23,16 @@ def with_error(one: dict, full: dict, draws: int = 2000) -> tuple[float, float, 
     """(F1, its share of the full adapter's, the standard error of the share).
 
     The error is a bootstrap over windows, with the same windows drawn for both.
+
+    Raises:
+        RankallocError: the full adapter has an F1 of 0 on some draw, so that there is no share of it.
     """
     rows = np.random.default_rng(0).integers(0, len(full["counts"]), (draws, len(full["counts"])))
     ours, theirs = np.array(one["counts"]), np.array(full["counts"])
-    shares = f1(ours[rows]) / f1(theirs[rows])
+    whole = f1(theirs[rows])
+    if not whole.all():
+        raise RankallocError("the full adapter has F1 0 on some windows drawn; train it with more --steps")
+    shares = f1(ours[rows]) / whole
     return float(f1(ours)), float(f1(ours) / f1(theirs)), float(shares.std(ddof=1))
 
 

@@ -20,7 +20,7 @@ import rankalloc as ra
 from rankalloc.experiments.tasks.base import IGNORED, PreparedTask, evaluate
 
 from ..common.results import Results
-from ..common.training import BATCH, train
+from ..common.training import BATCH, short_punctuation, train
 
 KINDS = ("data-free", "calibrated", "inputs")
 TRAINED_FURTHER = ("data-free", "calibrated")
@@ -56,7 +56,7 @@ class Study:
         torch.set_num_threads(args.threads)
         self.args, self.results = args, results
         self.measured: dict[str, Any] = results.record["measured"]
-        self.task = ra.load_task("punctuation")
+        self.task = short_punctuation() if args.short else ra.load_task("punctuation")
         self._metrics: dict[str, Any] = {"data-free": None}
 
     def run(self) -> None:

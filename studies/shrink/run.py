@@ -32,12 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--shares", type=float, nargs="+", default=SHARES, help=f"of the parameters; {FURTHER_SHARE} is always added"
     )
+    parser.add_argument("--short", action="store_true", help="the short punctuation task of variants and dylora")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=at_least_one, default=1)
     parser.add_argument("--batches", type=at_least_one, default=32, help="training batches that calibration sees")
     parser.add_argument("--work", type=Path, default=Path("runs/shrink"), help="where adapters are kept")
     args = parse(
-        parser, argv, steps=20, rates=[1e-3], further=[2e-4], shares=[FURTHER_SHARE], batches=2,
+        parser, argv, short=True, steps=20, rates=[4e-3], further=[2e-4], shares=[FURTHER_SHARE], batches=2,
         output=QUICK / "shrink" / "results.json", work=QUICK / "shrink",
     )  # fmt: skip
     args.shares = sorted({*args.shares, FURTHER_SHARE}, reverse=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rankalloc.errors import RankallocError
 from studies import default, dylora, planted, shrink, variants
 from studies.common.grid import Grid
 from studies.dylora.run import missing as dylora_missing
-from studies.shrink.analysis import summary
+from studies.shrink.analysis import summary, with_error
 from studies.variants.run import missing as variants_missing
 
 
@@ -92,3 +93,10 @@ def test_an_unfinished_study_runs_rates_first_and_then_the_other_seeds():
     runs = [run for run in of_steps(variants, 96) if run["phase"] == "rates"]
     assert {cell.phase for cell in variants_missing(runs, args)} == {"seeds"}
     assert Grid.fixed(args.rates).wanted({}) == [4e-3]
+
+
+def test_a_share_of_nothing_is_refused():
+    right, nothing = {"counts": [[1, 2, 2]] * 4}, {"counts": [[0, 0, 2]] * 4}
+    assert with_error(nothing, right) == (0.0, 0.0, 0.0)
+    with pytest.raises(RankallocError, match="--steps"):
+        with_error(right, nothing)
