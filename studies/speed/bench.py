@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("reports/speed.json"))
     args = parse(
-        parser, argv, parts=["steps", "freeze", "operators", "memory"], rounds=3, round_steps=1, kernel="python",
+        parser, argv, parts=["steps", "freeze", "operators", "memory"], rounds=4, kernel="python",
         output=QUICK / "speed" / "speed.json",
     )  # fmt: skip
 
@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted = [] if args.report else args.parts or list(known)
     if strangers := [part for part in wanted if part not in known]:
         parser.error(f"no part {strangers[0]!r}; there are {', '.join(known)}")
+    taken = (args.rounds + 1) * (args.round_steps + 1)  # with a round and steps that are not counted
+    if wanted and taken < arms.EVERY:
+        parser.error(f"an arm takes {taken} steps and allocates every {arms.EVERY}; raise --rounds or --round-steps")
     results = Results(args.output, question=__doc__.splitlines()[0])
     if wanted:
         set_up(args, parser)
