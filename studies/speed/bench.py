@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("reports/speed.json"))
     args = parse(
-        parser, argv, parts=["steps", "freeze", "operators", "memory"], rounds=4, kernel="python",
+        parser, argv, parts=["steps", "operators", "memory"], rounds=4, kernel="python",
         output=QUICK / "speed" / "speed.json",
     )  # fmt: skip
 
