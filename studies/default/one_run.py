@@ -13,8 +13,6 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from arms import arm_of, configured
-from truncation import truncate
 
 from rankalloc.errors import RankallocError
 from rankalloc.experiments.config import RunConfig, load_config
@@ -25,14 +23,23 @@ from rankalloc.experiments.tasks.base import PreparedTask, evaluate
 from rankalloc.files import sha256_of
 from rankalloc.methods.planners.planning import layer_shapes
 
+from ..common import memory
+from .arms import arm_of, configured
+from .truncation import truncate
+
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What makes a run itself: two runs of one cell are the same run. ``task`` is a YAML file beside this one,
-    without its ending, or a path to one; ``budget`` the rank of the uniform LoRA of that size; ``steps`` None for
-    those in the file; ``splits`` what is evaluated."""
+    """What identifies a run: two runs of one cell are the same run.
+
+    Attributes:
+        task: the name of a YAML file beside this one, without its ending, or a path to one.
+        budget: the rank of the uniform LoRA of that size.
+        steps: None for those in the file.
+        splits: the splits that are evaluated.
+    """
 
     task: str
     budget: int
@@ -49,8 +56,10 @@ def settings(task: str, steps: int | None) -> RunConfig:
 
 
 def settings_id(task: str) -> str:
-    """A name for everything the task's file sets but where its data stands and how many steps are taken: runs
-    under other settings are other runs."""
+    """A name for everything the task's file sets, apart from the paths of its data and the number of steps.
+
+    Runs under other settings are other runs.
+    """
     tree = yaml.safe_load(_file(task).read_text(encoding="utf-8"))
     kept = {key: value for key, value in tree.items() if key not in ("name", "task")}
     kept["training"] = {key: value for key, value in kept.get("training", {}).items() if key != "steps"}
@@ -68,7 +77,7 @@ def _prepared(task: str) -> tuple[PreparedTask, int]:
     return prepared, sum(shape.params_per_rank for shape in layer_shapes(prepared.build_model(), 1))
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run_cell(cell: Cell) -> dict[str, Any]:
     """Train and evaluate one cell. A run that diverges has a "message" and no metrics."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -82,7 +91,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "metric": prepared.metric, "direction": prepared.direction, "data": prepared.fingerprint,
         "budget_params": cell.budget * params_per_rank,
     }  # fmt: skip
-    _forget_peak_memory()
+    memory.forget_peak()
     started, worked = time.perf_counter(), time.process_time()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -104,22 +113,5 @@ def run(cell: Cell) -> dict[str, Any]:
         **record, "final_params": params, "peak_params": trace.adapter_params_initial, "final_ranks": ranks,
         **{split: evaluation.metrics for split, evaluation in evaluations.items()},
         "seconds": round(time.perf_counter() - started, 2), "cpu_seconds": round(time.process_time() - worked, 2),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": memory.peak_bytes(),
     }  # fmt: skip
-
-
-def _forget_peak_memory() -> None:
-    """Let the kernel count a process's peak memory anew, where it can: a worker runs many arms."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak_memory() -> int | None:
-    """The most memory this process held since then, in bytes; None where the kernel does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,7 +1,7 @@
 """Post-hoc truncation: a finished uniform LoRA, cut to a budget without further training.
 
-ΔW of each layer in canonical form, then the largest σ² per parameter over all layers stay: the least loss of
-Frobenius norm that the budget allows, data-free (PARA, arXiv 2604.27796, with a budget in the place of a threshold).
+ΔW of each layer is put in canonical form, and the largest σ² per parameter over all layers are kept: the smallest loss
+of Frobenius norm that the budget allows. Data-free (PARA, arXiv 2604.27796, with a budget instead of a threshold).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The study's page: figures of the rows, each with its numbers, in the look of the package's reports."""
+"""The study's page: figures with their numbers, in the style of the package's reports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from problems import VARIANTS
-from summary import HEADER, Row, cells, exact_text, ratio_text, rows
-from training import PROTOCOL, default_method, parametrisation, rate_of
 
 from rankalloc.report import svg
 from rankalloc.report.exhibits import Exhibit, exhibit
 from rankalloc.report.html import TEMPLATES
 from rankalloc.report.wording import plural, printable
+
+from .problems import VARIANTS
+from .summary import HEADER, Row, cells, exact_text, ratio_text, rows
+from .training import PROTOCOL, default_method, parametrisation, rate_of
 
 HERE = Path(__file__).parent
 WORDS = {
@@ -171,7 +172,7 @@ def _cell(axes: Axes, x: float, y: float, rank: int, top: int, wrong: bool) -> N
 
 
 def _shown(found: list[Row]) -> list[Row]:
-    """What figures show: each method at the learning rate the study gives it, and the most common run length."""
+    """The rows that figures show: each method at the rate the study gives it, and the most common run length."""
     if not found:
         return []
     steps = statistics.mode(r.steps for r in found)
@@ -188,7 +189,7 @@ def _colour(method: str) -> str:
 
 
 def _mapped(record: dict, members: list[Row]) -> list[dict]:
-    """The runs of the first seed that the default has, of the default and of those it is shown beside."""
+    """The default's run at its first seed, and those of the methods shown beside it."""
     wanted = {r.method: r for r in members if r.method in (default_method(), *MAPPED)}
     own = wanted.get(default_method())
     if own is None:

@@ -1,7 +1,7 @@
-"""Problems with a known answer: a frozen network, and a teacher that is it plus updates of known rank.
+"""Problems with a known answer: a frozen network, and a teacher that adds updates of known rank to it.
 
-The student adapts the frozen network to the teacher's outputs. Whether an allocation is right can then
-be read off layer by layer, which no real task allows.
+The student adapts the frozen network to the teacher's outputs. Layer by layer one can then see
+whether an allocation is right, which no real task allows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict] = {
     "correlated": {"correlated": True},
     "noise": {"noise": 0.1},
 }
-"""{name: arguments of :func:`plant`}. "half" is also given half the planted total; the others all of it."""
+"""{name: arguments of :func:`plant`}. The budget is the planted total, for "half" half of that."""
 
 
 class Mlp(nn.Module):

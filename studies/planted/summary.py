@@ -6,10 +6,11 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from problems import VARIANTS
-from training import PROTOCOL, default_method, rate_of
-
 from rankalloc.experiments.paired import paired_difference
+
+from ..common.table import markdown
+from .problems import VARIANTS
+from .training import PROTOCOL, default_method, rate_of
 
 TINY = 1e-30  # an error of zero has no logarithm
 
@@ -43,7 +44,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the seeds say of the default's error beside this method's."""
+        """Whether the default's error is lower or higher than this method's."""
         if self.ratio is None:
             return "–"
         _, low, high = self.ratio
@@ -109,5 +110,4 @@ def cells(row: Row) -> list[str]:
 
 def table(record: dict) -> str:
     """Markdown: shares and seconds are means over seeds."""
-    lines = [HEADER, ("---",) * len(HEADER), *(cells(row) for row in rows(record))]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown(HEADER, [cells(row) for row in rows(record)])

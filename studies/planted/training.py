@@ -1,4 +1,4 @@
-"""One run of the study: a student, a method, a seed; and how well the ranks it ends with fit."""
+"""One run of the study: a student, a method and a seed, and how well the ranks it ends with fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Mapping
 
 import torch
-from problems import VARIANTS, Problem, plant
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,8 +17,10 @@ from rankalloc.budget import budget_of
 from rankalloc.errors import RankallocError
 from rankalloc.methods import Method
 
+from .problems import VARIANTS, Problem, plant
+
 PROTOCOL = 2
-"""Of what a run does beyond its key. Runs of different protocols are never compared."""
+"""Version of everything a run does that its cell does not say. Runs of different protocols are never compared."""
 RANK, STEPS, PLANNING_BATCHES = 12, 600, 8
 BETAS = (0.9, 0.99)  # a short memory of squared gradients: they fall by many orders of magnitude in 600 steps
 RATES = {"svd": 1e-2, "svd, own basis": 2e-2, "lora": 2e-2, "gate": 4e-2}
@@ -29,7 +30,7 @@ CONTROLS = ("singular-value/uniform",)
 
 
 def default_method() -> str:
-    """What the others are held against: the package's own default."""
+    """The package's default, against which the others are compared."""
     return "auto" if "auto" in ra.METHODS else "singular-value"
 
 
@@ -39,13 +40,13 @@ def method_names() -> list[str]:
 
 
 def few_methods() -> list[str]:
-    """The handful that the lesser variants are run with."""
+    """The handful of methods for the variants that do not run them all."""
     wanted = (default_method(), "singular-value", "adalora", "first-order", "uniform")
     return [name for name in dict.fromkeys(wanted) if name in ra.METHODS]
 
 
 def parametrisation(name: str) -> str:
-    """What a method trains, a key of :data:`RATES` where the study knows it."""
+    """The parametrisation a method trains, a key of :data:`RATES` where the study has one."""
     method = ra.METHODS[name.partition("/")[0]]
     return "svd, own basis" if method.init == "svd" and not method.canonical else method.init
 
@@ -62,14 +63,14 @@ def run(
     variant: str, architecture: str, method: str, seed: int, rate: float, steps: int = STEPS,
     problem: Problem | None = None,
 ) -> dict:
-    """Train one student and hold its ranks and its function against the teacher's.
+    """Train one student and compare its ranks and outputs with the teacher's.
 
     Args:
-        method: a name of :func:`method_names`; "name/placement" is one of a method's own controls.
+        method: a name of :func:`method_names`; "name/placement" is a control of that method.
         problem: instead of the one that ``variant`` and ``seed`` draw.
 
     Raises:
-        RankallocError: from the method, or because the student's error is no finite number.
+        RankallocError: from the method, or because the student's error is not finite.
     """
     problem = problem or plant(architecture, seed, **VARIANTS[variant])
     planted = sum(problem.ranks.values())
@@ -117,7 +118,7 @@ def fit(found: Mapping[str, int], planted: Mapping[str, int]) -> dict[str, float
 
 
 def _planned(student: nn.Module, problem: Problem, method: Method, budget: ra.RankBudget, seed: int) -> dict[str, int]:
-    """The ranks of a method that chooses before training, shown a few batches of its own."""
+    """The ranks of a method that chooses before training, from a few batches that training does not see."""
     takes = inspect.signature(ra.plan_ranks).parameters
     given = {"loss_fn": F.mse_loss} if "loss_fn" in takes else {}
     batches: Iterable | None = None

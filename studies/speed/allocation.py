@@ -1,4 +1,4 @@
-"""One exact allocation beside a sort of the same scores, for the shapes of large models; no weight is needed."""
+"""One exact allocation beside a sort of the same scores, for the shapes of large models, without their weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def linears(layers: int, width: int, inner: int, kv: int, rank: int) -> list[ra.
 
 
 def one(shapes: list[ra.LayerShape], repeats: int = 9) -> dict[str, Any]:
-    """A parameter budget of a third with floors and caps: seconds of the processor, and of torch.sort beside it."""
+    """CPU seconds of an allocation with a parameter budget of a third, floors and caps, and of torch.sort."""
     rank = shapes[0].rank
     spent = sum(s.params_per_rank * s.rank for s in shapes) // 3
     plan = ra.RankBudget(params=spent, min_rank=2, max_rank=rank - 4).resolve(shapes)

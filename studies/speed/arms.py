@@ -1,4 +1,4 @@
-"""What is timed: a model and the ways to train it. All arms take the same batch, loss and AdamW."""
+"""The models that are timed and the ways to train them. All arms take the same batch, loss and AdamW."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERY = 10
 
 
 def bert(layers: int = 6, width: int = 384) -> BertForTokenClassification:
-    """The shape of MiniLM-L6, or another of its kind; without dropout, so that all arms compute the same."""
+    """The shape of MiniLM-L6, or another BERT; without dropout, so that all arms compute the same."""
     torch.manual_seed(0)
     return BertForTokenClassification(BertConfig(
         hidden_size=width, num_hidden_layers=layers, num_attention_heads=max(1, width // 32),
@@ -61,8 +61,8 @@ class Arm:
         model: changed in place.
         targets: pattern of the layers to adapt.
         rank: of every adapter.
-        total_steps: of the schedule of what allocates.
-        budget: of the default method; None holds ranks where they are (all but one) and allocates every ten steps.
+        total_steps: of the schedule, for arms that allocate.
+        budget: of the default method; None allocates every ten steps and keeps all ranks but one.
 
     Attributes:
         allocations: seconds of each allocation so far.
@@ -88,7 +88,7 @@ class Arm:
             self.adapters = ra.attach(model, rank=rank, target_modules=targets, modules_to_save=())
             if kind == PLAIN:
                 for adapter in self.adapters:
-                    adapter.base_layer.register_forward_hook(lambda *_: None)  # who is watched is not fused
+                    adapter.base_layer.register_forward_hook(lambda *_: None)  # a layer with a hook is not fused
             elif kind == PRUNED:
                 for adapter in self.adapters:
                     adapter.resize(0)
@@ -103,7 +103,7 @@ class Arm:
         self.optimizer = torch.optim.AdamW(trained, lr=rate, fused=True) if trained else None
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
-        """One training step; the seconds it took, without those of an allocation."""
+        """Take one training step; returns its seconds, without those of an allocation."""
         started = time.perf_counter()
         self.count += 1
         self.model(**batch).loss.backward()
@@ -125,8 +125,11 @@ class Arm:
 
 
 def alternate(arms: Sequence[Any], rounds: int, steps: int, step: Callable[[Any], float]) -> list[list[float]]:
-    """Mean seconds a step of each arm, per round: in each round every arm takes ``steps`` steps in a row, after one
-    that is not counted, and every other round goes backwards, so that a machine's changing speed hits all alike."""
+    """Mean seconds a step of each arm, per round.
+
+    In each round every arm takes ``steps`` steps in a row, after one that is not counted. Every other round goes
+    backwards, so that a change in the machine's speed affects all arms equally.
+    """
     times: list[list[float]] = [[] for _ in arms]
     for number in range(rounds + 1):
         order = range(len(arms)) if number % 2 else reversed(range(len(arms)))

@@ -1,11 +1,11 @@
 """What does choosing ranks cost, beside plain LoRA, PEFT's AdaLoRA and a frozen model? See README.md in this folder.
 
-    python studies/speed/bench.py                             # everything, about an hour on 2 cores
-    python studies/speed/bench.py --parts steps allocation    # some of it; the rest of reports/speed.json stays
-    python studies/speed/bench.py --parts steps --kernel python    # as it is where the kernel is not built
-    python studies/speed/bench.py --parts steps --products torch   # frozen layers multiplied by whom torch chooses
-    python studies/speed/bench.py --parts runs --freed returned    # with a heap that glibc returns to the system
-    python studies/speed/bench.py --parts                     # only the table and the figure of what was measured
+    python -m studies.speed                               # everything, about an hour on 2 cores
+    python -m studies.speed --parts steps allocation      # some of it; the rest of reports/speed.json stays
+    python -m studies.speed --parts steps --kernel python # without the compiled kernel
+    python -m studies.speed --parts steps --products torch    # torch chooses how frozen layers are multiplied
+    python -m studies.speed --parts runs --freed returned # with a heap that glibc returns to the system
+    python -m studies.speed --report                      # only the table and the figure of what was measured
 
 Only ratios within one run mean anything: a machine's speed changes from minute to minute.
 """
@@ -13,25 +13,19 @@ Only ratios within one run mean anything: a machine's speed changes from minute 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import allocation
-import arms
-import memory
-import operators
-import steps
-import summary
-import whole_runs
-
 from rankalloc.errors import RankallocError
-from rankalloc.files import write_json
 from rankalloc.layers import native, products
 from rankalloc.training.environment import describe
 from rankalloc.training.host_memory import keep_freed_memory
+
+from ..common.arguments import QUICK, at_least_one, parse, parser_of
+from ..common.results import Results
+from . import allocation, arms, memory, operators, steps, summary, whole_runs
 
 
 def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
@@ -54,62 +48,74 @@ def parts(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="*", help="some of the parts (default: all)")
-    parser.add_argument("--rounds", type=int, default=60, help="alternating rounds (default 60)")
-    parser.add_argument("--round-steps", type=int, default=2, help="steps of each arm in a round (default 2)")
-    parser.add_argument("--steps", type=int, default=60, help="steps of a whole run (default 60)")
-    parser.add_argument("--rank", type=int, default=12, help="rank of every adapter (default 12)")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of("speed", __doc__)
+    parser.add_argument("--parts", nargs="+", help="some of the parts (default: all)")
+    parser.add_argument("--report", action="store_true", help="measure nothing: print and draw what has been measured")
+    parser.add_argument("--rounds", type=at_least_one, default=60, help="alternating rounds (60)")
+    parser.add_argument("--round-steps", type=at_least_one, default=2, help="steps of each arm in a round (2)")
+    parser.add_argument("--steps", type=at_least_one, default=60, help="steps of a whole run (60)")
+    parser.add_argument("--rank", type=at_least_one, default=12, help="rank of every adapter (12)")
     parser.add_argument(
         "--kernel", choices=("compiled", "python"), default="compiled",
         help="compiled builds it where it is not built yet; what is measured in python is kept beside the rest",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--freed", choices=("kept", "returned"), default="kept",
-        help="whether the process keeps what it frees, for all kinds alike; what is measured otherwise is kept beside",
-    )
+        help="whether the process keeps what it frees, for all kinds; the other is kept beside the rest",
+    )  # fmt: skip
     parser.add_argument(
         "--products", choices=("chosen", "torch"), default="chosen",
-        help="who multiplies by frozen weights in the adapters: whom rankalloc chooses for this processor, or torch",
-    )
+        help="how adapters multiply by frozen weights: as rankalloc chooses for this processor, or as torch does",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("reports/speed.json"))
-    args = parser.parse_args()
+    args = parse(
+        parser, argv, parts=["steps", "operators", "memory"], rounds=4, kernel="python",
+        output=QUICK / "speed" / "speed.json",
+    )  # fmt: skip
 
     known = parts(args)
-    wanted = list(known) if args.parts is None else args.parts
+    wanted = [] if args.report else args.parts or list(known)
     if strangers := [part for part in wanted if part not in known]:
         parser.error(f"no part {strangers[0]!r}; there are {', '.join(known)}")
-    record = json.loads(args.output.read_text()) if args.output.exists() else {}
-    record.setdefault("question", __doc__.splitlines()[0])
-    # of the processes it starts as well
+    taken = (args.rounds + 1) * (args.round_steps + 1)  # with a round and steps that are not counted
+    if wanted and taken < arms.EVERY:
+        parser.error(f"an arm takes {taken} steps and allocates every {arms.EVERY}; raise --rounds or --round-steps")
+    results = Results(args.output, question=__doc__.splitlines()[0])
+    if wanted:
+        set_up(args, parser)
+    suffix = setting(args)
+    for part in wanted:
+        print(f"{part} …", flush=True)
+        results.record[part + suffix] = {
+            "measured": known[part](), "environment": describe("cpu").model_dump(), "freed memory": args.freed,
+            "load": os.getloadavg()[0],
+        }  # fmt: skip
+        results.save()
+    print(summary.table(results.record))
+    summary.figure(results.record, args.output)
+
+
+def set_up(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Settle kernel, products and heap for this process and those it starts."""
     os.environ[native.SWITCH] = "1" if args.kernel == "compiled" else "0"
     if args.products == "torch":
         os.environ[products.SWITCH] = "0"
-    if wanted and args.kernel == "compiled":
+    if args.kernel == "compiled":
         try:
             native.build()
         except RankallocError as error:
             parser.error(f"{error}; --kernel python measures without it")
-    if wanted and args.freed == "kept" and not keep_freed_memory():
+    if args.freed == "kept" and not keep_freed_memory():
         parser.error(
-            "this process cannot keep what it frees: glibc alone can, and what MALLOC_… variables say goes first; "
+            "this process cannot keep what it frees: only glibc can, and MALLOC_… variables take precedence; "
             "--freed returned measures without it"
         )
-    without = (
+
+
+def setting(args: argparse.Namespace) -> str:
+    """What is added to the name of a part that was measured under other than the default settings."""
+    return (
         ", python" * (args.kernel == "python") + ", torch's products" * (args.products == "torch")
         + ", freed memory returned" * (args.freed == "returned")
-    )
-    for part in wanted:
-        print(f"{part} …", flush=True)
-        record[part + without] = {
-            "measured": known[part](), "environment": describe("cpu").model_dump(), "freed memory": args.freed,
-            "load": os.getloadavg()[0],
-        }
-        write_json(args.output, record)
-    print(summary.table(record))
-    summary.figure(record, args.output.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    main()
+    )  # fmt: skip

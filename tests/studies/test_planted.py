@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 import rankalloc as ra
+from studies.planted import page as pages
+from studies.planted import run as study
+from studies.planted.problems import VARIANTS
+from studies.planted.summary import rows, table
+from studies.planted.training import PROTOCOL, default_method, fit, rate_of
 from tests.support.report_pages import Page
 
-STUDY = Path(__file__).parents[2] / "studies" / "planted"
-MODULES = ("problems", "training", "summary", "page", "run")
 
-
-@pytest.fixture
-def study(monkeypatch):
-    """The module ``run`` of the study, which finds its neighbours as it does when it is started."""
-    monkeypatch.syspath_prepend(STUDY)
-    import run
-
-    monkeypatch.setattr(run, "set_up", lambda: None)  # it changes the whole process
-    yield run
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-def test_two_short_runs_a_table_and_a_page(study, tmp_path, capsys, monkeypatch):
+def test_two_short_runs_a_table_and_a_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study, "set_up", lambda: None)  # it changes the whole process
     output, page = tmp_path / "results.json", tmp_path / "planted.html"
     command = ["--variants", "main", "--architectures", "mlp", "--seeds", "1", "--steps", "20", "--workers", "1",
                "--output", str(output), "--page", str(page), "--methods", "singular-value", "uniform"]
@@ -39,7 +28,7 @@ def test_two_short_runs_a_table_and_a_page(study, tmp_path, capsys, monkeypatch)
     assert set(found) == {"singular-value", "uniform"} and not record["failed"]
     for run in record["runs"]:
         assert run["spent"] == run["budget"] == run["planted"] == sum(run["planted_ranks"].values())
-        assert run["rate"] == study.rate_of(run["method"]) and run["steps"] == 20
+        assert run["rate"] == rate_of(run["method"]) and run["steps"] == 20
         assert 0 < run["relative_error"] < 1
     assert max(found["uniform"]["ranks"].values()) - min(found["uniform"]["ranks"].values()) == 1
     assert printed.count("| main | mlp | ") == 2 and f"{found['uniform']['relative_error']:.1e}" in printed
@@ -54,8 +43,6 @@ def test_two_short_runs_a_table_and_a_page(study, tmp_path, capsys, monkeypatch)
 
 
 def made_up(method, seed, error, ranks=(2, 1)):
-    from training import PROTOCOL, fit, rate_of
-
     planted, found = {"0": 3, "<1>": 0}, dict(zip(("0", "<1>"), ranks, strict=True))
     return {
         "protocol": PROTOCOL, "variant": "main", "architecture": "mlp", "method": method, "seed": seed,
@@ -64,10 +51,7 @@ def made_up(method, seed, error, ranks=(2, 1)):
     }
 
 
-def test_a_method_is_held_against_the_default_on_the_same_seeds(study):
-    from summary import rows, table
-    from training import default_method
-
+def test_a_method_is_held_against_the_default_on_the_same_seeds():
     base, default = [1e-3, 1e-2, 1e-5, 1e-4], default_method()
     errors = {
         default: base, "adalora": [40 * e for e in base], "fisher": [e / 3 for e in base],
@@ -85,7 +69,7 @@ def test_a_method_is_held_against_the_default_on_the_same_seeds(study):
     assert found["fisher"].misplaced == pytest.approx((1 / 3,) * 4) and set(found["fisher"].exact) == {0.0}
     assert "40 [40, 40] | lower" in table(record)
 
-    text = study.write_page(record)
+    text = pages.write_page(record)
     parser = HTMLParser(convert_charrefs=True)
     labels, seen = [], []
     parser.handle_starttag = lambda tag, attrs: labels.append(dict(attrs).get("aria-label")) if tag == "svg" else None
@@ -98,19 +82,15 @@ def test_a_method_is_held_against_the_default_on_the_same_seeds(study):
     page = Page(text)
     assert page.twice == [] and {a[1:] for a in page.addresses if a.startswith("#")} <= set(page.ids)
     assert "http" not in text.replace("http://www.w3.org", "").replace("http-equiv", "")
-    assert study.write_page(record) == text
+    assert pages.write_page(record) == text
 
 
 @pytest.mark.parametrize("name", ["main", "contents", "findings", "table", "provenance"])
-def test_a_variant_may_be_called_like_a_part_of_the_page(study, monkeypatch, name):
+def test_a_variant_may_be_called_like_a_part_of_the_page(monkeypatch, name):
     """Ids made from data are in a namespace apart from the page's own."""
-    import page
-    from problems import VARIANTS
-    from training import default_method
-
     monkeypatch.setitem(VARIANTS, name, {})
-    monkeypatch.setitem(page.WORDS, name, "A variant.")
-    text = study.write_page({"failed": [], "runs": [{**made_up(default_method(), 0, 1e-3), "variant": name}]})
+    monkeypatch.setitem(pages.WORDS, name, "A variant.")
+    text = pages.write_page({"failed": [], "runs": [{**made_up(default_method(), 0, 1e-3), "variant": name}]})
     parsed = Page(text)
     assert parsed.twice == [] and f"variant-{name}" in parsed.sections
     assert {a[1:] for a in parsed.addresses if a.startswith("#")} <= set(parsed.ids)

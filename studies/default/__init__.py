@@ -1,0 +1,1 @@
+"""Which method should be rankalloc's default? See README.md in this folder."""

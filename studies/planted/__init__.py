@@ -1,0 +1,1 @@
+"""Which method finds ranks that are known? See README.md in this folder."""
