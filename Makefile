@@ -7,6 +7,8 @@ PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
 # the files that take longest come first: reordering would leave one of them for the end
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
+# importing torch and transformers costs every process seconds more where bytecode may not be kept
+unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help

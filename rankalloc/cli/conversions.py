@@ -28,7 +28,7 @@ def export(
     The adapter computes the same function.
     """
     with results_only():
-        from ..storage.interchange import export as run
+        from ..storage.exporting import export as run
 
         run(adapter, output, layout=layout, pad_to=pad_to, format=form, prefix=prefix)
     show(f"wrote {output}")
@@ -49,7 +49,7 @@ def import_(
     """
     with results_only():
         from ..experiments.tasks.packages import reference_of
-        from ..storage.interchange import import_lora
+        from ..storage.importing import import_lora
         from ..storage.skeletons import build_skeleton
 
         model = build_skeleton(reference_of(base), trust_remote_code)

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from ..errors import ConfigError, RankallocError
+from . import study_storages
 from .config import RunConfig
-from .run_folder import STUDY_NAME, SweepFolder
 from .search_space import PATHS, SAMPLED, first_points, search_space
 from .sweep_record import Sweep
 from .tasks.base import PreparedTask
@@ -33,7 +32,7 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> optuna.Study:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
-            study_name=config.name, storage=_backend(storage, folder), direction=sweep.prepared.direction,
+            study_name=config.name, storage=study_storages.opened(storage, folder), direction=sweep.prepared.direction,
             load_if_exists=True,
         )
     except Exception as error:  # sqlalchemy and the database drivers have their own exception families
@@ -45,25 +44,6 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> optuna.Study:
         for params, role in first_points(config)[: max(2, wanted - 1)]:  # the last trial is the matched control
             study.enqueue_trial(params, user_attrs={"role": role})
     return study
-
-
-def _backend(storage: str | None, folder: SweepFolder) -> str | optuna.storages.JournalStorage:
-    if storage and storage.startswith("journal:"):
-        return optuna.storages.JournalStorage(JournalFileBackend(storage.removeprefix("journal:")))
-    return storage or f"sqlite:///{folder.study.absolute()}"
-
-
-def shown_storage(storage: str | None) -> str:
-    """The storage as records name it: without a password."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    if storage is None or storage.startswith("journal:"):
-        return storage or STUDY_NAME
-    try:
-        return make_url(storage).render_as_string(hide_password=True)
-    except ArgumentError:
-        return "the given storage"
 
 
 def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: PreparedTask) -> None:

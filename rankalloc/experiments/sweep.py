@@ -24,11 +24,12 @@ from optuna.trial import FrozenTrial, TrialState
 from ..errors import NothingFeasibleError, RankallocError
 from ..files import write_text
 from ..trace import SweepRecord, TrialRecord
+from . import study_storages
 from .config import RunConfig
 from .run_folder import BEST_NAME, SweepFolder
 from .runner import train
 from .search_space import MATCHED, PATHS, Space, check_options, configured, search_space, suggest
-from .study import SweepSpaceError, open_study, owner, queue_again, shown_storage
+from .study import SweepSpaceError, open_study, owner, queue_again
 from .sweep_record import Sweep, best_of, choice_of, compare_on_report, sweep_record, trial_record
 from .tasks import prepare
 
@@ -63,7 +64,7 @@ def run_sweep(
     """
     wanted = trials or config.sweep.trials
     check_options(config)
-    sweep = Sweep(config, SweepFolder(folder), prepare(config), shown_storage(storage), command)
+    sweep = Sweep(config, SweepFolder(folder), prepare(config), study_storages.shown(storage), command)
     study = open_study(sweep, storage, wanted)
     write_text(sweep.folder.config, config.to_yaml())
 

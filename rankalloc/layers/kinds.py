@@ -9,13 +9,15 @@ the pair is laid out in a PEFT file:
     embedding     W = Eᵀ, (dim, num_embeddings)        lora_embedding_A (r, num)    lora_embedding_B (dim, r)
     convolution   W (out, in / groups · kernel)        lora_A (r, in, *kernel)      lora_B (out, r, 1, ...)
 
-A new kind is one subclass of :class:`Kind` and one entry in :data:`LAYER_KINDS`.
+A new kind is one subclass of :class:`Kind` and one entry in :data:`LAYER_KINDS`, before those that would match its
+layers too: the first that matches a layer is its kind.
 
 The triplets of a grouped convolution are those of its weight as a matrix: one row of Q serves every group. PEFT's
-lora_A sees all channels, so the file repeats row i once per group, zero outside that group's channels: its rank is
-groups · r, its numbers are the layer's own and zeros, and PEFT computes the right output from it. (Budgets count
-neither these zeros nor padding.) PEFT cannot merge grouped convolutions; :func:`rankalloc.merge` can. A file that PEFT
-trained over all groups at once is not an update of the grouped weight: it cannot be loaded, but it can be exported.
+lora_A sees all channels, so the file repeats row i once for each group, with zeros outside that group's channels. The
+file's rank is then groups · r, and PEFT computes the right output from it; budgets do not count the zeros. PEFT cannot
+merge grouped convolutions; :func:`rankalloc.merge` can. When PEFT itself trains a grouped convolution, its update mixes
+the groups and is not an update of the grouped weight: :func:`rankalloc.load` refuses such a file, while
+:func:`rankalloc.export` only rewrites it.
 """
 
 from __future__ import annotations

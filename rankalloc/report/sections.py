@@ -1,7 +1,8 @@
-"""The sections of a page, in order. A new section is one file and one line in :data:`SECTIONS`.
+"""The sections of a page, in order. A new section is one function and one line in :data:`SECTIONS`.
 
-The file holds a function from a run's :class:`~.facts.Facts` to exhibits, and the line wraps it in :func:`of_run`. A
-section with its own prose or tables also has a template, and its function takes the page's :class:`~.facts.Subject`.
+A section of figures is a function from a run's :class:`~.facts.Facts` to exhibits, in :mod:`.exhibits` or a file of its
+own; the line wraps it in :func:`of_run`. A section with its own prose or tables is a function here, from the page's
+:class:`~.facts.Subject` to the variables of a template, and a template.
 """
 
 from __future__ import annotations

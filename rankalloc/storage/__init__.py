@@ -15,7 +15,7 @@ The life of these files, and the module for each step:
    ``plain_lora`` holds a whole adapter in memory, for changing and writing it again.
 3. ``loading`` attaches an adapter to a model, after ``fitting`` has checked its factors against the layers, and
    ``fingerprint`` the base.
-4. ``interchange`` exports to and imports from other tools, whose names ``key_names`` knows. ``skeletons`` builds a
-   model without weights, to read the names and shapes of its layers.
+4. ``exporting`` writes one of the ``export_formats``, and ``importing`` reads the files of other tools, whose names
+   ``key_names`` knows. ``skeletons`` builds a model without weights, to read the names and shapes of its layers.
 5. ``library`` serves many adapters on one model, which ``library_index`` finds in a folder.
 """

@@ -139,6 +139,7 @@ def test_an_earlier_trace_does_not_vouch_for_an_adapter_that_was_not_saved(confi
     assert_unfinished(home, run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("split", ["tune", "report"])
 def test_a_process_killed_while_it_evaluates_leaves_a_run_to_resume(split, config, home, straight):
     run = RunFolder(home / f"killed-{split}")

@@ -215,7 +215,12 @@ def test_options_go_to_the_methods_that_know_them():
 
 
 @pytest.mark.parametrize(
-    ("placement", "choice"), [("uniform", "uniform"), ("random", "control"), ("shuffled", "control")]
+    ("placement", "choice"),
+    # the choice itself is tested on records (ground/test_trace.py), so one whole sweep is enough
+    [
+        ("uniform", "uniform"), pytest.param("random", "control", marks=pytest.mark.long),
+        pytest.param("shuffled", "control", marks=pytest.mark.long),
+    ],
 )
 def test_forced_placements_are_no_adaptive_trials(placement, choice, tmp_path):
     """Neither the pair nor the matched control may take a placement for the method's own choice."""
@@ -230,7 +235,9 @@ def test_forced_placements_are_no_adaptive_trials(placement, choice, tmp_path):
     assert "cannot say whether adaptive ranks helped" in page and "Adaptive ranks did" not in page
 
 
-@pytest.mark.parametrize("name", ["non-uniform", "my-uniform", "uniform-ish"])
+@pytest.mark.parametrize(
+    "name", ["non-uniform", *(pytest.param(name, marks=pytest.mark.long) for name in ("my-uniform", "uniform-ish"))]
+)
 def test_a_method_is_not_uniform_for_its_name(name, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, name, replace(METHODS["auto"], name=name))
     record = run_sweep(small_config(tmp_path, f"method={name}"), tmp_path / "out", trials=3)

@@ -16,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError
 from rankalloc.lowrank import Factors, decompose
-from rankalloc.storage.interchange import export
+from rankalloc.storage.exporting import export
 from tests.support.adapter_folders import dense, error_of, random_layers, write_peft
 from tests.support.models import MAKERS, logits_of, make_bert, randomize
 

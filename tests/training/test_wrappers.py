@@ -15,6 +15,12 @@ from tests.support.training import make_trainer, train_mlp
 SENTENCE = "DataParallel.*torchrun .*CUDA_VISIBLE_DEVICES=0"
 
 
+@pytest.fixture(autouse=True)
+def _two_devices(monkeypatch):
+    """This machine, as if it had two GPUs."""
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+
+
 def over_two_devices(model):
     """The wrapper as it is on a machine with two GPUs, but for its replicas, which only exist in a forward pass."""
     wrapper = nn.DataParallel(model)

@@ -1,6 +1,6 @@
 """What an optimizer remembers of an adapter's gradients, and how it follows when triplets leave, turn or come.
 
-Three verbs, each asked for by another part of an allocation:
+Three verbs, for the three things that an allocation does to triplets:
 
     select    triplets leave memory                 (:mod:`rankalloc.adapters.memory`)
     turn      the basis changes                     (:mod:`rankalloc.adapters.canonical`)
@@ -28,7 +28,7 @@ from .packed import Packed
 __all__ = ["FORMATS", "Entry", "Format", "Turn", "Verb", "forget", "require_support", "select", "turn", "unwrap"]
 
 FORMATS: list[Format] = [Counts(), Packed(), Factored(), Elementwise()]
-"""Known formats; the first that claims an entry handles it."""
+"""Known formats, the special ones first: the first that claims an entry handles it."""
 
 _WAYS_OUT: dict[Verb, tuple[str, str]] = {
     "select": ("rankalloc cannot shrink", "use another optimizer or shrink=False"),

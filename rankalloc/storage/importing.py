@@ -1,4 +1,4 @@
-"""Adapters to and from the files of other tools: padding and layout, and the names of kohya and diffusers."""
+"""Turning a file of another tool (kohya, diffusers, bare PEFT) into an adapter folder."""
 
 from __future__ import annotations
 
@@ -10,56 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AdapterFileError, ConfigError, RankallocError, unknown
+from ..errors import AdapterFileError, ConfigError, unknown
 from ..layers.adaptable import shape_of, why_not
 from . import fingerprint, key_names, plain_lora
-from .folder import require_destination
 from .layout import Layout
 from .plain_lora import PlainLora
-from .reading import FinishedAdapter
-from .tensors import read_tensors, write_tensors
-
-FORMATS = ("peft", "kohya")
-
-
-def export(
-    adapter: str | os.PathLike, out: str | os.PathLike, *, layout: str = "uniform", pad_to: int = 1,
-    format: str = "peft", prefix: str = "lora_unet",
-) -> Path:
-    """Write a finished adapter again in the form that another tool reads; it computes the same as before.
-
-    Args:
-        adapter: folder with a PEFT LoRA, written by rankalloc or any other tool.
-        out: folder to write for "peft"; the ``.safetensors`` file to write for "kohya".
-        layout: "uniform" (one rank, zeros where a layer has fewer) or "compact" (a rank_pattern); "peft" only.
-        pad_to: in the uniform layout, round the one rank up to a multiple of this; some servers want 8 or 16.
-        format: "peft", or "kohya": one file, alpha equal to each layer's own rank, padded only by ``pad_to``.
-        prefix: of kohya's names: lora_unet, lora_te, lora_te1, lora_te2.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        AdapterFileError: the adapter is damaged, or not a plain LoRA.
-        ConfigError: an option does not exist or does not fit.
-        RankallocError: kohya's format cannot hold this adapter: it has heads, embeddings or grouped convolutions, or
-            two layers would get the same name. Nothing is written then.
-    """
-    if format not in FORMATS:
-        raise ConfigError(unknown("format", format, FORMATS))
-    stored = Layout(layout, pad_to).check()
-    lora = plain_lora.read(adapter)
-    if format == "peft":
-        require_destination(out, FinishedAdapter(adapter).folder)
-        return plain_lora.write(lora, out, stored)
-    if prefix not in key_names.KOHYA:
-        raise ConfigError(unknown("prefix", prefix, key_names.KOHYA))
-    if Path(out).suffix != ".safetensors":
-        raise ConfigError(f"format 'kohya' writes one file, so out must end in .safetensors; got {str(out)!r}")
-    tensors, top = _as_kohya(lora, prefix, stored, str(adapter))
-    about = {"ss_network_module": "networks.lora", "ss_network_dim": str(top), "ss_network_alpha": str(top)}
-    write_tensors(out, tensors, {**lora.metadata, **about})
-    return Path(out)
+from .tensors import read_tensors
 
 
 def import_lora(
@@ -106,38 +62,6 @@ def import_lora(
         lora.metadata |= {fingerprint.KEY: base.encode()} if base is not None else {}
     plain_lora.write(lora, out, Layout("compact"))
     return lora
-
-
-def _as_kohya(lora: PlainLora, prefix: str, layout: Layout, what: str) -> tuple[dict[str, torch.Tensor], int]:
-    """The tensors of a kohya file, and the highest rank in it."""
-    if lora.heads:
-        raise RankallocError(
-            f"{what} holds modules that were trained whole ({next(iter(lora.heads))}), for which kohya's format has no "
-            "names; export it with format 'peft'"
-        )
-    if lora.embeddings:
-        raise RankallocError(
-            f"{what} adapts the embedding {min(lora.embeddings)}, for which kohya's format has no name; export it with "
-            "format 'peft'"
-        )
-    if lora.groups:
-        raise RankallocError(
-            f"{what} adapts the grouped convolution {min(lora.groups)}, which kohya's format cannot express; export it "
-            "with format 'peft'"
-        )
-    stems: dict[str, str] = {}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, (a, b) in lora.pairs.items():
-        stem = key_names.kohya_key(name, prefix)
-        if stem in stems:
-            raise RankallocError(f"{name} and {stems[stem]} would both be {stem} in kohya's format, which has no dots")
-        stems[stem] = name
-        rank = layout.stored_rank([len(a)])
-        missing = rank - len(a)
-        tensors[f"{stem}.lora_down.weight"] = torch.cat([a, a.new_zeros(missing, *a.shape[1:])])
-        tensors[f"{stem}.lora_up.weight"] = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
-        tensors[f"{stem}.alpha"] = torch.tensor(float(rank))
-    return tensors, max(tensors[f"{stem}.lora_down.weight"].shape[0] for stem in stems)
 
 
 def _choose(groups: Mapping[str, Any], component: str | None, what: str) -> str:

@@ -1,0 +1,34 @@
+"""What an export format is asked to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..layout import Layout
+from ..plain_lora import PlainLora
+
+
+@dataclass(frozen=True)
+class Export:
+    """One adapter on its way to another tool.
+
+    Attributes:
+        lora: the whole adapter, in memory.
+        source: the folder it was read from.
+        out: what to write, a folder or a file.
+        layout: how ranks are padded.
+        prefix: of the tensors' names, for formats that have one.
+    """
+
+    lora: PlainLora
+    source: Path
+    out: str | os.PathLike
+    layout: Layout
+    prefix: str
+
+
+Writer = Callable[[Export], Path]
+"""Writes ``out`` whole or not at all and returns it; raises RankallocError when the format cannot hold the adapter."""
