@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # xdist's workers and the processes that tests start keep bytecode: without it each of them compiles torch and
@@ -45,3 +46,10 @@ def mlp():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """Everything that is imported by now stays: no collection of garbage looks at it again. The Trainer collects at
+    every training, and half of a small run's time would go into objects of transformers."""
+    gc.collect()
+    gc.freeze()
