@@ -148,24 +148,26 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def runs(folder: Path) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Each run that two processes and one must end alike, by name."""
-    for method in ("auto", "adalora", "dylora"):
-        yield method, plain_loop(method)
-    yield "trainer", trainer(folder)
-    for name in ("bert", "gpt2"):
-        yield name, sharded(folder, name)
+def runs(folder: Path, part: str) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Each run that two processes and one must end alike, by name; ``part`` is "whole" or "sharded"."""
+    if part == "whole":
+        for method in ("auto", "adalora", "dylora"):
+            yield method, plain_loop(method)
+        yield "trainer", trainer(folder)
+    else:
+        for name in ("bert", "gpt2"):
+            yield name, sharded(folder, name)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, part: str) -> None:
     if WORLD > 1:
         dist.init_process_group("gloo")
-    for name, state in runs(folder):
+    for name, state in runs(folder, part):
         torch.save(state, folder / f"{name}-{WORLD}-{RANK}.pt")
-    if WORLD > 1:
+    if WORLD > 1 and part == "sharded":
         (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals()))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
