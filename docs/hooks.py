@@ -28,6 +28,12 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page of docs/ links to files of the repository; on the site it links to their pages."""
+    source = included.ROOT / "docs" / page.file.src_uri
+    return included.moved(markdown, source, page.file.src_uri)[0] if source.is_file() else markdown
+
+
 def on_page_content(html: str, **_: Any) -> str:
     """Roles in docstrings become links or code."""
     return docstrings.linked(html, api.public_paths())

@@ -65,7 +65,8 @@ def moved(text: str, source: Path, path: str) -> tuple[str, list[Path]]:
         file = (source.parent / address).resolve()
         there = site_path(file)
         if there is None:
-            return label
+            # a page that is generated on the site has no file here; its address is the site's already
+            return match.group(0) if (ROOT / "docs") in file.parents else label
         if (ROOT / "docs") not in file.parents:
             links.append(file / "README.md" if file.is_dir() else file)
         relative = os.path.relpath(there, PurePosixPath(path).parent)

@@ -34,6 +34,6 @@ def methods_table() -> str:
 
 def find_method(name: str) -> Method:
     """The method of this name; a ConfigError with the nearest name when there is none."""
-    if name not in METHODS:
-        raise ConfigError(unknown("method", name, METHODS))
+    if not isinstance(name, str) or name not in METHODS:
+        raise ConfigError(unknown("method", str(name), METHODS))
     return METHODS[name]

@@ -91,6 +91,7 @@ def settle(
         NotAdaptedError: the method chooses ranks before training, and that was not done.
     """
     chosen, options = find_method(method), dict(options)
+    _require_parts(chosen)
     strangers = [name for name in options if name not in chosen.options]
     if strangers:
         raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], chosen.options or ["none"]))
@@ -121,6 +122,16 @@ def settle(
     settings.new_rule([])
     settings.new_score([])
     return settings
+
+
+def _require_parts(method: Method) -> None:
+    """Raise ConfigError when the method, which may come from outside, names a part that nobody registered."""
+    parts: tuple[tuple[str, str | None, Mapping[str, Any]], ...] = (
+        ("score", method.score, SCORES), ("rule", method.rule, RULES), ("allocator", method.allocator, ALLOCATORS),
+    )
+    for what, name, registry in parts:
+        if name is not None and name not in registry:
+            raise ConfigError(f"method {method.name!r} names an {unknown(what, name, registry)}")
 
 
 def _when_to_shrink(shrink: bool | str, method: Method, placement: str) -> Shrink:

@@ -7,8 +7,10 @@ import torch
 from transformers import AutoTokenizer
 
 from rankalloc.errors import ConfigError, DataError
+from rankalloc.experiments.config import load_config
 from rankalloc.experiments.tasks import prepare
 from rankalloc.experiments.tasks.packages import minilm_folder
+from tests.support import models
 from tests.support.task_files import SENTENCES, config, file_config
 
 GOOD = "text,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(SENTENCES))
@@ -100,6 +102,17 @@ def test_a_folder_that_is_no_model_is_one_sentence(tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="cannot be loaded.*safetensors"):
         prepare(config(f"model={tmp_path}", "data.limit_train=4")).build_model()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+def test_a_model_folder_without_a_tokenizer_is_one_sentence(architecture, tmp_path):
+    """transformers makes one that knows no words, and every text becomes the same."""
+    models.MAKERS[architecture]().save_pretrained(tmp_path / "model")
+    path = tmp_path / "a.csv"
+    path.write_text(GOOD)
+    sets = [f"task={{kind: text-classification, train: {path}}}", f"model={tmp_path / 'model'}"]
+    with pytest.raises(ConfigError, match="tokenizer"):
+        prepare(load_config(None, sets))
 
 
 def test_more_tokens_than_positions_is_one_sentence():

@@ -26,7 +26,7 @@ OPTIONS = {"manual": ["method_options.rank_pattern={query: 4, value: 2}", "budge
            "module-types": ["method_options.weights={query: 2.0}"],
            "dylora": ["adapter.scale=rslora"]}
 KINDS = {
-    "lora-fa": ["method=singular-value", "adapter.init=lora-fa"],
+    "lora-fa": ["method=first-order", "adapter.init=lora-fa"],
     "dropout": ["method=auto", "adapter.dropout=0.1"],
     "shuffled": ["method=auto", "method_options.placement=shuffled"],
     "grouped": ["method=adalora", "method_options.placement=grouped"],
@@ -130,6 +130,12 @@ def _unlike(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path}: {one!r:.80} and {other!r:.80}"]
 
 
+def written(command: list[str]) -> bool:
+    """Whether what the command writes is there."""
+    folder = Path(command[command.index("--output" if "--output" in command else "-o") + 1])
+    return any((folder / name).exists() for name in ("trace.json", "adapter_config.json"))
+
+
 def half_done(source: Path, target: Path, steps: int) -> None:
     """A run as if it had been killed after half of its steps."""
     shutil.copytree(source, target)
@@ -146,7 +152,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--methods", default=None, help="names separated by commas; all when left out")
-    parser.add_argument("--keep-old", action="store_true", help="what OLD wrote lies in the output folder already")
+    parser.add_argument("--keep-old", action="store_true", help="leave out what OLD has written there already")
     asked = parser.parse_args()
     import rankalloc as ra
 
@@ -155,7 +161,10 @@ def main() -> int:
     old, new = output / "old", output / "new"
     output.mkdir(parents=True, exist_ok=True)
     if not asked.keep_old:
-        run_commands(asked.old.resolve(), commands_of(old, methods, asked.steps), output / "old.log")
+        shutil.rmtree(old, ignore_errors=True)
+    wanted = [c for c in commands_of(old, methods, asked.steps) if not written(c)]
+    run_commands(asked.old.resolve(), wanted, output / "old.log")
+    if not (output / "sweep-old").exists():
         run_commands(asked.old.resolve(), [sweep(output / "sweep-half", 3)], output / "sweep-half.log")
         shutil.copytree(output / "sweep-half", output / "sweep-old")
         run_commands(asked.old.resolve(), [sweep(output / "sweep-old", 6)], output / "sweep-old.log")

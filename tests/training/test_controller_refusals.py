@@ -172,3 +172,17 @@ def test_uniform_control_spends_the_same_budget():
     trace = controller.finish()
     assert adapters.ranks() == ranks and trace.scores is None and trace.allocations[-1].reached == 7
     assert all((a.lam == 1).all() for a in adapters)
+
+
+@pytest.mark.parametrize("part", ["score", "rule", "allocator"])
+def test_a_method_from_outside_that_names_an_unknown_part_is_refused_in_one_sentence(part, monkeypatch):
+    words = {"name": "mine", "summary": "", "source": "", "cost": "", "weakness": "", "score": None}
+    made = ra.Method(**{**words, part: "nope"})
+    monkeypatch.setitem(ra.METHODS, "mine", made)
+    with pytest.raises(ConfigError, match=f"method 'mine' names an unknown {part} 'nope'"):
+        ra.RankController(ra.attach(make_mlp(), rank=4), ra.RankBudget(ranks=5), 6, method="mine")
+
+
+def test_a_method_is_a_name():
+    with pytest.raises(ConfigError, match="unknown method"):
+        ra.RankController(ra.attach(make_mlp(), rank=4), ra.RankBudget(ranks=5), 6, method=ra.METHODS["auto"])

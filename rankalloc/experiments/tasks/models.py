@@ -60,6 +60,11 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
     with quiet(), _one_sentence(name, reference):
         model_config = AutoConfig.from_pretrained(reference, **options)
         tokenizer = AutoTokenizer.from_pretrained(reference, **options, **words)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of a folder without one
+        raise ConfigError(
+            f"the tokenizer of model {name!r} knows no words, so every text would be the same: {reference} has no "
+            "tokenizer files; save the model's tokenizer there too"
+        )
     if kind == "token-classification" and not tokenizer.is_fast:
         raise ConfigError(f"model {name!r} has no fast tokenizer, which token-classification needs")
     if tokenizer.pad_token is None:
