@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # --no-compile: bytecode is made when a module is first imported, which is far less than all of it
 PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
-# the files that take longest come first: reordering would leave one of them for the end
+# the order is tests/conftest.py's: the files that take longest come first
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 # importing torch and transformers costs every process seconds more where bytecode may not be kept
@@ -63,6 +63,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt requirements-example.txt
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	$(PIP) --editable '.[test]'
+	# bytecode of all that the tests import: made once here, and not by both workers at the same time
+	@-$(BIN)/python -m pytest --collect-only -q > /dev/null 2>&1
 	@touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready
