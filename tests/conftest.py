@@ -55,7 +55,7 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-# files that take longest, in seconds of one core: several_processes 35, native 35, methods 35, html 25, app 20, sweep 20
+# the files that take longest, 20 to 35 seconds of one core each
 LONGEST = (
     "tests/several_processes/", "tests/layers/test_native.py", "tests/contracts/test_methods.py",
     "tests/report/test_html.py", "tests/cli/test_app.py", "tests/experiments/test_sweep.py",
