@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -27,6 +27,16 @@ RATES = {"svd": 1e-2, "svd, own basis": 2e-2, "lora": 2e-2, "gate": 4e-2}
 """Learning rate by parametrisation; see README.md for the runs, on a seed the study does not use, that chose them."""
 NEEDS_OPTIONS = ("manual",)
 CONTROLS = ("singular-value/uniform",)
+
+
+Door = Callable[[nn.Module, str, Mapping[str, int] | None], ra.Adapters]
+"""Puts adapters of rank :data:`RANK` at scale 1 beside a student's linear layers: (student, the method's
+parametrisation, planned ranks where there are any) to adapters."""
+
+
+def attached(student: nn.Module, init: str, ranks: Mapping[str, int] | None = None) -> ra.Adapters:
+    """This study's :data:`Door`: the package's own adapters."""
+    return ra.attach(student, rank=RANK, alpha=RANK, ranks=ranks, init=init)
 
 
 def default_method() -> str:
@@ -61,13 +71,14 @@ def loss_of(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 def run(
     variant: str, architecture: str, method: str, seed: int, rate: float, steps: int = STEPS,
-    problem: Problem | None = None,
+    problem: Problem | None = None, door: Door = attached,
 ) -> dict:
     """Train one student and compare its ranks and outputs with the teacher's.
 
     Args:
         method: a name of :func:`method_names`; "name/placement" is a control of that method.
         problem: instead of the one that ``variant`` and ``seed`` draw.
+        door: how the student gets its adapters.
 
     Raises:
         RankallocError: from the method, or because the student's error is not finite.
@@ -81,7 +92,7 @@ def run(
     chosen = ra.METHODS[name]
     torch.manual_seed(1000 + seed)
     ranks = _planned(student, problem, chosen, budget, seed) if chosen.when == "before" else None
-    adapters = ra.attach(student, rank=RANK, alpha=RANK, ranks=ranks, init=chosen.init)
+    adapters = door(student, chosen.init, ranks)
     if ranks is not None:
         budget = budget_of(adapters.shapes(), budget)
     optimizer = torch.optim.Adam(adapters.parameters(), lr=rate, betas=BETAS, fused=True)
@@ -103,7 +114,7 @@ def run(
         raise RankallocError(f"training diverged: the student's error is {error}")
     return {
         "protocol": PROTOCOL, "variant": variant, "architecture": architecture, "method": method, "seed": seed,
-        "rate": rate, "steps": steps, "init": chosen.init, "planted": planted, "budget": total,
+        "rate": rate, "steps": steps, "init": adapters.init, "planted": planted, "budget": total,
         "spent": sum(found.values()), "planted_ranks": problem.ranks, "ranks": found, **fit(found, problem.ranks),
         "relative_error": error, "cpu_seconds": round(time.process_time() - started, 2),
     }

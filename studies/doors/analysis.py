@@ -1,0 +1,145 @@
+"""From finished runs to the comparison: chosen rates, paired differences to ``ra.attach``, tables.
+
+Every interval is a t interval over paired seeds. Differences of losses are in nats, those of errors are factors: the
+exponential of a mean difference of logarithms.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scipy import stats
+
+from ..common.grid import best_rate
+from ..common.table import interval, markdown
+from ..planted.summary import times
+from .arms import ATTACH
+from .parts import Part, value_of
+
+REFERENCE = ATTACH
+Runs = Sequence[dict[str, Any]]
+
+
+def chosen_rate(part: Part, runs: Runs, place: str, arm: str) -> float | None:
+    """The rate an arm is judged at; None until one is settled."""
+    tuned = part.tuned(runs, place, arm)
+    return None if part.grid.wanted(tuned) else best_rate(tuned)
+
+
+def judged(part: Part, runs: Runs, place: str, arm: str) -> dict[int, dict]:
+    """{seed: run} of phase "seeds" at the arm's chosen rate; a run that diverged has a "message"."""
+    cell = ("seeds", place, arm, chosen_rate(part, runs, place, arm))
+    mine = [run for run in runs if (run["phase"], run["place"], run["arm"], run["rate"]) == cell]
+    return {run["seed"]: run for run in sorted(mine, key=lambda run: run["seed"])}
+
+
+def paired(
+    part: Part, runs: Runs, place: str, arm: str, value: Callable[[dict], float] | None = None
+) -> tuple[float, float, float, list[float]] | None:
+    """(mean, low, high, difference of each seed) of an arm's value minus the reference's, with a t interval.
+
+    None for the reference, below two seeds in common, and where a run of either diverged.
+    """
+    own, other = judged(part, runs, place, arm), judged(part, runs, place, REFERENCE)
+    seeds = sorted(own.keys() & other.keys())
+    if arm == REFERENCE or len(seeds) < 2 or any("message" in side[seed] for side in (own, other) for seed in seeds):
+        return None
+    value = value or part.value
+    differences = [value(own[seed]) - value(other[seed]) for seed in seeds]
+    return (*t_interval(differences), differences)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of at least two values and its 95 % t interval."""
+    mean = statistics.fmean(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def report(part: Part, runs: Runs) -> str:
+    """A part's tables in Markdown."""
+    tables = {"planted": [planted_table], "language": [rate_table, loss_table], "punctuation": [rate_table, loss_table]}
+    return "\n\n".join(table(part, runs) for table in tables[part.name])
+
+
+def planted_table(part: Part, runs: Runs) -> str:
+    """Ranks and errors of each arm on each problem."""
+    header = ("problem", "arm", "rate (tried)", "seeds", "layers exact", "relative error, geometric mean", "worst",
+              "error ÷ attach's [95 %]", "each seed", "CPU s")  # fmt: skip
+    rows = []
+    for place in part.places:
+        for arm in part.arms:
+            if not (own := list(judged(part, runs, place, arm).values())):
+                continue
+            errors = [10 ** value_of(part, run) for run in own]
+            ratio = paired(part, runs, place, arm)
+            rows.append([
+                place, arm, _rate(part, runs, place, arm), str(len(own)),
+                "–" if place.startswith("half") else f"{statistics.fmean(run.get('exact', 0) for run in own):.1%}",
+                f"{statistics.geometric_mean(errors):.1e}", f"{max(errors):.1e}",
+                "–" if ratio is None else "{} [{}, {}]".format(*(times(10**value) for value in ratio[:3])),
+                "–" if ratio is None else " ".join(times(10**value) for value in ratio[3]), _seconds(own),
+            ])  # fmt: skip
+    return markdown(header, rows)
+
+
+def rate_table(part: Part, runs: Runs) -> str:
+    """The loss of every arm at every rate it was tried at, each seed; bold is the rate the arm is judged at."""
+    found: dict[float, dict[str, list[float]]] = {}
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        if run["phase"] == "rates":
+            found.setdefault(run["rate"], {}).setdefault(run["arm"], []).append(value_of(part, run))
+    best = {arm: chosen_rate(part, runs, part.places[0], arm) for arm in part.arms}
+
+    def cell(rate: float, arm: str) -> str:
+        text = " ".join(f"{value:.4f}" for value in found[rate].get(arm, [])) or "–"
+        return f"**{text}**" if rate == best[arm] else text
+
+    rows = [[f"{rate:g}", *(cell(rate, arm) for arm in part.arms)] for rate in sorted(found)]
+    return markdown(("rate", *part.arms), rows)
+
+
+def loss_table(part: Part, runs: Runs) -> str:
+    """Each arm at its own rate, on the seeds that chose none."""
+    scored = any("f1" in run for run in runs)
+    header = ["arm", "rate", "seeds", "trained at the peak", "at the end", "loss", "worst", "loss − attach's (95 %)"]
+    header += ["F1", "F1 − attach's (95 %)"] if scored else []
+    rows = []
+    for arm in part.arms:
+        every = judged(part, runs, part.places[0], arm)
+        own = [run for run in every.values() if "message" not in run]
+        if not own:
+            continue
+        losses, pair = [run["loss"] for run in own], paired(part, runs, part.places[0], arm)
+        lost = f" ({len(every) - len(own)} diverged)" if len(own) < len(every) else ""
+        row = [
+            arm, f"{own[0]['rate']:g}{_edge(part, runs, part.places[0], arm)}", f"{len(own)}{lost}",
+            *(f"{max(run[name] for run in own):,}" for name in ("peak_params", "final_params")),
+            f"{statistics.fmean(losses):.4f}", f"{max(losses):.4f}", _difference(pair),
+        ]  # fmt: skip
+        if scored:
+            pair = paired(part, runs, part.places[0], arm, lambda run: run["f1"])
+            row += [f"{statistics.fmean(run['f1'] for run in own):.4f}", _difference(pair)]
+        rows.append([*row, _seconds(own)])
+    return markdown([*header, "CPU s"], rows)
+
+
+def _difference(pair: tuple[float, float, float, list[float]] | None) -> str:
+    return "–" if pair is None else f"{pair[0]:+.4f} ({interval(*pair[1:3])})"
+
+
+def _rate(part: Part, runs: Runs, place: str, arm: str) -> str:
+    tried = ", ".join(f"{rate:g}" for rate in part.tuned(runs, place, arm))
+    return f"{chosen_rate(part, runs, place, arm):g}{_edge(part, runs, place, arm)} ({tried})"
+
+
+def _edge(part: Part, runs: Runs, place: str, arm: str) -> str:
+    tuned = part.tuned(runs, place, arm)
+    return " at an edge" if chosen_rate(part, runs, place, arm) in (min(tuned), max(tuned)) else ""
+
+
+def _seconds(runs: Runs) -> str:
+    return f"{statistics.median(run['cpu_seconds'] for run in runs if 'cpu_seconds' in run):.0f}"
