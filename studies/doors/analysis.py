@@ -13,9 +13,7 @@ from typing import Any
 
 from scipy import stats
 
-from ..common.grid import best_rate
 from ..common.table import interval, markdown
-from ..planted.summary import times
 from .arms import ATTACH
 from .parts import Part, value_of
 
@@ -23,15 +21,9 @@ REFERENCE = ATTACH
 Runs = Sequence[dict[str, Any]]
 
 
-def chosen_rate(part: Part, runs: Runs, place: str, arm: str) -> float | None:
-    """The rate an arm is judged at; None until one is settled."""
-    tuned = part.tuned(runs, place, arm)
-    return None if part.grid.wanted(tuned) else best_rate(tuned)
-
-
 def judged(part: Part, runs: Runs, place: str, arm: str) -> dict[int, dict]:
     """{seed: run} of phase "seeds" at the arm's chosen rate; a run that diverged has a "message"."""
-    cell = ("seeds", place, arm, chosen_rate(part, runs, place, arm))
+    cell = ("seeds", place, arm, part.chosen_rate(runs, arm))
     mine = [run for run in runs if (run["phase"], run["place"], run["arm"], run["rate"]) == cell]
     return {run["seed"]: run for run in sorted(mine, key=lambda run: run["seed"])}
 
@@ -61,27 +53,43 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def report(part: Part, runs: Runs) -> str:
     """A part's tables in Markdown."""
-    tables = {"planted": [planted_table], "language": [rate_table, loss_table], "punctuation": [rate_table, loss_table]}
-    return "\n\n".join(table(part, runs) for table in tables[part.name])
+    tables = [planted_rates, planted_table] if part.name == "planted" else [rate_table, loss_table]
+    return "\n\n".join(table(part, runs) for table in tables)
+
+
+def planted_rates(part: Part, runs: Runs) -> str:
+    """The error of every arm on each problem at every rate it was tried at, and the share of exact layers."""
+    found = {(run["place"], run["arm"], run["rate"]): run for run in runs if run["phase"] == "rates"}
+    rates = sorted({rate for _, _, rate in found})
+    best = {arm: part.chosen_rate(runs, arm) for arm in part.arms}
+
+    def cell(place: str, arm: str, rate: float) -> str:
+        run = found.get((place, arm, rate))
+        text = "–" if run is None else "diverged" if "message" in run else f"{run['relative_error']:.1e}"
+        if run is not None and place.startswith("main") and run.get("exact", 1) < 1:
+            text += f" ({run['exact']:.0%} exact)"
+        return f"**{text}**" if rate == best[arm] else text
+
+    rows = [[place, arm, *(cell(place, arm, rate) for rate in rates)] for place in part.places for arm in part.arms]
+    return markdown(("problem", "arm", *(f"{rate:g}" for rate in rates)), rows)
 
 
 def planted_table(part: Part, runs: Runs) -> str:
-    """Ranks and errors of each arm on each problem."""
-    header = ("problem", "arm", "rate (tried)", "seeds", "layers exact", "relative error, geometric mean", "worst",
-              "error ÷ attach's [95 %]", "each seed", "CPU s")  # fmt: skip
+    """Ranks and errors of each arm on each problem, at the arm's own rate."""
+    header = ("problem", "arm", "rate", "seeds", "layers exact", "relative error, geometric mean", "worst",
+              "error ÷ attach's (95 %)", "each seed", "CPU s")  # fmt: skip
     rows = []
     for place in part.places:
         for arm in part.arms:
             if not (own := list(judged(part, runs, place, arm).values())):
                 continue
-            errors = [10 ** value_of(part, run) for run in own]
-            ratio = paired(part, runs, place, arm)
+            errors, ratio = [10 ** value_of(part, run) for run in own], paired(part, runs, place, arm)
             rows.append([
-                place, arm, _rate(part, runs, place, arm), str(len(own)),
+                place, arm, f"{own[0]['rate']:g}{_edge(part, runs, arm)}", str(len(own)),
                 "–" if place.startswith("half") else f"{statistics.fmean(run.get('exact', 0) for run in own):.1%}",
                 f"{statistics.geometric_mean(errors):.1e}", f"{max(errors):.1e}",
-                "–" if ratio is None else "{} [{}, {}]".format(*(times(10**value) for value in ratio[:3])),
-                "–" if ratio is None else " ".join(times(10**value) for value in ratio[3]), _seconds(own),
+                "–" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*(10**value for value in ratio[:3])),
+                "–" if ratio is None else " ".join(f"{10**value:.2f}" for value in ratio[3]), _seconds(own),
             ])  # fmt: skip
     return markdown(header, rows)
 
@@ -92,7 +100,7 @@ def rate_table(part: Part, runs: Runs) -> str:
     for run in sorted(runs, key=lambda run: run["seed"]):
         if run["phase"] == "rates":
             found.setdefault(run["rate"], {}).setdefault(run["arm"], []).append(value_of(part, run))
-    best = {arm: chosen_rate(part, runs, part.places[0], arm) for arm in part.arms}
+    best = {arm: part.chosen_rate(runs, arm) for arm in part.arms}
 
     def cell(rate: float, arm: str) -> str:
         text = " ".join(f"{value:.4f}" for value in found[rate].get(arm, [])) or "–"
@@ -116,7 +124,7 @@ def loss_table(part: Part, runs: Runs) -> str:
         losses, pair = [run["loss"] for run in own], paired(part, runs, part.places[0], arm)
         lost = f" ({len(every) - len(own)} diverged)" if len(own) < len(every) else ""
         row = [
-            arm, f"{own[0]['rate']:g}{_edge(part, runs, part.places[0], arm)}", f"{len(own)}{lost}",
+            arm, f"{own[0]['rate']:g}{_edge(part, runs, arm)}", f"{len(own)}{lost}",
             *(f"{max(run[name] for run in own):,}" for name in ("peak_params", "final_params")),
             f"{statistics.fmean(losses):.4f}", f"{max(losses):.4f}", _difference(pair),
         ]  # fmt: skip
@@ -131,14 +139,9 @@ def _difference(pair: tuple[float, float, float, list[float]] | None) -> str:
     return "–" if pair is None else f"{pair[0]:+.4f} ({interval(*pair[1:3])})"
 
 
-def _rate(part: Part, runs: Runs, place: str, arm: str) -> str:
-    tried = ", ".join(f"{rate:g}" for rate in part.tuned(runs, place, arm))
-    return f"{chosen_rate(part, runs, place, arm):g}{_edge(part, runs, place, arm)} ({tried})"
-
-
-def _edge(part: Part, runs: Runs, place: str, arm: str) -> str:
-    tuned = part.tuned(runs, place, arm)
-    return " at an edge" if chosen_rate(part, runs, place, arm) in (min(tuned), max(tuned)) else ""
+def _edge(part: Part, runs: Runs, arm: str) -> str:
+    tuned = part.tuned(runs, arm)
+    return " at an edge" if part.chosen_rate(runs, arm) in (min(tuned), max(tuned)) else ""
 
 
 def _seconds(runs: Runs) -> str:

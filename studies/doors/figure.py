@@ -62,7 +62,7 @@ def _losses(ax: Axes, part: Part, runs: Runs) -> None:
     """The mean loss of every arm at every rate it was tried at."""
     for arm in part.arms:
         color, mark, stroke = STYLES[arm]
-        tuned = {rate: loss for rate, loss in part.tuned(runs, part.places[0], arm).items() if math.isfinite(loss)}
+        tuned = {rate: loss for rate, loss in part.tuned(runs, arm).items() if math.isfinite(loss)}
         ax.plot(list(tuned), list(tuned.values()), marker=mark, linestyle=stroke, color=color, markersize=4, label=arm)
     ax.set_xscale("log")
     ax.set_yscale("log")

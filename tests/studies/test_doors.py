@@ -95,7 +95,7 @@ def test_errors_are_compared_as_factors():
     ]  # fmt: skip
     assert paired(part, runs, place, DRIVEN)[:3] == pytest.approx([math.log10(2.0)] * 3)
     assert "| 1.0e-04 | 1.0e-02 | – |" in planted_table(part, runs)
-    assert "| 2.0e-04 | 2.0e-02 | 2 [2, 2] | 2 2 2 |" in planted_table(part, runs)
+    assert "| 2.0e-04 | 2.0e-02 | 2.00 (2.00 to 2.00) | 2.00 2.00 2.00 |" in planted_table(part, runs)
 
 
 def test_the_command_knows_its_parts_and_reports_without_running(tmp_path, capsys):
