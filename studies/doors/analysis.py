@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scipy import stats
 
+from ..common.grid import Grid
 from ..common.table import interval, markdown
 from .arms import ATTACH
 from .parts import Part, value_of
 
 REFERENCE = ATTACH
+ONE_RATE = 1e-2
+"""The rate of studies/planted, at which the arms of part "planted" are compared as well: there errors at the end are
+those of the last steps' size, and so depend on the rate more than on anything else."""
 Runs = Sequence[dict[str, Any]]
 
 
@@ -53,8 +58,15 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def report(part: Part, runs: Runs) -> str:
     """A part's tables in Markdown."""
-    tables = [planted_rates, planted_table] if part.name == "planted" else [rate_table, loss_table]
-    return "\n\n".join(table(part, runs) for table in tables)
+    if part.name == "planted":
+        own, same = planted_table(part, runs), planted_table(at(ONE_RATE, part), runs)
+        return "\n\n".join([planted_rates(part, runs), own, same])
+    return "\n\n".join([rate_table(part, runs), loss_table(part, runs)])
+
+
+def at(rate: float, part: Part) -> Part:
+    """The part with one rate for all arms."""
+    return replace(part, grid=Grid.fixed([rate]))
 
 
 def planted_rates(part: Part, runs: Runs) -> str:
@@ -141,7 +153,7 @@ def _difference(pair: tuple[float, float, float, list[float]] | None) -> str:
 
 def _edge(part: Part, runs: Runs, arm: str) -> str:
     tuned = part.tuned(runs, arm)
-    return " at an edge" if part.chosen_rate(runs, arm) in (min(tuned), max(tuned)) else ""
+    return " at an edge" if len(tuned) > 1 and part.chosen_rate(runs, arm) in (min(tuned), max(tuned)) else ""
 
 
 def _seconds(runs: Runs) -> str:

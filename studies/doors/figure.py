@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..common import figures
-from .analysis import Runs, judged, paired
+from .analysis import ONE_RATE, Runs, at, judged, paired
 from .arms import ATTACH, ATTACH_LORA, DRIVEN, EQUAL, PEAK
 from .parts import Part
 
@@ -40,7 +40,9 @@ def draw(parts: Sequence[tuple[Part, Runs]], stem: Path) -> None:
 
 
 def _errors(ax: Axes, part: Part, runs: Runs) -> None:
-    """Each seed's error beside that of ``ra.attach``, the geometric means, and the band that counts as level."""
+    """Each seed's error beside that of ``ra.attach`` at one rate for all arms, the geometric means, and the band that
+    counts as level."""
+    part = at(ONE_RATE, part)
     ax.axhspan(1 / BOUND, BOUND, color="#eeeeee", zorder=0)
     ax.axhline(1, color="#222222", linewidth=0.9)
     for column, place in enumerate(part.places):
@@ -53,7 +55,7 @@ def _errors(ax: Axes, part: Part, runs: Runs) -> None:
             ax.plot(column + shift, 10 ** ratio[0], mark, color=color, markersize=7, label=arm if column == 0 else None)
     ax.set_yscale("log")
     ax.set_xticks(range(len(part.places)), [place.replace(" ", "\n") for place in part.places])
-    ax.set_ylabel("error ÷ attach's", fontsize=8)
+    ax.set_ylabel(f"error ÷ attach's, all at rate {ONE_RATE:g}", fontsize=8)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7, frameon=False)
 

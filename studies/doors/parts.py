@@ -42,8 +42,11 @@ class Part:
     criterion: Callable[[dict[str, Any]], float]
 
     def tuned(self, runs: Sequence[dict], arm: str) -> dict[float, float]:
-        """{rate: mean criterion} of the rates at which phase "rates" has finished in all places."""
+        """{rate: mean criterion} of the rates at which phase "rates" has finished in all places. A grid that does not
+        grow leaves out all rates but its own."""
         mine = [run for run in runs if (run["phase"], run["arm"]) == ("rates", arm)]
+        if not self.grid.extensions:
+            mine = [run for run in mine if run["rate"] in self.grid.first]
         tried = ((run["rate"], math.inf if "message" in run else self.criterion(run)) for run in mine)
         return mean_losses(tried, self.rate_seeds * len(self.places))
 
