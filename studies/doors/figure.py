@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..common import figures
 from .analysis import ONE_RATE, Runs, at, judged, paired
@@ -54,6 +55,9 @@ def _errors(ax: Axes, part: Part, runs: Runs) -> None:
             ax.plot([column + shift] * len(seeds), seeds, mark, color=color, markersize=3.5, alpha=0.45, mew=0)
             ax.plot(column + shift, 10 ** ratio[0], mark, color=color, markersize=7, label=arm if column == 0 else None)
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(FixedLocator([0.25, 0.5, 0.8, 1, 1.2, 1.5, 2, 4]))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set_xticks(range(len(part.places)), [place.replace(" ", "\n") for place in part.places])
     ax.set_ylabel(f"error ÷ attach's, all at rate {ONE_RATE:g}", fontsize=8)
     if ax.get_legend_handles_labels()[0]:
@@ -80,4 +84,5 @@ def _differences(ax: Axes, part: Part, runs: Runs) -> None:
     figures.advantages(ax, list(found), marks)
     for line, (_, _, _, seeds) in enumerate(found.values()):
         ax.plot([-value for value in seeds], [line - 0.18] * len(seeds), "|", color="#555555", markersize=6)
+    ax.set_ylim(-0.6, len(found) - 0.4)
     ax.set_xlabel("advantage in loss over attach (nats)", fontsize=8)

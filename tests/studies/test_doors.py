@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from studies import doors
 from studies.common.grid import Grid
 from studies.doors import llama
-from studies.doors.analysis import judged, loss_table, paired, planted_table, t_interval
+from studies.doors.analysis import ONE_RATE, at, judged, loss_table, paired, planted_table, report, t_interval
 from studies.doors.arms import ARMS, ATTACH, CHOOSING, DOORS, DRIVEN, EQUAL, PEAK
 from studies.doors.cells import Cell
 from studies.doors.parts import PARTS
-from studies.doors.run import attempt, main, missing
+from studies.doors.run import attempt, main, missing, of_part
 
 
 def test_every_arm_of_the_language_ends_at_the_size_of_plain_lora(monkeypatch):
@@ -96,6 +99,17 @@ def test_errors_are_compared_as_factors():
     assert paired(part, runs, place, DRIVEN)[:3] == pytest.approx([math.log10(2.0)] * 3)
     assert "| 1.0e-04 | 1.0e-02 | – |" in planted_table(part, runs)
     assert "| 2.0e-04 | 2.0e-02 | 2.00 (2.00 to 2.00) | 2.00 2.00 2.00 |" in planted_table(part, runs)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_readme_has_the_tables_of_finished_runs(name):
+    folder, part = Path(doors.__path__[0]), PARTS[name]
+    runs = of_part(part, json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"])
+    assert missing(part, runs) == []
+    tables, text = report(part, runs).split("\n\n"), (folder / "README.md").read_text(encoding="utf-8")
+    assert len(tables) > 1 and [table for table in tables if table not in text] == []
+    if name == "planted":
+        assert missing(at(ONE_RATE, part), runs) == []
 
 
 def test_the_command_knows_its_parts_and_reports_without_running(tmp_path, capsys):
