@@ -36,7 +36,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_language_model(**config: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**{
-        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": 50, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": WORDS, "eos_token_id": WORDS + 1,
         "bos_token_id": WORDS + 3, **config,
     })).eval()
