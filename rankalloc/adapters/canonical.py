@@ -137,6 +137,7 @@ def _rewrite(adapters: Sequence[Triplets], optimizer: torch.optim.Optimizer | No
         sign[indices] = torch.sign(new.gather(1, new.abs().argmax(1, keepdim=True)))[:, 0]
     sign = torch.where(sign == 0, 1.0, sign)[:, None]
     if adapters[0].sized_by_factors:
+        sigma = torch.where(sigma > _NOTHING * sigma[:, :1], sigma, 0.0)
         c = _q_sizes(sigma, q.grams, ranks)[:, None]
         of_p, of_q, new_lam = sigma[:, None] / c * sign, c * sign, torch.ones_like(sigma)
         in_old = r_q.mT @ v  # P' = P R_Qᵀ V c⁻¹, also where P is singular
@@ -180,7 +181,7 @@ def _q_sizes(sigma: torch.Tensor, grams: torch.Tensor, ranks: Sequence[int]) -> 
         grams: Q Qᵀ as it was, (n, r, r).
     """
     rms = (grams.diagonal(dim1=-2, dim2=-1).sum(1) / sigma.new_tensor(ranks)).sqrt()[:, None]
-    c = torch.where(sigma > _NOTHING * sigma[:, :1], sigma.sqrt(), rms)
+    c = torch.where(sigma > 0, sigma.sqrt(), rms)
     return torch.where(c > 0, c, 1.0)
 
 
