@@ -41,6 +41,7 @@ class DrivenLayer(Triplets):
         self.base_layer = layer.get_base_layer()
         self.layout = LAYER_KINDS[kind_of(self.base_layer) or "linear"]
         self.lam_out = None
+        self.family = None  # its forward pass is not ours to share
         self.init = "lora"
         self.exponent = 0.5 if layer.use_rslora.get(adapter_name) else 1.0
         self.drawn = 0
