@@ -46,7 +46,7 @@ def step_seconds(arm: Arm, steps: int) -> float:
     """Median seconds of ``steps`` steps in a row, after one that is not counted.
 
     On a GPU they are the distances between events that the device meets, and nobody waits for it in between: the
-    processor runs ahead of the device as in training, unless the arm itself makes it wait.
+    processor runs ahead of the device as in training, unless the model or the arm makes it wait.
     """
     arm.step()
     if arm.device.type != "cuda":
