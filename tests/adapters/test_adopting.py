@@ -87,7 +87,8 @@ def test_patterns_name_whole_layers(ranks, exclude, tmp_path):
 def test_a_layer_without_ranks_keeps_its_parameters_and_stays_out_of_the_state_dict():
     model, adapters = shrunken()
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert names == [name for name, p in peft_mlp().named_parameters() if p.requires_grad]  # optimizers keep their order
+    # optimizers keep their order
+    assert names == [name for name, p in peft_mlp().named_parameters() if p.requires_grad]
     state = model.state_dict()
     assert not any(".2.lora" in key for key in state)
     model.load_state_dict(state)  # strict: what was left out is not missed
@@ -275,11 +276,12 @@ def with_add_adapter():
 
 
 ADALORA = AdaLoraConfig(target_modules=["0"], total_step=9, tinit=1, tfinal=1)
+IA3 = IA3Config(target_modules=["0"], feedforward_modules=[])
 REFUSALS = {
     "a plain model": (make_mlp, "no LoRA layers.*get_peft_model"),
     "our own adapters": (lambda: ra.attach(make_mlp(), rank=2).model, "own adapters"),
     "add_adapter": (lambda: with_add_adapter(), "get_peft_model"),
-    "another method": (lambda: get_peft_model(make_mlp(), IA3Config(target_modules=["0"], feedforward_modules=[])), "IA3"),
+    "another method": (lambda: get_peft_model(make_mlp(), IA3), "IA3"),
     "AdaLoRA": (lambda: get_peft_model(make_mlp(), ADALORA), "ADALORA"),
     "DoRA": (lambda: peft_mlp(use_dora=True), "0 in place.*DoRA"),
     "biases in B": (lambda: peft_mlp(lora_bias=True), "lora_bias"),
