@@ -4,8 +4,8 @@ The model stays what it is: PEFT's layers compute the forward pass, and PEFT, tr
 switch adapters as ever. What is taken over is the rank of each layer (:mod:`rankalloc.adapters.driven`) and what the
 files say of it (:mod:`rankalloc.adapters.peft_files`).
 
-Cost: none at a step beyond what the method scores. Weakness: plain LoRA's range of learning rates, and a launch for each
-of A and B; :func:`rankalloc.attach` has a fused kernel and tolerates higher rates.
+Cost: none at a step beyond what the method scores. Weakness: plain LoRA's range of learning rates, and a launch for
+each of A and B; :func:`rankalloc.attach` has a fused kernel and tolerates higher rates.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
         model's.
 
     Raises:
-        TargetError: the model has no adapters of PEFT's, several of them are active, or the adapter has something whose rank
-            cannot change in place: another method than LoRA, DoRA or another variant, biases in B, a start that changed
-            the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), whole parameters (``target_parameters``),
+        TargetError: the model has no adapters of PEFT's, several of them are active, or the adapter has something whose
+            rank cannot change in place: another method than LoRA, DoRA or another variant, biases in B, a start that
+            changed the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), whole parameters (``target_parameters``),
             convolutions, or tied layers; or it is merged. Nothing has been changed then.
         NotAdaptedError: its weights are frozen.
 
@@ -104,12 +104,12 @@ def _require_peft(model: nn.Module) -> nn.Module:
             "peft.get_peft_model(model, LoraConfig(...)) or the trainer's peft_config=, or use rankalloc.attach"
         )
     if len(hosts) > 1:
-        raise TargetError(f"adapters of PEFT's are in several parts of this {name} ({', '.join(hosts)}); adopt one of them")
+        raise TargetError(f"several parts of this {name} have adapters of PEFT's ({', '.join(hosts)}); adopt one of them")
     (place, host), = hosts.items()
     if place and hasattr(model, "module"):  # DDP and its kin have seen the parameters as they were
         raise TargetError(f"this {name} wraps a {type(host).__name__}; adopt that one, before it is wrapped")
     if type(host).__name__ == "PeftMixedModel":
-        raise TargetError("the adapters of a PeftMixedModel are of several methods at once; use a PeftModel with one LoRA")
+        raise TargetError(f"the adapters of a {name} are of several methods at once; use a PeftModel with one LoRA")
     return host
 
 
@@ -140,7 +140,7 @@ def _require_plain(config: Any, name: str) -> None:
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
         raise TargetError(
-            f"adapter {name!r} is of PEFT's method {kind}, and ranks are chosen in place in LORA alone; use a LoraConfig"
+            f"adapter {name!r} is of PEFT's method {kind}, and ranks change in place in LORA alone; use a LoraConfig"
         )
     start = config.init_lora_weights
     if isinstance(start, str) and start not in _STARTS:

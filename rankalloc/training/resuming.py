@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
 from ..budget import BudgetPlan
 from ..errors import RankallocError
@@ -29,7 +30,7 @@ def state_of(state: RunState) -> dict[str, Any]:
         "version": STATE_VERSION, "step": state.step, "method": state.settings.method.name,
         "plan": asdict(state.schedule), "initial_ranks": [layer.initial_rank for layer in state.trace.layers],
         "weights": weights_key(state.adapters), "factors": factors_key(state.adapters),
-        "siblings": families.known(state.adapters.modules),
+        "siblings": families.known(_own(state.adapters)),
         "kept": [a.kept.tolist() for a in state.adapters if not a.own_forward],  # part of no model's weights
         "trace": state.trace.model_dump(mode="json"),
     }
@@ -70,13 +71,18 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
     if score is not None:
         _load_score(score, saved["tensors"])
         state.score = score
-    families.remember(adapters.modules, meta.get("siblings", []))
+    families.remember(_own(adapters), meta.get("siblings", []))
     for note in _other_sums(trace, state.trace):
         trace.alerts += [note] * (note not in trace.alerts)
         logger.warning(note)
     state.step, state.trace = meta["step"], trace
     state.reschedule(schedule)
     state.rule.prepare(state.step + 1)
+
+
+def _own(adapters: Adapters) -> dict[str, Adapter]:
+    """The adapters whose forward pass is ours, and may be shared."""
+    return {name: adapter for name, adapter in adapters.modules.items() if isinstance(adapter, Adapter)}
 
 
 def _meta_of(saved: dict[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = [f"w{i}" for i in range(WORDS)] + [*special, "<user>", "<assistant>"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **dict(zip(("pad_token", "eos_token", "unk_token", "bos_token"), special, strict=True))
-    )
+    names = ("pad_token", "eos_token", "unk_token", "bos_token")
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, special, strict=True)))
     made.chat_template = TEMPLATE
     return made
 
@@ -91,7 +90,8 @@ STEPS = 12
 
 
 def make_trl(
-    kind: str, folder: Path, model: nn.Module, lora: Any = None, callbacks: Iterable[Any] = (), rows: Any = None, **settings: Any
+    kind: str, folder: Path, model: nn.Module, lora: Any = None, callbacks: Iterable[Any] = (), rows: Any = None,
+    **settings: Any,
 ) -> Any:
     """A quiet, seeded trainer of TRL's on the CPU.
 

@@ -88,6 +88,7 @@ def test_weights_of_other_ranks_are_loaded_into_it(bert_folder):
 
 
 def test_where_it_is_not_clear_which_adapters_are_meant(bert_folder):
+    assert len(ra.adopt(nn.Sequential(with_adapter(bert_folder)))) == 12
     two = nn.ModuleList([with_adapter(bert_folder), peft.get_peft_model(make_bert(), lora())])
     with pytest.raises(TargetError, match=r"several parts of this ModuleList \(0, 1\)"):
         ra.adopt(two)
@@ -185,8 +186,8 @@ def test_its_runs_are_resumed(encoder_run, encoder_folder, tmp_path, step):
 def test_its_best_model_is_loaded(encoder_folder, tmp_path):
     pytest.importorskip("sentence_transformers")
     model, chooses, trainer = train_encoder(
-        encoder_folder, tmp_path, eval_strategy="steps", eval_steps=4, load_best_model_at_end=True, greater_is_better=True,
-        metric_for_best_model="eval_loss",
+        encoder_folder, tmp_path, eval_strategy="steps", eval_steps=4, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", greater_is_better=True,
     )
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-8")  # the loss falls: the first after the freeze
     saved, _ = read_tensors(tmp_path / "checkpoint-8" / "adapter_model.safetensors")

@@ -35,7 +35,9 @@ def plain(base) -> LlamaForCausalLM:
 
 
 def lora(**options):
-    return peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options})
+    return peft.LoraConfig(**{
+        "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options,
+    })
 
 
 def callback(ranks=RANKS, method="auto", **options):
@@ -106,7 +108,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, base, tmp_path):
     for step in (4, 8) if run.kind == "sft" else (4,):  # amid the schedule, and once after it
         output, again = tmp_path / str(step), callback()
         checkpoint = earlier(run.folder, output, step)
-        trainer = make_trl(run.kind, output, plain(base), lora(), callbacks=[again], save_strategy="steps", save_steps=4)
+        trainer = make_trl(
+            run.kind, output, plain(base), lora(), callbacks=[again], save_strategy="steps", save_steps=4
+        )
         trainer.train(resume_from_checkpoint=str(checkpoint))
         assert_same(tensors_of(trainer.model), tensors_of(run.trainer.model))
         assert again.trace.allocations == run.callback.trace.allocations
@@ -119,8 +123,9 @@ def test_peft_reads_the_result_exactly_and_without_a_warning(run, base):
     def read(folder):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            models = peft.PeftModel.from_pretrained(plain(base), folder), peft.AutoPeftModelForCausalLM.from_pretrained(folder)
-        return models, {str(warning.message) for warning in said}
+            one = peft.PeftModel.from_pretrained(plain(base), folder)
+            other = peft.AutoPeftModelForCausalLM.from_pretrained(folder)
+        return (one, other), {str(warning.message) for warning in said}
 
     models, said = read(run.folder / "final")
     for model in models:

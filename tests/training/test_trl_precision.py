@@ -28,7 +28,8 @@ def base(tmp_path_factory):
 
 def quantised(base) -> LlamaForCausalLM:
     nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
     )
     model = LlamaForCausalLM.from_pretrained(base, quantization_config=nf4, device_map="cpu")
     assert scheme_of(model.model.layers[0].mlp.up_proj) == "4bit"

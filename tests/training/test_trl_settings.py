@@ -30,7 +30,9 @@ def plain(base, **options) -> LlamaForCausalLM:
 
 
 def lora(**options):
-    return peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options})
+    return peft.LoraConfig(**{
+        "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options,
+    })
 
 
 def train(folder, base, options=None, ranks=RANKS, model=None, kind="sft", **settings):

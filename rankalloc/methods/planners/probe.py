@@ -79,8 +79,8 @@ class Probe:
             # prompts without tensors (GRPO), or several texts in one batch (sentence-transformers)
             held = f"a mapping of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
             raise ConfigError(
-                f"a {type(self.model).__name__} cannot be called with a batch that is {held} ({error}): plan from batches "
-                "that it takes, with rankalloc.plan_ranks, or choose a method that looks at no data or at training itself"
+                f"a {type(self.model).__name__} cannot be called with a batch that is {held} ({error}): plan from "
+                "batches that it takes, with rankalloc.plan_ranks, or use a method that looks at training itself"
             ) from error
         if self.loss_fn is not None:
             return self.loss_fn(outputs, *labels)
