@@ -74,7 +74,7 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
                 "rankalloc.attach on the plain model"
             )
     _require_own_weights(layers, name)
-    # TRL gives its "ref" adapter the same object, and an orthogonal start wants an even rank
+    # the user's object stays as it is (TRL gives it to a "ref" adapter too), and an orthogonal start wants an even rank
     own = peft.peft_config[name] = copy.deepcopy(config)
     own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
     if not any(name in origins_of(layer) for layer in layers.values()):
@@ -104,8 +104,9 @@ def _require_peft(model: nn.Module) -> nn.Module:
             "peft.get_peft_model(model, LoraConfig(...)) or the trainer's peft_config=, or use rankalloc.attach"
         )
     if len(hosts) > 1:
-        raise TargetError(f"several parts of this {name} have adapters of PEFT's ({', '.join(hosts)}); adopt one of them")
-    (place, host), = hosts.items()
+        places = ", ".join(hosts)
+        raise TargetError(f"several parts of this {name} have adapters of PEFT's ({places}); adopt one of them")
+    ((place, host),) = hosts.items()
     if place and hasattr(model, "module"):  # DDP and its kin have seen the parameters as they were
         raise TargetError(f"this {name} wraps a {type(host).__name__}; adopt that one, before it is wrapped")
     if type(host).__name__ == "PeftMixedModel":

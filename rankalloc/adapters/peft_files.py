@@ -18,6 +18,7 @@ called for, so that they work in copies of a model.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from functools import partial
@@ -50,6 +51,8 @@ def write_patterns(model: nn.Module, adapter_name: str) -> None:
     """Describe the layers' present ranks in the adapter's configuration."""
     peft: Any = model
     config = peft.peft_config[adapter_name]
+    if sum(other is config for other in peft.peft_config.values()) > 1:  # a "ref" adapter that TRL made after adopt
+        config = peft.peft_config[adapter_name] = copy.deepcopy(config)
     layers = layers_of(model, adapter_name)
     ranks = {name: factors_of(layer, adapter_name)[0].shape[0] for name, layer in layers.items()}
     config.rank_pattern, config.alpha_pattern = {}, {}

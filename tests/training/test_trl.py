@@ -156,9 +156,11 @@ def test_the_reference_adapter_stays_as_it_was(base, shrunk, tmp_path, kind, set
     """TRL gives its "ref" adapter the configuration object of the one that trains."""
     folder, before = shrunk
 
-    def begin(output):
+    def begin(output, adopted=False):
         model = peft.PeftModel.from_pretrained(plain(base), folder, is_trainable=True)
         chooses = callback(ranks=12)
+        if adopted:  # before TRL makes the second adapter
+            chooses = ra.RankCallback(ra.adopt(model), chooses.budget)
         return make_trl(
             kind, output, model, callbacks=[chooses], save_strategy="steps", save_steps=4, **settings
         ), chooses
@@ -179,9 +181,10 @@ def test_the_reference_adapter_stays_as_it_was(base, shrunk, tmp_path, kind, set
             logits_of(peft.PeftModel.from_pretrained(plain(base), tmp_path / saved)), expected, **CLOSE
         )
     checkpoint = earlier(tmp_path / "run", tmp_path / "again", 4)
-    trainer, _ = begin(tmp_path / "again")
+    trainer, _ = begin(tmp_path / "again", adopted=True)
     trainer.train(resume_from_checkpoint=str(checkpoint))
     assert_same(tensors_of(trainer.model), tensors_of(model))
+    assert trainer.model.peft_config["ref"].to_dict() == described
 
 
 def test_the_same_model_can_be_driven_again_and_then_trained_as_it_is(base, tmp_path):
