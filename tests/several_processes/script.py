@@ -72,8 +72,8 @@ def peft_loop() -> dict[str, torch.Tensor]:
 
 
 def peft_trainer(folder: Path) -> dict[str, torch.Tensor]:
-    """The Trainer with a PeftModel, which it wraps, and a callback that adopts its layers; and the same run resumed from
-    a checkpoint in which a layer has no rank."""
+    """The Trainer with a PeftModel, which it wraps, and a callback that adopts its layers; and the same run resumed
+    from a checkpoint in which a layer has no rank."""
 
     def run(resume: str | None = None) -> dict[str, torch.Tensor]:
         model = make_bert()

@@ -122,8 +122,8 @@ def make_trl(
     })
     torch.manual_seed(0)  # of the adapters
     trainer = trainer_class(
-        model, args=arguments, train_dataset=Dataset.from_list(DATA[kind]() if rows is None else rows), peft_config=lora,
-        processing_class=make_tokenizer(), callbacks=list(callbacks), **extra,
+        model, args=arguments, train_dataset=Dataset.from_list(DATA[kind]() if rows is None else rows),
+        processing_class=make_tokenizer(), peft_config=lora, callbacks=list(callbacks), **extra,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -90,7 +90,7 @@ def test_weights_of_other_ranks_are_loaded_into_it(bert_folder):
 def test_where_it_is_not_clear_which_adapters_are_meant(bert_folder):
     assert len(ra.adopt(nn.Sequential(with_adapter(bert_folder)))) == 12
     two = nn.ModuleList([with_adapter(bert_folder), peft.get_peft_model(make_bert(), lora())])
-    with pytest.raises(TargetError, match=r"several parts of this ModuleList \(0, 1\)"):
+    with pytest.raises(TargetError, match=r"several parts of this ModuleList .*\(0, 1\)"):
         ra.adopt(two)
     wrapped = nn.Module()
     wrapped.module = two[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import LlamaForCausalLM
 import rankalloc as ra
 from rankalloc.errors import TargetError
 from tests.support.language import conversations, make_trl, save_language_model, texts
-from tests.support.models import logits_of
+from tests.support.models import assert_same, logits_of, tensors_of
 
 trl = pytest.importorskip("trl")
 peft = pytest.importorskip("peft")
@@ -35,11 +36,11 @@ def lora(**options):
     })
 
 
-def train(folder, base, options=None, ranks=RANKS, model=None, kind="sft", **settings):
+def train(folder, base, options=None, ranks=RANKS, model=None, resume=None, **settings):
     chooses = ra.RankCallback(budget=ra.RankBudget(ranks=ranks, every=2))
     model = plain(base) if model is None else model
-    trainer = make_trl(kind, folder, model, lora(**(options or {})), callbacks=[chooses], **settings)
-    trainer.train()
+    trainer = make_trl("sft", folder, model, lora(**(options or {})), callbacks=[chooses], **settings)
+    trainer.train(resume_from_checkpoint=resume)
     assert sum(chooses.adapters.ranks().values()) == ranks == sum(a.rank for a in chooses.adapters)
     assert not chooses.trace.alerts and not chooses.trace.nonfinite_steps
     return trainer, chooses
@@ -93,10 +94,11 @@ EVERYTHING = {
 @pytest.mark.parametrize("name", [
     name if name.startswith("several") else pytest.param(name, marks=pytest.mark.long) for name in EVERYTHING
 ])
-def test_settings_and_options_end_on_the_budget_and_reload(base, tmp_path, name):
+def test_settings_and_options_end_on_the_budget_reload_and_resume(base, tmp_path, name):
     settings, options = EVERYTHING[name]
     if "8bit" in settings.get("optim", ""):
         pytest.importorskip("bitsandbytes")
+    settings = {"save_strategy": "steps", "save_steps": 4, **settings}
     trainer, chooses = train(tmp_path / "run", base, options, ranks=9, **settings)
     trainer.save_model(str(tmp_path / "final"))
     there = peft.PeftModel.from_pretrained(plain(base), tmp_path / "final")
@@ -105,6 +107,10 @@ def test_settings_and_options_end_on_the_budget_and_reload(base, tmp_path, name)
     torch.testing.assert_close(logits_of(there).float(), logits_of(trainer.model).float(), **CLOSE)
     assert (logits_of(trainer.model) - logits_of(plain(base))).abs().max() > 1e-2
     assert set(chooses.trace.heads) == set(options.get("modules_to_save", ()))
+    checkpoint = tmp_path / "again" / "checkpoint-4"
+    shutil.copytree(tmp_path / "run" / checkpoint.name, checkpoint)
+    again, _ = train(tmp_path / "again", base, options, ranks=9, resume=str(checkpoint), **settings)
+    assert_same(tensors_of(again.model), tensors_of(trainer.model))
 
 
 def test_beside_a_bf16_base_the_adapter_trains_in_float32(base, tmp_path):
