@@ -174,7 +174,7 @@ def test_a_sentence_transformer_ends_on_the_budget_and_is_read_as_it_was_written
     assert torch.equal(encoded(SentenceTransformer(str(folder / "final"), device="cpu")), encoder_run.vectors)
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.long)])
 def test_its_runs_are_resumed(encoder_run, encoder_folder, tmp_path, step):
     """sentence-transformers loads a whole model of the checkpoint, in which layers without a rank have no adapter."""
     checkpoint = tmp_path / "run" / f"checkpoint-{step}"
@@ -183,6 +183,7 @@ def test_its_runs_are_resumed(encoder_run, encoder_folder, tmp_path, step):
     assert_same(tensors_of(model), tensors_of(encoder_run.model))
 
 
+@pytest.mark.long
 def test_its_best_model_is_loaded(encoder_folder, tmp_path):
     pytest.importorskip("sentence_transformers")
     model, chooses, trainer = train_encoder(

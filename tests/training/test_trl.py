@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import warnings
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,19 +54,27 @@ def earlier(folder: Path, target: Path, step: int) -> Path:
     return target / f"checkpoint-{step}"
 
 
+@pytest.fixture(scope="module")
+def runs(base, tmp_path_factory):
+    """kind -> a finished run of its trainer with checkpoints, and what it and its twin without our callback held."""
+
+    @cache
+    def finished(kind: str) -> SimpleNamespace:
+        folder, chooses = tmp_path_factory.mktemp(kind), callback()
+        trainer = make_trl(kind, folder, plain(base), lora(), callbacks=[chooses], save_strategy="steps", save_steps=4)
+        twin = make_trl(kind, folder / "twin", plain(base), lora())
+        held = parameters_held(trainer), parameters_held(twin)
+        trainer.train()
+        trainer.save_model(str(folder / "final"))
+        logits = logits_of(trainer.model)
+        return SimpleNamespace(kind=kind, folder=folder, trainer=trainer, callback=chooses, held=held, logits=logits)
+
+    return finished
+
+
 @pytest.fixture(scope="module", params=["sft", "dpo", "grpo"])
-def run(request, base, tmp_path_factory):
-    """A finished run of each trainer with checkpoints, and what its twin without our callback held."""
-    kind, folder = request.param, tmp_path_factory.mktemp(request.param)
-    chooses = callback()
-    trainer = make_trl(kind, folder, plain(base), lora(), callbacks=[chooses], save_strategy="steps", save_steps=4)
-    twin = make_trl(kind, folder / "twin", plain(base), lora())
-    held = parameters_held(trainer), parameters_held(twin)
-    trainer.train()
-    trainer.save_model(str(folder / "final"))
-    return SimpleNamespace(
-        kind=kind, folder=folder, trainer=trainer, callback=chooses, held=held, logits=logits_of(trainer.model)
-    )
+def run(request, runs):
+    return runs(request.param)
 
 
 def test_one_more_line_ends_on_the_budget(run):
@@ -138,23 +147,13 @@ def test_peft_reads_the_result_exactly_and_without_a_warning(run, base):
 # --- a model that was shrunk before ----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shrunk(base, tmp_path_factory):
-    """The folder of an adapter that SFT shrank, and its outputs."""
-    folder = tmp_path_factory.mktemp("shrunk")
-    trainer = make_trl("sft", folder, plain(base), lora(), callbacks=[callback()])
-    trainer.train()
-    trainer.save_model(str(folder / "final"))
-    return folder / "final", logits_of(trainer.model)
-
-
 @pytest.mark.parametrize(("kind", "settings"), [
     ("dpo", {}), pytest.param("dpo", {"precompute_ref_log_probs": True}, marks=pytest.mark.long),
     pytest.param("grpo", {}, marks=pytest.mark.long),
 ])
-def test_the_reference_adapter_stays_as_it_was(base, shrunk, tmp_path, kind, settings):
+def test_the_reference_adapter_stays_as_it_was(base, runs, tmp_path, kind, settings):
     """TRL gives its "ref" adapter the configuration object of the one that trains."""
-    folder, before = shrunk
+    folder, before = runs("sft").folder / "final", runs("sft").logits
 
     def begin(output, adopted=False):
         model = peft.PeftModel.from_pretrained(plain(base), folder, is_trainable=True)
@@ -206,13 +205,14 @@ def test_the_same_model_can_be_driven_again_and_then_trained_as_it_is(base, tmp_
 
 # --- methods ---------------------------------------------------------------------------------------------------
 
-LATER = [pytest.param(name, marks=pytest.mark.long) for name in (
-    "adalora", "singular-value", "first-order", "signal-to-noise", "gradient-norm", "magnitude", "elalora", "increlora",
-    "uniform", "eva", "fim", "gradient-share", "effective-rank", "module-types",
-)]
+METHODS = (
+    "adalora", "singular-value", "first-order", "fisher", "signal-to-noise", "gradient-norm", "magnitude", "elalora",
+    "increlora", "uniform", "eva", "gora", "fim", "gradient-share", "effective-rank", "module-types",
+)
 
 
-@pytest.mark.parametrize("method", ["fisher", "gora", *LATER])
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_end_on_the_budget(base, tmp_path, method):
     chooses = callback(method=method)
     trainer = make_trl(

@@ -48,13 +48,14 @@ def moments(trainer) -> set[torch.dtype]:
     return {state["exp_avg"].dtype for state in trainer.optimizer.state.values()}
 
 
-def begin(folder, base, dtype=torch.float32, uncast=False):
+def begin(folder, base, dtype=torch.float32, uncast=False, **settings):
     """A trainer of TRL's beside the 4-bit base, and its callback; ``uncast`` puts back what TRL rounded."""
     chooses = ra.RankCallback(budget=ra.RankBudget(ranks=RANKS, every=2), dtype=dtype)
     torch.manual_seed(0)
     model = peft.get_peft_model(quantised(base), lora())
     drawn = {name: p.detach().clone() for name, p in trained(model).items()}
-    trainer = make_trl("sft", folder, model, callbacks=[chooses], save_strategy="steps", save_steps=4)
+    settings = {"save_strategy": "steps", "save_steps": 4, **settings}
+    trainer = make_trl("sft", folder, model, callbacks=[chooses], **settings)
     if uncast:
         restore(trained(model), drawn)
     return trainer, chooses
@@ -116,7 +117,7 @@ def test_the_result_reloads_onto_the_quantised_base(run, base, tmp_path):
 
 
 def test_the_type_that_trl_chose_stays_if_asked(base, tmp_path):
-    trainer, chooses = begin(tmp_path, base, dtype=None)
+    trainer, chooses = begin(tmp_path, base, dtype=None, max_steps=4)
     trainer.train()
     assert {p.dtype for p in trained(trainer.model).values()} == {HALF} == moments(trainer)
     assert sum(chooses.adapters.ranks().values()) == RANKS
