@@ -85,7 +85,15 @@ def conversations(rows: int = 48) -> list[dict[str, Any]]:
     ]
 
 
-DATA = {"sft": texts, "dpo": preferences, "grpo": prompts}
+def judged(rows: int = 48) -> list[dict[str, Any]]:
+    """Completions that are good or bad, each alone."""
+    return [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row, side in zip(preferences(rows), ("chosen", "rejected") * rows, strict=False)
+    ]
+
+
+DATA = {"sft": texts, "dpo": preferences, "grpo": prompts, "rloo": prompts, "kto": judged}
 STEPS = 12
 
 
@@ -108,11 +116,12 @@ def make_trl(
     disable_progress_bars()
     trainer_class, config_class = {
         "sft": (trl.SFTTrainer, trl.SFTConfig), "dpo": (trl.DPOTrainer, trl.DPOConfig),
-        "grpo": (trl.GRPOTrainer, trl.GRPOConfig),
+        "grpo": (trl.GRPOTrainer, trl.GRPOConfig), "rloo": (trl.RLOOTrainer, trl.RLOOConfig),
+        "kto": (trl.KTOTrainer, trl.KTOConfig),
     }[kind]
     trainer_class = settings.pop("trainer_class", trainer_class)
     extra = {"eval_dataset": settings.pop("eval_dataset")} if "eval_dataset" in settings else {}
-    if kind == "grpo":
+    if kind in ("grpo", "rloo"):
         settings = {"beta": 0.05, "num_generations": 2, "max_completion_length": 6, **settings}
         extra["reward_funcs"] = different_words
     arguments = config_class(**{

@@ -72,7 +72,9 @@ def runs(base, tmp_path_factory):
     return finished
 
 
-@pytest.fixture(scope="module", params=["sft", "dpo", "grpo"])
+@pytest.fixture(scope="module", params=[
+    "sft", "dpo", "grpo", pytest.param("rloo", marks=pytest.mark.long), pytest.param("kto", marks=pytest.mark.long),
+])
 def run(request, runs):
     return runs(request.param)
 
