@@ -34,6 +34,12 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     checkpoint gives every layer the rank that was saved. Call it before the optimizer is made, and before a checkpoint
     is loaded. :class:`rankalloc.RankCallback` without adapters does so when its Trainer is made.
 
+    Three things around such a model need another way: PEFT's ``hotswap_adapter`` swaps adapters of the same ranks alone
+    (for others give it folders of :func:`rankalloc.save`, with one rank for all layers); TRL's DPO and GRPO copy the
+    adapter of a PeftModel as their reference, which fails where a layer has lost all ranks in this process (save it,
+    and load it with ``is_trainable=True`` first); and transformers' Trainer resumes no model with ``add_adapter``, ours
+    or not (use ``get_peft_model``; sentence-transformers resumes them).
+
     Args:
         model: from ``peft.get_peft_model`` or ``peft.PeftModel.from_pretrained(..., is_trainable=True)``; a model of
             transformers with ``add_adapter``; or what holds one of these, as a SentenceTransformer does.
