@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ..errors import NotAdaptedError, TargetError, unknown
-from ..layers.tuners import is_peft_model, is_tuner_layer
+from ..layers.tuners import holds_adapters, plain_model
 from .adapter import Adapter
 from .adapter_set import Adapters
-from .driven import DrivenLayer, factors_of
+from .driven import DrivenLayer, factors_of, origins_of
 from .peft_files import install_hooks, layers_of, write_patterns
 
 _STARTS = ("gaussian", "orthogonal", "eva")
@@ -35,7 +35,8 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     is loaded. :class:`rankalloc.RankCallback` without adapters does so when its Trainer is made.
 
     Args:
-        model: from ``peft.get_peft_model`` or ``peft.PeftModel.from_pretrained(..., is_trainable=True)``.
+        model: from ``peft.get_peft_model`` or ``peft.PeftModel.from_pretrained(..., is_trainable=True)``; a model of
+            transformers with ``add_adapter``; or what holds one of these, as a SentenceTransformer does.
         adapter_name: which adapter; None for the active one.
         dtype: of the adapter's weights from now on. PEFT trains them in float32, and TRL casts them to bfloat16 beside
             a quantised base; each change of basis would then round the update by a quarter of a percent, and small
@@ -46,9 +47,9 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
         model's.
 
     Raises:
-        TargetError: the model is no PeftModel, several adapters are active, or the adapter has something whose rank
-            cannot change in place: another method than LoRA, DoRA or another variant, biases in B, a start that changed
-            the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), whole parameters (``target_parameters``),
+        TargetError: the model has no adapters of PEFT's, several of them are active, or the adapter has something whose
+            rank cannot change in place: another method than LoRA, DoRA or another variant, biases in B, a start that
+            changed the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), whole parameters (``target_parameters``),
             convolutions, or tied layers; or it is merged. Nothing has been changed then.
         NotAdaptedError: its weights are frozen.
 
@@ -65,7 +66,7 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     name = _adapter(peft, adapter_name)
     config = peft.peft_config[name]
     _require_plain(config, name)
-    layers = layers_of(model, name)
+    layers = layers_of(peft, name)
     for layer_name, layer in layers.items():
         if reason := _why_not(layer, name):
             raise TargetError(
@@ -73,21 +74,20 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
                 "rankalloc.attach on the plain model"
             )
     _require_own_weights(layers, name)
-    if not hasattr(config, "rankalloc_excluded"):
-        # TRL gives its "ref" adapter the same object, and an orthogonal start wants an even rank
-        own = copy.deepcopy(config)
-        own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
+    # the user's object stays as it is (TRL gives it to a "ref" adapter too), and an orthogonal start wants an even rank
+    own = peft.peft_config[name] = copy.deepcopy(config)
+    own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
+    if not any(name in origins_of(layer) for layer in layers.values()):
         own.rankalloc_excluded = config.exclude_modules
-        peft.peft_config[name] = own
-        install_hooks(model, name)
+        install_hooks(peft, name)
     modules = {layer_name: DrivenLayer(layer, name) for layer_name, layer in layers.items()}
     adapters = Adapters(
-        peft.get_base_model(), dict(modules), _heads(peft, name), config.r, config.lora_alpha, "lora",
+        plain_model(peft), dict(modules), _heads(peft, name), config.r, config.lora_alpha, "lora",
         scale="rslora" if config.use_rslora else "lora",
     )
     if dtype is not None:
         adapters.train_in(dtype)
-    adapters.on_resize.append(lambda: write_patterns(model, name))
+    adapters.on_resize.append(lambda: write_patterns(peft, name))
     return adapters
 
 
@@ -97,23 +97,30 @@ def _require_peft(model: nn.Module) -> nn.Module:
             "this model has rankalloc's own adapters: give those to the RankController or RankCallback; adopt is for "
             "the LoRA layers of a PeftModel"
         )
-    name = type(model).__name__
-    if not is_peft_model(model):
-        inside = next((n for n, part in model.named_modules() if is_peft_model(part)), None)
-        if inside is not None:
-            raise TargetError(f"this {name} wraps a PeftModel; adopt that one, before it is wrapped")
-        if any(is_tuner_layer(module) for module in model.modules()):
-            raise TargetError(
-                f"this {name} has PEFT layers and is no PeftModel (add_adapter); make it with "
-                "peft.get_peft_model(model, LoraConfig(...)) instead"
-            )
+    name, hosts = type(model).__name__, _hosts(model)
+    if not hosts:
         raise TargetError(
             f"this {name} has no LoRA layers to choose ranks for: make a PeftModel of it, with "
             "peft.get_peft_model(model, LoraConfig(...)) or the trainer's peft_config=, or use rankalloc.attach"
         )
-    if not hasattr(model, "get_base_model") or name == "PeftMixedModel":
+    if len(hosts) > 1:
+        places = ", ".join(hosts)
+        raise TargetError(f"several parts of this {name} have adapters of PEFT's ({places}); adopt one of them")
+    ((place, host),) = hosts.items()
+    if place and hasattr(model, "module"):  # DDP and its kin have seen the parameters as they were
+        raise TargetError(f"this {name} wraps a {type(host).__name__}; adopt that one, before it is wrapped")
+    if type(host).__name__ == "PeftMixedModel":
         raise TargetError(f"the adapters of a {name} are of several methods at once; use a PeftModel with one LoRA")
-    return model
+    return host
+
+
+def _hosts(model: nn.Module) -> dict[str, nn.Module]:
+    """{name: module} of the outermost parts of ``model`` that PEFT's adapters are trained and saved through."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if holds_adapters(module) and not any(not outer or name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
 
 
 def _adapter(peft: Any, name: str | None) -> str:
@@ -121,7 +128,7 @@ def _adapter(peft: Any, name: str | None) -> str:
         if name not in peft.peft_config:
             raise TargetError(unknown("adapter", name, peft.peft_config))
         return name
-    active = peft.active_adapters if isinstance(peft.active_adapters, list) else [peft.active_adapter]
+    active = peft.active_adapters() if callable(peft.active_adapters) else peft.active_adapters
     if len(active) != 1:
         raise TargetError(
             f"several adapters are active ({', '.join(active)}), and one can be driven: pass adapter_name, or activate "
@@ -189,6 +196,6 @@ def _require_own_weights(layers: dict[str, Any], name: str) -> None:
 def _heads(peft: Any, name: str) -> dict[str, nn.Module]:
     """{name in the plain model: module} of what PEFT trains whole (modules_to_save)."""
     return {
-        module_name: module.modules_to_save[name] for module_name, module in peft.get_base_model().named_modules()
+        module_name: module.modules_to_save[name] for module_name, module in plain_model(peft).named_modules()
         if name in getattr(module, "modules_to_save", ())
     }

@@ -56,7 +56,7 @@ class DrivenLayer(Triplets):
         if not hasattr(layer, _ORIGINS):
             setattr(layer, _ORIGINS, {})
         self.origin = origins_of(layer).setdefault(adapter_name, uuid.uuid4().hex)  # a copy of the layer has the same
-        self._lam = self._kept = torch.empty(0)
+        self._lam, self._kept = torch.empty(0), torch.empty(0, dtype=torch.bool)
 
     @property
     def P(self) -> nn.Parameter:

@@ -280,7 +280,6 @@ IA3 = IA3Config(target_modules=["0"], feedforward_modules=[])
 REFUSALS = {
     "a plain model": (make_mlp, "no LoRA layers.*get_peft_model"),
     "our own adapters": (lambda: ra.attach(make_mlp(), rank=2).model, "own adapters"),
-    "add_adapter": (lambda: with_add_adapter(), "get_peft_model"),
     "another method": (lambda: get_peft_model(make_mlp(), IA3), "IA3"),
     "AdaLoRA": (lambda: get_peft_model(make_mlp(), ADALORA), "ADALORA"),
     "DoRA": (lambda: peft_mlp(use_dora=True), "0 in place.*DoRA"),
@@ -296,7 +295,7 @@ REFUSALS = {
     "tied layers": (tied, "0 and 2 share"),
     "merged": (merged, "merged"),
     "several active": (two_active, "default, other.*adapter_name"),
-    "inside a wrapper": (lambda: wrapped(peft_mlp()), "wraps a PeftModel"),
+    "inside a wrapper": (lambda: nn.DataParallel(peft_mlp()), "wraps a PeftModel"),
 }
 
 
