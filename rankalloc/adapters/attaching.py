@@ -93,7 +93,7 @@ def attach(
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     notes = unadapted(model, target_modules, exclude_modules)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # past the attach that everyone calls
 
     trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
     model.requires_grad_(False)

@@ -12,13 +12,13 @@ import torch
 from transformers import set_seed
 
 from ..adapters.adapter_set import Adapters
-from ..adapters.attaching import attach
 from ..budget import BudgetPlan, LayerShape, RankBudget, budget_of
 from ..errors import ConfigError, RankallocError, unknown
 from ..files import write_text
 from ..methods import find_method
 from ..methods.planners.planning import at_peak, first_batches, layer_shapes, plan_ranks
 from ..storage.loading import load
+from ..storage.model_saving import attach
 from ..storage.saving import save
 from ..trace import EvaluationRecord, RankTrace
 from ..training.callback import RankCallback

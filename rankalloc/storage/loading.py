@@ -14,12 +14,12 @@ from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import SCALES, Adapters
-from ..adapters.attaching import attach
 from ..errors import AdapterFileError, TargetError
 from ..layers.adaptable import why_not
 from . import fingerprint
 from .fitting import at_full_rank, fit
 from .folder import WEIGHTS_NAME
+from .model_saving import attach
 from .reading import FinishedAdapter
 
 

@@ -16,6 +16,7 @@ from ..methods import find_method
 from ..methods.planners.planning import first_batches
 from ..methods.planners.probe import LossFn
 from ..storage.tensors import read_tensors, write_tensors
+from ..storage.trained_state import leave_base_out
 from ..trace import TRACE_NAME, RankTrace
 from .controller import RankController
 from .planned import begin, plan_adapters, prepare_adapters
@@ -170,8 +171,11 @@ class RankCallback(TrainerCallback):
         if self.controller is not None and "train_runtime" not in (logs or {}):
             self.controller.log(state.global_step, logs or {})
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
+            leave_base_out(model, self.adapters.model, self.adapters.heads.values(), _checkpoint(args, state))
             save_state(self._running, _checkpoint(args, state) / STATE_NAME)
 
     def on_train_end(
