@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapters": "adapters.adapter_set",
     "attach": "storage.model_saving",
+    "adopt": "adapters.adopting",
     "detach": "adapters.attaching",
     "merge": "adapters.merging",
     "RankBudget": "budget",

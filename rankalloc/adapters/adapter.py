@@ -13,7 +13,7 @@ other than nn.Linear is defined by its kind (:mod:`rankalloc.layers.kinds`).
              └───────┘        └───────┘
             column i         (lam, a vector)
 
-LoRA's variants are the same adapter with fewer factors trained (:data:`TRAINED`):
+LoRA's variants are the same adapter with fewer factors trained (:data:`rankalloc.adapters.triplets.TRAINED`):
 
 - "lora-fa" (Zhang et al., arXiv 2308.03303): Q stays as drawn. The backward pass then needs z = Q x and
   not x, so an adapter beside a frozen linear layer keeps r numbers a token instead of d_in.
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -37,38 +37,14 @@ from ..layers.families import Family, output
 from ..layers.fused import Layer, compute_dtype, frozen_linear, fused_linear
 from ..layers.kinds import LAYER_KINDS, Kind
 from ..layers.replicas import why_no_parameters
-from ..lowrank import Factors, singular_values
+from .triplets import TRAINED, Triplets
 from .vera import shared_pair
-
-TRAINED = {
-    "svd": ("P", "lam", "Q"),
-    "lora": ("P", "Q"),
-    "gate": ("P", "lam", "Q"),
-    "lora-fa": ("P",),
-    "vera": ("lam", "lam_out"),
-}
-"""{init: the factors it trains}."""
-
-INITS = tuple(TRAINED)
-FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
-"""Parametrisations whose basis must stay as it is."""
-
-TRIPLET_DIMS = {"P": 1, "lam": 0, "Q": 0}
-"""{factor: the dimension that counts triplets}."""
 
 COPIES: WeakSet[Adapter] = WeakSet()
 """Living adapters that are copies of another one; :mod:`rankalloc.training.averages` looks for averages among them."""
 
 
-class Factor(NamedTuple):
-    """One factor of an adapter: its name, the parameter, and the dimension that counts triplets."""
-
-    name: str
-    parameter: nn.Parameter
-    dim: int
-
-
-class Adapter(nn.Module):
+class Adapter(Triplets, nn.Module):
     """A frozen layer and its low-rank update: y = base(x) + s · P Λ Q dropout(x).
 
     Args:
@@ -99,7 +75,6 @@ class Adapter(nn.Module):
     P: nn.Parameter
     lam: nn.Parameter
     Q: nn.Parameter
-    lam_out: nn.Parameter | None
     kept: torch.Tensor
 
     def __init__(
@@ -158,21 +133,6 @@ class Adapter(nn.Module):
             bound = math.sqrt(3.0) * (gain / math.sqrt(self.layout.fan_in(self.d_in)))
             self.Q.uniform_(-bound, bound)
         self.layout.blank(self.base_layer, self.Q)
-
-    @property
-    def rank(self) -> int:
-        """Triplets held, dropped ones that may still come back included."""
-        return self.lam.numel()
-
-    @property
-    def live_rank(self) -> int:
-        """Triplets that the last allocation kept."""
-        return int(self.kept.sum())
-
-    @property
-    def params_per_rank(self) -> int:
-        """Parameters that one rank takes in a plain LoRA: d_in + d_out."""
-        return self.d_in + self.d_out
 
     # what other code reads from the layer it thinks it has
     @property
@@ -246,85 +206,11 @@ class Adapter(nn.Module):
         """The scale of a nested adapter's first ``rank`` triplets relative to s, (r / rank)^e."""
         return (self.initial_rank / max(1, rank)) ** self.exponent
 
-    def left(self) -> torch.Tensor:
-        """P, (d_out, r), with the output scale of "vera" in it."""
-        return self.P if self.lam_out is None else self.P * self.lam_out[:, None]
-
-    def scaled(self) -> torch.Tensor:
-        """P Λ s, (d_out, r): what an exported file holds beside Q."""
-        # scaling d_out · r numbers is cheaper than scaling the outputs of every token
-        return self.left() * (self.lam * self.scaling)
-
-    def factors(self) -> tuple[Factor, ...]:
-        """P, lam and Q, trained or not, each with the dimension that counts triplets."""
-        return tuple(Factor(name, getattr(self, name), dim) for name, dim in TRIPLET_DIMS.items())
-
     def trained(self) -> list[nn.Parameter]:
-        """The factors that are trained."""
         return [p for p in self._parameters.values() if p is not None and p.requires_grad]
 
-    def is_finite(self) -> bool:
-        """Whether every number of the adapter is finite."""
-        return all(bool(torch.isfinite(p).all()) for p in (self.P, self.lam, self.Q, self.lam_out) if p is not None)
-
-    def lam_gradient(self) -> torch.Tensor | None:
-        """∂L/∂lam, (r,); None before a backward pass.
-
-        A Λ that is not trained has no gradient, but P has one: P and lam act through their product alone, so
-        lam_i ∂L/∂lam_i = P_:i · ∂L/∂P_:i.
-        """
-        parameters: dict[str, Any] = self._parameters
-        p, lam = parameters["P"], parameters["lam"]
-        if lam.requires_grad or p.grad is None:
-            return lam.grad
-        return (p.detach() * p.grad).sum(0) / torch.where(lam == 0, 1.0, lam)
-
-    @torch.no_grad()
-    def delta_weight(self) -> torch.Tensor:
-        """ΔW = s · P Λ Q, (d_out, d_in), in the adapter's dtype."""
-        return self.scaled() @ self.Q
-
-    @torch.no_grad()
-    def singular_values(self) -> torch.Tensor:
-        """The true singular values of ΔW, falling, (r,) in float64 on the CPU.
-
-        Thin QR of P and Qᵀ, then the SVD of the r × r core: O((d_in + d_out) r²), ΔW is never formed.
-        Raises RankallocError when a weight is not finite.
-        """
-        if not self.rank:
-            return torch.zeros(0, dtype=torch.float64)
-        if not self.is_finite():
-            raise RankallocError(
-                "an adapter's weights are not finite: training has diverged; lower the learning rate, or clip the "
-                "gradients (max_grad_norm)"
-            )
-        return singular_values(Factors(self.left(), self.Q, self.lam, self.scaling))
-
-    @torch.no_grad()
-    def drop(self, kept: torch.Tensor, erase: bool = False) -> None:
-        """Mark the triplets that stay, (r,) bool, and set lam of the others to zero.
-
-        They keep their P and Q, so a dropped triplet can come back at a later allocation; with ``erase``
-        those become zero too, and with them every gradient the triplet would have. Where neither lam nor Q is
-        trained ("lora-fa"), a triplet that comes back begins again with P = 0.
-        """
-        if self.init == "lora-fa":
-            self.P.mul_(self.kept & kept.to(self.kept.device))
-            self.lam.copy_(kept)
-        self.kept.copy_(kept)
-        self.lam.mul_(self.kept)
-        if erase:
-            self.P.mul_(self.kept)
-            self.Q.mul_(self.kept[:, None])
-
-    @torch.no_grad()
-    def resize(self, rank: int) -> None:
-        """Hold exactly ``rank`` triplets, contents undefined: room for loaded weights."""
-        for _, parameter, dim in self.factors():
-            shape = [*parameter.shape]
-            shape[dim] = rank
-            replace_data(parameter, parameter.data.new_empty(shape))
-        self.kept = self.kept.new_ones(rank)
+    def own_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self._parameters.values() if p is not None]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "family": None}  # a copy meets its own siblings
@@ -342,15 +228,3 @@ class Adapter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, d_out={self.d_out}, rank={self.live_rank}/{self.rank}, scaling={self.scaling:g}"
-
-
-def replace_data(parameter: nn.Parameter, data: torch.Tensor) -> None:
-    """Give ``parameter`` new contents of another shape; it stays the same object.
-
-    A graph that is still referenced (a loss someone holds on to) keeps the parameter's gradient
-    accumulator alive, and with it the old shape. torch forgets the accumulator when the type
-    changes, so the contents pass through another dtype.
-    """
-    parameter.grad = None
-    parameter.data = data.new_empty(0, dtype=torch.float64 if data.dtype != torch.float64 else torch.float32)
-    parameter.data = data

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ..budget import LayerShape
+from ..errors import RankallocError
 from ..layer_names import places
 from ..trace import LayerRecord
-from .adapter import Adapter
+from .triplets import Triplets
 from .parameter_groups import parameter_groups
 from .plan import RankPlan
 
@@ -35,10 +36,11 @@ class Adapters:
 
     Attributes:
         model: the adapted model.
-        modules: {module name: Adapter}.
+        modules: {module name: its triplets}, an :class:`~rankalloc.adapters.adapter.Adapter` each, or a view of a layer
+            of PEFT's (:func:`rankalloc.adopt`).
         heads: {module name: module} of the task heads that train along.
         rank, alpha: as given to attach; every adapter's scaling is alpha / rank, or alpha / √rank.
-        init: parametrisation, a key of ``rankalloc.adapters.adapter.TRAINED``.
+        init: parametrisation, a key of ``rankalloc.adapters.triplets.TRAINED``.
         trainable_before: names of the parameters that were trainable before attach.
         adaptation: the controller or callback that chooses these adapters' ranks, once there is one.
         plan: the plan they began with, if ranks were chosen before training.
@@ -48,10 +50,11 @@ class Adapters:
             (:func:`rankalloc.at_rank`).
         notes: one sentence for each thing the user should know; they become alerts of a run's trace.
         on_detach: called when the adapters leave the model, to undo what their training set up.
+        on_resize: called when ranks have left memory, so that what others record of them can follow.
     """
 
     model: nn.Module
-    modules: dict[str, Adapter]
+    modules: dict[str, Triplets]
     heads: dict[str, nn.Module]
     rank: int
     alpha: float
@@ -64,11 +67,12 @@ class Adapters:
     nested: bool = False
     notes: list[str] = field(repr=False, default_factory=list)
     on_detach: list[Callable[[], None]] = field(repr=False, default_factory=list)
+    on_resize: list[Callable[[], None]] = field(repr=False, default_factory=list)
 
     def __len__(self) -> int:
         return len(self.modules)
 
-    def __iter__(self) -> Iterator[Adapter]:
+    def __iter__(self) -> Iterator[Triplets]:
         return iter(self.modules.values())
 
     def __repr__(self) -> str:
@@ -105,7 +109,7 @@ class Adapters:
     def whole_parameters(self) -> Iterator[nn.Parameter]:
         """What every process has to hold whole, in the same order in each: all factors, then the heads."""
         for adapter in self:
-            yield from adapter.parameters(recurse=False)
+            yield from adapter.own_parameters()
         for head in self.heads.values():
             yield from head.parameters()
 
@@ -142,6 +146,22 @@ class Adapters:
     def singular_values(self) -> dict[str, torch.Tensor]:
         """{module name: true singular values of ΔW, falling, float64}."""
         return {name: adapter.singular_values() for name, adapter in self.modules.items()}
+
+    def train_in(self, dtype: torch.dtype) -> None:
+        """Hold every factor in ``dtype`` from now on; parameters stay the same objects. Call it before the first step."""
+        for adapter in self:
+            for parameter in adapter.own_parameters():
+                parameter.data = parameter.data.to(dtype)
+
+    def resized(self) -> None:
+        """Tell whoever records these ranks that some have left memory."""
+        for follow in self.on_resize:
+            follow()
+
+    def require_own(self, way_out: str) -> None:
+        """Raise RankallocError when these are layers of PEFT's; ``way_out`` says what to call instead."""
+        if not all(adapter.own_forward for adapter in self):
+            raise RankallocError(f"these are a PeftModel's own LoRA layers, which PEFT takes out: call {way_out}")
 
     def check_adapted(self) -> None:
         """Raise NotAdaptedError when ranks were to be chosen for these adapters and never were."""

@@ -10,12 +10,14 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
+from ..layers.tuners import is_peft_model, is_tuner_layer
 from ..layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads, unadapted
 from ..options import choice, integer, number
-from .adapter import INITS, Adapter
+from .adapter import Adapter
 from .adapter_set import SCALES, Adapters, parents_of
 from .ddp import leave_out_empty
 from .plan import RankPlan, initialise
+from .triplets import INITS
 from .vera import shared_pair
 
 
@@ -71,8 +73,7 @@ def attach(
         >>> adapters.ranks()
         {'0': 4, '2': 4}
     """
-    if any(isinstance(module, Adapter) for module in model.modules()):
-        raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
+    require_free(model)
     plan = ranks if isinstance(ranks, RankPlan) else None
     if rank is None:
         rank = plan.rank if plan is not None else 12
@@ -126,8 +127,10 @@ def attach(
 def detach(adapters: Adapters) -> nn.Module:
     """Take the adapters out; the base layers are as they were, the heads keep what they learned.
 
-    Returns the model, with the same parameters trainable as before attach.
+    Returns the model, with the same parameters trainable as before attach. Raises RankallocError for the layers of a
+    PeftModel.
     """
+    adapters.require_own("model.unload()")
     for adapter in adapters:
         for parent, attribute in parents_of(adapters.model, adapter):
             parent._modules[attribute] = adapter.base_layer
@@ -139,6 +142,18 @@ def detach(adapters: Adapters) -> nn.Module:
     adapters.on_detach.clear()
     quantized.take_back(adapters.model)
     return adapters.model
+
+
+def require_free(model: nn.Module) -> None:
+    """Raise TargetError when ``model`` carries adapters already, ours or PEFT's."""
+    if any(isinstance(module, Adapter) for module in model.modules()):
+        raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
+    if is_peft_model(model) or any(is_tuner_layer(module) for module in model.modules()):
+        raise TargetError(
+            f"this {type(model).__name__} carries adapters of PEFT's, and rankalloc would adapt those; to choose their "
+            "ranks use rankalloc.adopt(model) or RankCallback(budget=...), else merge or remove them first "
+            "(merge_and_unload, unload, delete_adapter)"
+        )
 
 
 def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]) -> dict[str, int]:

@@ -5,11 +5,21 @@ of Qᵀ = Q_Q R_Q, then the SVD of the r × r core R_P Λ R_Qᵀ = U Σ Vᵀ, gi
 
     P' = Q_P U,   Λ' = Σ,   Q' = Vᵀ Q_Qᵀ          in O((d_in + d_out) r²), without forming ΔW.
 
+Where Λ is not trained and stays 1 (plain LoRA), each singular value goes to both sides,
+
+    P' = Q_P U Σ/c,   Q' = c Vᵀ Q_Qᵀ,   c = √Σ,
+
+and a triplet of size zero gets c = ‖Q‖_F/√r: P' is zero there and Q' is not, so it can learn, as LoRA's do at the start.
+√Σ on each side is the split in which both learn equally fast; on planted ranks and on a small language model it was
+ahead of c = 1 and of the row norm that Q begins with.
+
 Dropping the smallest of them is then the best approximation of ΔW in the Frobenius norm (Eckart and
 Young, 1936). The gradient changes with the basis, and the optimizer's memory of it has to follow:
 
     ∂L/∂P' = ∂L/∂P · R_Pᵀ U,   ∂L/∂Q' = Vᵀ R_Q · ∂L/∂Q          (exactly), and
-    ∂L/∂λ'_k ≈ Σ_i A_ik B_ik ∂L/∂λ_i  with P' = P A, Q'ᵀ = Qᵀ B   (no off-diagonal terms are known).
+    ∂L/∂λ'_k ≈ Σ_i A_ik B_ik ∂L/∂λ_i  with P' = P A, Q'ᵀ = Qᵀ B   (no off-diagonal terms are known);
+
+with Λ = 1:  ∂L/∂P' = ∂L/∂P · R_Q⁻¹ V c,   ∂L/∂Q' = c⁻¹ Vᵀ R_Q · ∂L/∂Q          (exactly).
 
 :mod:`rankalloc.adapters.optimizer_state` carries that memory over.
 
@@ -27,11 +37,14 @@ import torch
 
 from ..errors import RankallocError
 from . import optimizer_state
-from .adapter import TRAINED, Adapter
+from .triplets import TRAINED, Triplets
 
 _SINGULAR = 1e4
 """Condition of a factor from which its Gram matrix is not exact enough in float64 for float32 weights."""
 
+
+_NOTHING = 1e-10
+"""Share of the largest singular value up to which a triplet has no size: the rounding of float32 factors is above it."""
 
 _PILE = 2**22
 """Numbers of P and Q that are rewritten at once, at most, unless one adapter has more: 32 MB in float64."""
@@ -50,13 +63,13 @@ class Change:
 
 
 @torch.no_grad()
-def canonicalize(adapter: Adapter, optimizer: torch.optim.Optimizer | None = None) -> Change:
+def canonicalize(adapter: Triplets, optimizer: torch.optim.Optimizer | None = None) -> Change:
     """:func:`canonicalize_all` of one adapter."""
     return canonicalize_all([adapter], optimizer)[0]
 
 
 @torch.no_grad()
-def canonicalize_all(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | None = None) -> list[Change]:
+def canonicalize_all(adapters: Sequence[Triplets], optimizer: torch.optim.Optimizer | None = None) -> list[Change]:
     """Rewrite every adapter in canonical form, singular values falling; each ΔW stays what it was.
 
     Signs are fixed (the entry of each column of P that is largest in size is positive), so that equal
@@ -66,14 +79,14 @@ def canonicalize_all(adapters: Sequence[Adapter], optimizer: torch.optim.Optimiz
         optimizer: whose memory of the adapters' gradients is carried over; None to leave it alone.
 
     Raises:
-        RankallocError: a weight is not finite, an adapter has a fixed Λ, or the optimizer remembers
+        RankallocError: a weight is not finite, an adapter has a fixed basis, or the optimizer remembers
             something that cannot be carried over; whole adapters may have been rewritten then, none in part.
     """
     for adapter in adapters:
-        if not {"P", "lam", "Q"} <= set(TRAINED[adapter.init]):
+        if not {"P", "Q"} <= set(TRAINED[adapter.init]):
             raise RankallocError(
-                f"canonical form needs a trained Λ between trained factors; these adapters were attached with "
-                f"init={adapter.init!r}"
+                f"canonical form rewrites both P and Q, and these adapters train at most one of them: they were "
+                f"attached with init={adapter.init!r}"
             )
     changes = [Change(*[adapter.lam.new_zeros(0, 0, dtype=torch.float64)] * 4) for adapter in adapters]
     for indices in _together(adapters):
@@ -83,14 +96,14 @@ def canonicalize_all(adapters: Sequence[Adapter], optimizer: torch.optim.Optimiz
     return changes
 
 
-def _together(adapters: Sequence[Adapter]) -> Iterator[list[int]]:
-    """Indices of adapters that are rewritten at once: of one device, and not too many. Those of rank 0 are left out."""
-    by_device: dict[torch.device, list[int]] = {}
+def _together(adapters: Sequence[Triplets]) -> Iterator[list[int]]:
+    """Indices of adapters that are rewritten at once: of one device and one form, and not too many. Those of rank 0 are
+    left out."""
+    alike: dict[tuple[torch.device, bool], list[int]] = {}
     for index, adapter in enumerate(adapters):
-        if not adapter.rank:
-            continue
-        by_device.setdefault(adapter.lam.device, []).append(index)
-    for indices in by_device.values():
+        if adapter.rank:
+            alike.setdefault((adapter.lam.device, adapter.sized_by_factors), []).append(index)
+    for indices in alike.values():
         some: list[int] = []
         size = 0
         for index in indices:
@@ -103,9 +116,9 @@ def _together(adapters: Sequence[Adapter]) -> Iterator[list[int]]:
         yield some
 
 
-def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | None) -> list[Change]:
-    """:func:`canonicalize_all` of adapters on one device; matrices (n, r, r) are theirs on a pile, r the largest rank,
-    and zero beyond an adapter's own."""
+def _rewrite(adapters: Sequence[Triplets], optimizer: torch.optim.Optimizer | None) -> list[Change]:
+    """:func:`canonicalize_all` of adapters on one device and of one form; matrices (n, r, r) are theirs on a pile, r the
+    largest rank, and zero beyond an adapter's own."""
     lam = _widened([adapter.lam for adapter in adapters])
     p, q = (_Pile([getattr(adapter, name) for adapter in adapters], lam.shape[1], name == "Q") for name in ("P", "Q"))
     lam_finite = torch.isfinite(lam.sum())
@@ -123,7 +136,15 @@ def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | Non
     for indices, new in columns:
         sign[indices] = torch.sign(new.gather(1, new.abs().argmax(1, keepdim=True)))[:, 0]
     sign = torch.where(sign == 0, 1.0, sign)[:, None]
-    turns = {"P": (r_p.mT @ u) * sign, "lam": a * b, "Q": (v.mT @ r_q) * sign.mT}
+    if adapters[0].sized_by_factors:
+        c = _q_sizes(sigma, q.grams, ranks)[:, None]
+        of_p, of_q, new_lam = sigma[:, None] / c * sign, c * sign, torch.ones_like(sigma)
+        in_old = r_q.mT @ v  # P' = P R_Qᵀ V c⁻¹, also where P is singular
+        turns = {"P": b * of_q, "lam": in_old * b, "Q": (in_old / c * sign).mT}
+    else:
+        of_p = of_q = sign
+        new_lam = sigma
+        turns = {"P": (r_p.mT @ u) * sign, "lam": a * b, "Q": (v.mT @ r_q) * sign.mT}
     weight = turns["lam"].square()
     total, even = weight.sum(1, keepdim=True), lam.new_tensor([1 / rank for rank in ranks])
     mixing = torch.where(total > 0, weight / total.clamp_min(1e-300), even[:, None, None])
@@ -140,15 +161,27 @@ def _rewrite(adapters: Sequence[Adapter], optimizer: torch.optim.Optimizer | Non
             optimizer_state.turn(adapter, optimizer, lambda *asked, i=i, rank=rank: turned(*asked)[i][:rank, :rank])
     for i, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
         adapter.kept.copy_(kept[i, :rank])
-        adapter.lam.copy_(sigma[i, :rank])
+        adapter.lam.copy_(new_lam[i, :rank])
     for indices, new in columns:
-        for index, own in zip(indices, new.mul_(sign[indices]), strict=True):
+        for index, own in zip(indices, new.mul_(of_p[indices]), strict=True):
             adapters[index].P.copy_(own[:, : ranks[index]])
     for indices, new in rows:
-        for index, own in zip(indices, new.mul_(sign[indices]), strict=True):
+        for index, own in zip(indices, new.mul_(of_q[indices]), strict=True):
             adapters[index].Q.copy_(own[:, : ranks[index]].T)
     of_each = zip(*(pile.unbind() for pile in (*turns.values(), mixing)), strict=True)
     return [Change(*(pile[:rank, :rank] for pile in own)) for own, rank in zip(of_each, ranks, strict=True)]
+
+
+def _q_sizes(sigma: torch.Tensor, grams: torch.Tensor, ranks: Sequence[int]) -> torch.Tensor:
+    """c of each triplet where Λ = 1, (n, r): the length of its row of Q, √σ or that of a triplet that is about to learn.
+
+    Args:
+        sigma: singular values, (n, r).
+        grams: Q Qᵀ as it was, (n, r, r).
+    """
+    rms = (grams.diagonal(dim1=-2, dim2=-1).sum(1) / sigma.new_tensor(ranks)).sqrt()[:, None]
+    c = torch.where(sigma > _NOTHING * sigma[:, :1], sigma.sqrt(), rms)
+    return torch.where(c > 0, c, 1.0)
 
 
 def _widened(vectors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -16,8 +16,9 @@ def leave_out_empty(model: nn.Module) -> None:
 
 
 def empty_parameters(model: nn.Module) -> set[str]:
-    """Names of the factors of adapters without a rank."""
-    return {
+    """Names of the factors of adapters without a rank, our own and those of layers of PEFT's."""
+    own = {
         f"{name}.{factor}" for name, module in model.named_modules() if isinstance(module, Adapter) and not module.rank
         for factor, _ in module.named_parameters(recurse=False)
     }
+    return own | {name for name, parameter in model.named_parameters() if parameter.requires_grad and not parameter.numel()}

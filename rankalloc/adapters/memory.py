@@ -12,10 +12,10 @@ import torch
 
 from ..errors import NotAdaptedError
 from . import optimizer_state
-from .adapter import Adapter, replace_data
+from .triplets import Triplets
 
 
-def require_trained(adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer) -> None:
+def require_trained(adapters: Iterable[Triplets], optimizer: torch.optim.Optimizer) -> None:
     """Make sure that ``optimizer`` trains these adapters.
 
     Raises:
@@ -32,11 +32,11 @@ def require_trained(adapters: Iterable[Adapter], optimizer: torch.optim.Optimize
 
 @torch.no_grad()
 def shrink(
-    adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer, in_memory: Sequence[torch.Tensor] | None = None
+    adapters: Iterable[Triplets], optimizer: torch.optim.Optimizer, in_memory: Sequence[torch.Tensor] | None = None
 ) -> None:
     """Remove every triplet that is not kept from the adapters and from the optimizer's state.
 
-    The function that the model computes does not change: lam of a dropped triplet is zero already.
+    The function that the model computes does not change: a dropped triplet has no part in ΔW already.
 
     Args:
         in_memory: per adapter a mask (r,) of what stays in memory, where that is more than what is kept.
@@ -53,12 +53,4 @@ def shrink(
             planned.append((adapter, index, optimizer_state.select(adapter, optimizer, index)))
     for adapter, index, apply in planned:
         apply()
-        cut(adapter, index)
-
-
-@torch.no_grad()
-def cut(adapter: Adapter, index: torch.Tensor) -> None:
-    """Hold only the triplets ``index`` (k,) from now on; the parameters stay the same objects."""
-    for _, parameter, dim in adapter.factors():
-        replace_data(parameter, parameter.data.index_select(dim, index))
-    adapter.kept = adapter.kept.index_select(0, index)
+        adapter.select(index)

@@ -49,6 +49,7 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
             is not given, or ΔW is not finite. Nothing has been changed then.
         NotAdaptedError: ranks were to be chosen for these adapters and never were.
     """
+    adapters.require_own("model.merge_and_unload()")
     adapters.check_adapted()
     owners: dict[int, set[str]] = {}
     for name, parameter in adapters.model.named_parameters(remove_duplicate=False):

@@ -30,11 +30,11 @@ from typing import Any
 from torch import nn
 
 from ..options import number
-from .adapter import Adapter
+from .triplets import Triplets
 
 
 def parameter_groups(
-    adapters: Iterable[Adapter], heads: Mapping[str, nn.Module], lr: float, plus_ratio: float = 16.0,
+    adapters: Iterable[Triplets], heads: Mapping[str, nn.Module], lr: float, plus_ratio: float = 16.0,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Everything that trains, as groups for a torch optimizer; the formula is in the module docstring.

@@ -10,7 +10,7 @@ import torch
 
 from ..budget import RankBudget
 from ..errors import ConfigError
-from .adapter import Adapter
+from .triplets import Triplets
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RankPlan(dict[str, int]):
 
 
 @torch.no_grad()
-def initialise(modules: Mapping[str, Adapter], plan: RankPlan) -> None:
+def initialise(modules: Mapping[str, Triplets], plan: RankPlan) -> None:
     """Write the plan's factors into adapters that hold its ranks; the others stay as they are.
 
     Raises:

@@ -32,7 +32,7 @@ class Method:
             data; None when nothing does.
         when: "during" training (ranks reach the budget while training), or "before" (adapters start at
             their final ranks).
-        init: parametrisation the method trains, a key of ``rankalloc.adapters.adapter.INITS``.
+        init: parametrisation the method trains, a key of ``rankalloc.adapters.triplets.INITS``.
         canonical: whether adapters are brought to canonical form at each allocation, unless the option
             of that name says otherwise (:mod:`rankalloc.adapters.canonical`).
         shrinks: when dropped triplets leave memory: "events", at every allocation, or "freeze"

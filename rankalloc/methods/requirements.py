@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..adapters.adapter import FIXED_Q
+from ..adapters.triplets import FIXED_Q
 from ..errors import ConfigError
 from ..options import flag, number
 from . import METHODS, Method
@@ -16,7 +16,7 @@ def require_trainable(method: Method, init: str) -> None:
     """Raise ConfigError when ``method`` cannot train adapters of this parametrisation; the message says how to attach.
 
     Args:
-        init: a key of ``rankalloc.adapters.adapter.TRAINED``.
+        init: a key of ``rankalloc.adapters.triplets.TRAINED``.
     """
     if init == "vera" and method.planner and PLANNERS[method.planner].initial is not Planner.initial:
         raise ConfigError(
@@ -33,10 +33,12 @@ def require_trainable(method: Method, init: str) -> None:
         )
     if init == method.init or method.rule == "shrink" and (init == "gate" or not method.score):
         return
+    if init == "lora" and method.init == "svd":
+        return  # its factors hold the size of each triplet, which λ would
     if init == "lora":
         raise ConfigError(
-            f"method {method.name!r} needs adapters with a trained Λ; these were attached with init='lora', attach "
-            f"with init={method.init!r}"
+            f"method {method.name!r} needs adapters with a trained Λ between their factors, which plain LoRA (PEFT's "
+            f"layers, and init='lora') does not have; use rankalloc.attach with init={method.init!r}, or another method"
         )
     raise ConfigError(
         f"method {method.name!r} trains adapters of init={method.init!r}; these were attached with init={init!r}"
@@ -49,10 +51,15 @@ def basis_of(method: Method, init: str, options: dict[str, Any]) -> tuple[bool, 
     Raises:
         ConfigError: one is out of its range, or rotates a basis that is not trained.
     """
-    fixed = init in FIXED_Q
+    fixed, plain = init in FIXED_Q, init == "lora"
     canonical = flag("canonical", options.pop("canonical", method.canonical and not fixed))
-    default = 0.0 if canonical or fixed else method.orthogonal
+    default = 0.0 if canonical or fixed or plain else method.orthogonal
     orthogonal = number("orthogonal", options.pop("orthogonal", default))
+    if plain and orthogonal:
+        raise ConfigError(
+            f"orthogonal={orthogonal:g} pulls P and Q to length 1, and in plain LoRA (init='lora') they hold the size of "
+            "ΔW; leave it out"
+        )
     if fixed and (canonical or orthogonal):
         which = "canonical=True" if canonical else f"orthogonal={orthogonal:g}"
         raise ConfigError(f"{which} changes both P and Q, and init={init!r} trains at most one of them; leave it out")

@@ -37,6 +37,7 @@ from ..files import sha256_of
 from ..layers.quantized import dequantized, scheme_of
 from ..layers.sharding import has_shards
 from ..layers.targets import output_embeddings
+from ..layers.tuners import is_tuner_layer
 from .tensors import read_header
 
 KEY = "rankalloc_base"
@@ -231,10 +232,10 @@ def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
 def matrices(model: nn.Module) -> dict[str, nn.Module]:
     """{name without wrappers: layer} of layers with a readable weight matrix, without embeddings and output heads."""
     output = output_embeddings(model)
-    inside = {id(m.base_layer) for m in model.modules() if isinstance(m, Adapter)}
+    inside = {id(part) for m in model.modules() if _is_adapted(m) for part in m.modules() if part is not m}
     found = {}
     for name, module in model.named_modules():
-        layer = module.base_layer if isinstance(module, Adapter) else module
+        layer = _base_of(module) if _is_adapted(module) else module
         weight = getattr(layer, "_parameters", {}).get("weight")
         if weight is None or id(module) in inside or layer is output or isinstance(layer, nn.Embedding):
             continue
@@ -244,9 +245,18 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether this is a layer with an adapter, ours or PEFT's."""
+    return isinstance(module, Adapter) or is_tuner_layer(module)
+
+
+def _base_of(module: Any) -> nn.Module:
+    return module.base_layer if isinstance(module, Adapter) else module.get_base_layer()
+
+
 def _alone(model: nn.Module) -> bool:
     """Whether no adapters are attached, so that nothing is frozen yet and every weight belongs to the base."""
-    return not any(isinstance(module, Adapter) for module in model.modules())
+    return not any(_is_adapted(module) for module in model.modules())
 
 
 def _drawn(names: Iterable[str]) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import SCALES, Adapters
-from ..errors import AdapterFileError, TargetError
+from ..adapters.attaching import require_free
+from ..errors import AdapterFileError
 from ..layers.adaptable import why_not
 from . import fingerprint
 from .fitting import at_full_rank, fit
@@ -39,6 +39,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
             weights that are not finite, or was made for another model.
         TargetError: the model has adapters attached already.
     """
+    require_free(model)
     finished = FinishedAdapter(path)
     folder, modules = finished.folder, dict(model.named_modules())
     rest = _without_copies(finished, modules)
@@ -107,8 +108,6 @@ def _layer(name: str, modules: Mapping[str, nn.Module], folder: Path) -> nn.Modu
     """The module of that name, when an adapter can be attached to it."""
     if name not in modules:
         raise AdapterFileError(f"{folder} was made for another model: this one has no layer {name}")
-    if isinstance(modules[name], Adapter):
-        raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
     if why_not(modules[name]):
         raise AdapterFileError(f"{folder}: cannot adapt {name}: {why_not(modules[name])}")
     return modules[name]

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import SCALES, Adapters
+from ..adapters.triplets import Triplets
 from ..errors import RankallocError
 from . import fingerprint
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
@@ -74,10 +74,9 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     )
 
 
-def _factors(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
+def _factors(adapter: Triplets) -> tuple[torch.Tensor, torch.Tensor]:
     """(lora_A (k, d_in), lora_B (d_out, k)) of the triplets that are kept or not zero."""
-    lam = adapter.lam.detach()
-    keep = adapter.kept | (lam != 0)
+    keep = adapter.kept | adapter.contributes()
     lora_a = adapter.Q.detach()[keep]
     lora_b = adapter.scaled().detach()[:, keep]
     return lora_a.cpu(), lora_b.cpu()
@@ -98,7 +97,7 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     return lora_config(
         rank, _target_modules(adapters, written), base_model_name_or_path=fingerprint.name_of(model),
         task_type=task_type,
-        modules_to_save=sorted(adapters.heads) or None, fan_in_fan_out=any(a.kind == "conv1d" for a in adapters),
+        modules_to_save=sorted(adapters.heads) or None, fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
     )
 
 

@@ -45,6 +45,7 @@ def allocate(state: RunState, step: int, optimizer: torch.optim.Optimizer | None
         if state.score is not None and not last:
             state.score.select(in_memory)
         memory.shrink(adapters, leaving, in_memory)
+        adapters.resized()
         averages.shrink(state.averages, in_memory)
         processes.rebuild(adapters.model)
     if last:

@@ -20,16 +20,17 @@ what a dropped triplet still contributed to the average is removed at once inste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..adapters.adapter import COPIES, TRAINED, Adapter
+from ..adapters.adapter import COPIES, Adapter
 from ..adapters.adapter_set import Adapters
-from ..adapters.memory import cut
+from ..adapters.driven import DrivenLayer, origins_of
+from ..adapters.triplets import TRAINED, Triplets
 from ..errors import RankallocError
 from .wrappers import wrappers_of
 
@@ -40,8 +41,8 @@ def copy_of(adapters: Adapters, averaged: nn.Module) -> Adapters:
     Raises:
         RankallocError: it is no such copy, or its adapters hold other ranks.
     """
-    found = {m.origin: (name, m) for name, m in averaged.named_modules() if isinstance(m, Adapter)}
-    if any(adapter.origin not in found or found[adapter.origin][1] is adapter for adapter in adapters):
+    found = {copy.origin: (name, copy) for name, copy in _members(averaged)}
+    if any(adapter.origin not in found or found[adapter.origin][1].P is adapter.P for adapter in adapters):
         raise RankallocError(
             f"this {type(averaged).__name__} holds no copy of these adapters; make it from the model after "
             "rankalloc.attach: AveragedModel(model)"
@@ -60,6 +61,15 @@ def copy_of(adapters: Adapters, averaged: nn.Module) -> Adapters:
     return replace(
         adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, on_detach=[]
     )
+
+
+def _members(model: nn.Module) -> Iterator[tuple[str, Triplets]]:
+    """Every adapter in ``model`` with its module's name, driven layers of PEFT's included."""
+    for name, module in model.named_modules():
+        if isinstance(module, Adapter):
+            yield name, module
+        for adapter_name in origins_of(module):
+            yield name, DrivenLayer(module, adapter_name)
 
 
 def require_followed(adapters: Adapters, followed: Sequence[Adapters]) -> None:
@@ -92,7 +102,7 @@ def drop(
 
 
 @torch.no_grad()
-def _take_over(copy: Adapter, adapter: Adapter, fresh: torch.Tensor) -> None:
+def _take_over(copy: Triplets, adapter: Triplets, fresh: torch.Tensor) -> None:
     """Triplets that have just come have no past to be averaged; nor has a factor that is not trained."""
     for (name, own, dim), (_, theirs, _) in zip(copy.factors(), adapter.factors(), strict=True):
         where = fresh.nonzero().flatten() if name in TRAINED[adapter.init] else torch.arange(adapter.rank)
@@ -105,7 +115,7 @@ def shrink(followed: Iterable[Adapters], in_memory: Sequence[torch.Tensor]) -> N
     for copies in followed:
         for copy, mask in zip(copies, in_memory, strict=True):
             if not mask.all():
-                cut(copy, mask.nonzero().flatten().to(copy.kept.device))
+                copy.select(mask.nonzero().flatten().to(copy.kept.device))
 
 
 @torch.no_grad()
@@ -126,7 +136,7 @@ def align(followed: Iterable[Adapters], adapters: Adapters) -> None:
                 _align(copy, adapter)
 
 
-def _align(copy: Adapter, adapter: Adapter) -> None:
+def _align(copy: Triplets, adapter: Triplets) -> None:
     p, lam, q = (factor.parameter.to(copy.P.device).double() for factor in adapter.factors())
     q_p, r_p = torch.linalg.qr(copy.P.double())
     q_q, r_q = torch.linalg.qr(copy.Q.double().T)

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapters.adapter_set import Adapters
+from ..adapters.adopting import adopt
 from ..adapters.plan import RankPlan
 from ..budget import RankBudget
 from ..errors import AdapterFileError, ConfigError, NotAdaptedError, RankallocError
@@ -28,7 +30,12 @@ STATE_NAME = "rankalloc_state.safetensors"
 
 
 class RankCallback(TrainerCallback):
-    """Chooses ranks while a Trainer trains.
+    """Chooses ranks while a Trainer trains, transformers' own or one of TRL's.
+
+    Without ``adapters`` it drives the LoRA layers of the Trainer's PeftModel (:func:`rankalloc.adopt`), so a script that
+    has a LoraConfig needs one more line:
+
+        callbacks=[ra.RankCallback(budget=ra.RankBudget(fraction=0.25))]
 
     Works with gradient accumulation, clipping, checkpoints and ``resume_from_checkpoint``; with
     ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on,
@@ -39,17 +46,24 @@ class RankCallback(TrainerCallback):
     memory before the first step. A run that is resumed keeps the ranks of its checkpoint.
 
     Args:
-        adapters: from :func:`rankalloc.attach`, made before the Trainer's optimizer.
+        adapters: from :func:`rankalloc.attach` or :func:`rankalloc.adopt`, made before the Trainer's optimizer; None to
+            adopt the LoRA layers of the Trainer's model when the Trainer is made, so pass the callback in its
+            ``callbacks=``.
         budget: what may be spent.
         method: a key of ``rankalloc.METHODS``.
         resume_from: the checkpoint folder given to ``trainer.train``, when it does not lie in the
             Trainer's output folder.
         loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
+        adapter_name: which adapter of the PeftModel to drive; None for the active one.
+        dtype: of the adapters' weights while they train. TRL casts them to bfloat16 beside a quantised base, where small
+            steps are lost; None leaves them so.
         save_trace: False leaves writing :attr:`trace` to the caller, who adds to it first.
         options: further arguments of :class:`rankalloc.RankController`.
 
     Raises:
-        NotAdaptedError: at the end of training, when the Trainer never called the hooks.
+        NotAdaptedError: at the end of training, when the Trainer never called the hooks; at its beginning, when there
+            are no adapters and the callback was added after the Trainer was made.
+        TargetError: the Trainer's model has no LoRA layers that can be driven.
 
     Example:
         >>> import rankalloc as ra, torch
@@ -60,34 +74,66 @@ class RankCallback(TrainerCallback):
 
     def __init__(
         self,
-        adapters: Adapters,
-        budget: RankBudget,
+        adapters: Adapters | None = None,
+        budget: RankBudget | None = None,
         method: str = "auto",
         *,
         resume_from: str | os.PathLike | None = None,
         loss_fn: LossFn | None = None,
+        adapter_name: str | None = None,
+        dtype: torch.dtype | None = torch.float32,
         save_trace: bool = True,
         **options: Any,
     ) -> None:
-        # fail now, not when training begins
-        if find_method(method).planner is not None and adapters.plan is None:
-            prepare_adapters(adapters, budget, method, **_planning(options))
-        else:
-            settings = {name: options[name] for name in ("shrink", "seed") if name in options}
-            rest = {name: value for name, value in options.items() if name not in ("shrink", "seed", "fresh", *OPTIONS)}
-            settle(adapters, budget, 1, method, **settings, options=rest)
-        # subspaces cost a QR of every layer, so they are found once
-        away = penalty_of(adapters, **{name: options[name] for name in OPTIONS if name in options})
-        options = {name: value for name, value in options.items() if name not in OPTIONS} | {"away_from": away}
-        self.adapters = adapters
+        if not isinstance(budget, RankBudget):
+            raise ConfigError(
+                f"RankCallback needs a budget, got {budget!r}: RankCallback(budget=rankalloc.RankBudget(fraction=0.25))"
+            )
+        find_method(method)
         self.budget = budget
         self.method = method
         self.resume_from = resume_from
         self.loss_fn = loss_fn
+        self.adapter_name = adapter_name
+        self.dtype = dtype
         self.save_trace = save_trace
         self.options = options
         self.controller: RankController | None = None
+        self._adapters: Adapters | None = None
+        if adapters is not None:
+            self._take(adapters)  # fail now, not when training begins
+
+    @property
+    def adapters(self) -> Adapters:
+        """Whose ranks are chosen. Raises NotAdaptedError when there are none yet."""
+        if self._adapters is None:
+            raise NotAdaptedError(
+                "this RankCallback has no adapters yet: it adopts the LoRA layers of a Trainer's model when that Trainer "
+                "is made, so pass it in the Trainer's callbacks= (add_callback is too late), or give it the adapters that "
+                "rankalloc.adopt(model) returns"
+            )
+        return self._adapters
+
+    def _take(self, adapters: Adapters) -> None:
+        """Choose the ranks of ``adapters``; raises what a run with them would."""
+        options = self.options
+        if find_method(self.method).planner is not None and adapters.plan is None:
+            prepare_adapters(adapters, self.budget, self.method, **_planning(options))
+        else:
+            settings = {name: options[name] for name in ("shrink", "seed") if name in options}
+            rest = {name: value for name, value in options.items() if name not in ("shrink", "seed", "fresh", *OPTIONS)}
+            settle(adapters, self.budget, 1, self.method, **settings, options=rest)
+        # subspaces cost a QR of every layer, so they are found once
+        away = penalty_of(adapters, **{name: options[name] for name in OPTIONS if name in options})
+        self.options = {name: value for name, value in options.items() if name not in OPTIONS} | {"away_from": away}
+        self._adapters = adapters
         adapters.adaptation = self
+
+    def on_init_end(self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self._adapters is None:
+            self._take(adopt(model, self.adapter_name, dtype=self.dtype))
+        elif self.dtype is not None:
+            self._adapters.train_in(self.dtype)
 
     @property
     def trace(self) -> RankTrace:

@@ -67,6 +67,7 @@ def begin(adapters: Adapters, plan: RankPlan, optimizer: torch.optim.Optimizer) 
     for name, adapter in adapters.modules.items():
         adapter.drop(torch.arange(adapter.rank) < plan[name])
     memory.shrink(adapters, optimizer)
+    adapters.resized()
     processes.rebuild(adapters.model)
     for adapter in adapters:
         adapter.initial_rank = adapter.rank

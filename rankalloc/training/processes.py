@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..adapters.adapter import Adapter
+from ..adapters.triplets import Triplets
 from ..adapters.ddp import empty_parameters
 from ..errors import RankallocError
 from .wrappers import wrappers_of
@@ -47,7 +47,7 @@ def rebuild(model: nn.Module) -> None:
             wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
 
 
-def check_agreement(adapters: Iterable[Adapter], step: int) -> None:
+def check_agreement(adapters: Iterable[Triplets], step: int) -> None:
     """Raise RankallocError in every process when they did not all keep the same triplets.
 
     One all-reduce of two 64-bit numbers.

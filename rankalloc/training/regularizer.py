@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import Adapter
+from ..adapters.triplets import Triplets
 
 
 @torch.no_grad()
-def add_orthogonal_gradient(adapters: Sequence[Adapter], weight: float, live_only: bool = False) -> None:
+def add_orthogonal_gradient(adapters: Sequence[Triplets], weight: float, live_only: bool = False) -> None:
     """Add ``weight`` · ∂R/∂P and ∂R/∂Q to the gradients that exist; factors without one are left alone.
 
     Factors of one shape are taken together, so that the number of operators is that of the shapes, not of the layers.
@@ -46,7 +46,7 @@ def add_orthogonal_gradient(adapters: Sequence[Adapter], weight: float, live_onl
 
 
 @torch.no_grad()
-def orthogonal_penalty(adapters: Sequence[Adapter]) -> torch.Tensor:
+def orthogonal_penalty(adapters: Sequence[Triplets]) -> torch.Tensor:
     """R itself, a scalar."""
     norms = []
     for adapter in adapters:

@@ -28,7 +28,9 @@ def state_of(state: RunState) -> dict[str, Any]:
     meta = {
         "version": STATE_VERSION, "step": state.step, "method": state.settings.method.name,
         "plan": asdict(state.schedule), "initial_ranks": [layer.initial_rank for layer in state.trace.layers],
-        "weights": weights_key(state.adapters), "siblings": families.known(state.adapters.modules),
+        "weights": weights_key(state.adapters), "factors": factors_key(state.adapters),
+        "siblings": families.known(state.adapters.modules),
+        "kept": [a.kept.tolist() for a in state.adapters if not a.own_forward],  # part of no model's weights
         "trace": state.trace.model_dump(mode="json"),
     }
     tensors = dict(state.score.tensors()) if state.score is not None and not state.frozen else {}
@@ -56,11 +58,13 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
     schedule = state.settings.budget.resolve(shapes, state.schedule.total_steps, adapters.bytes_per_param())
     trace = RankTrace.model_validate(meta["trace"])
     _require_same_settings(meta, trace, schedule, state.trace)
-    if meta["weights"] != weights_key(adapters):
+    of_factors = factors_key(adapters)  # which 0.1 did not write
+    if meta["weights"] != weights_key(adapters) or meta.get("factors", of_factors) != of_factors:
         raise RankallocError(
             "cannot resume: the model's adapter weights are not those the rank state was saved with; resume from the "
             "folder that holds both"
         )
+    _restore_masks(adapters, meta.get("kept", []))
     scoring = state.score is not None and meta["step"] < schedule.freeze_step
     score = state.new_score() if scoring else None  # anew: the adapters may have shrunk since the present one was made
     if score is not None:
@@ -104,6 +108,12 @@ def _load_score(score: Score, saved: dict[str, torch.Tensor]) -> None:
     score.load_tensors(saved)
 
 
+def _restore_masks(adapters: Adapters, masks: list[list[bool]]) -> None:
+    """Mark again what was kept, in layers of PEFT's, whose weights carry no mask."""
+    for adapter, mask in zip((a for a in adapters if not a.own_forward), masks, strict=True):
+        adapter.kept = torch.tensor(mask, dtype=torch.bool, device=adapter.lam.device)
+
+
 def _other_sums(then: RankTrace, now: RankTrace) -> list[str]:
     """What to tell when sums are added in another order from now on; nothing when they are not."""
     if then.environment is None or now.environment is None:
@@ -130,5 +140,16 @@ def weights_key(adapters: Adapters) -> str:
     for name, adapter in adapters.modules.items():
         digest.update(name.encode())
         digest.update(adapter.lam.detach().float().cpu().numpy().tobytes())
-        digest.update(adapter.kept.cpu().numpy().tobytes())
+        if adapter.own_forward:
+            digest.update(adapter.kept.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def factors_key(adapters: Adapters) -> str | None:
+    """As :func:`weights_key`, over P and Q where Λ stays 1 and tells nothing; None where it is trained."""
+    digest = hashlib.sha256()
+    plain = [adapter for adapter in adapters if adapter.sized_by_factors]
+    for adapter in plain:
+        for factor in (adapter.P, adapter.Q):
+            digest.update(factor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest() if plain else None

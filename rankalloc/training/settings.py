@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..adapters.adapter import Adapter
+from ..adapters.triplets import Triplets
 from ..adapters.adapter_set import Adapters
 from ..budget import BudgetPlan, RankBudget
 from ..errors import ConfigError, unknown
@@ -62,11 +62,11 @@ class Settings:
         """Turns scores and a demand into masks: the method's own, or that of another placement."""
         return ALLOCATORS[self.method.allocator if self.placement == "chosen" else self.placement]
 
-    def new_rule(self, adapters: Sequence[Adapter]) -> Rule:
+    def new_rule(self, adapters: Sequence[Triplets]) -> Rule:
         """The method's rule over ``adapters``."""
         return RULES[self.method.rule](adapters, self.schedule, self.seed, **self._rule_options)
 
-    def new_score(self, adapters: Sequence[Adapter]) -> Score | None:
+    def new_score(self, adapters: Sequence[Triplets]) -> Score | None:
         """The method's score over ``adapters``, with empty state; None for a method without one."""
         return SCORES[self.method.score](adapters, **self._score_options) if self.method.score else None
 
@@ -96,6 +96,11 @@ def settle(
     if strangers:
         raise ConfigError(unknown(f"option of method {method!r}:", strangers[0], chosen.options or ["none"]))
     require_trainable(chosen, adapters.init)
+    if RULES[chosen.rule].changes_forward and not all(adapter.own_forward for adapter in adapters):
+        raise ConfigError(
+            f"method {method!r} changes what an adapter computes at every step, and these are PEFT's own layers; use "
+            "rankalloc.attach on the plain model, or another method"
+        )
     canonical, orthogonal = basis_of(chosen, adapters.init, options)
     score_after_step = flag("score_after_step", options.pop("score_after_step", False))
     placement = options.pop("placement", "chosen")

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter import TRAINED, Adapter
+from ..adapters.triplets import TRAINED, Triplets
 from ..adapters.adapter_set import Adapters
 from ..errors import ConfigError, unknown
 from ..options import number
@@ -78,7 +78,7 @@ class SubspacePenalty:
         self._spans = {"P": spaces.columns, "Q": spaces.rows}
         self.notes = spaces.notes
         self._digests = spaces.digests
-        self._groups: list[tuple[str, list[Adapter], torch.Tensor]] = []
+        self._groups: list[tuple[str, list[Triplets], torch.Tensor]] = []
         self._shapes: Any = None
 
     def record(self) -> dict[str, Any]:
@@ -115,11 +115,11 @@ class SubspacePenalty:
         flat = torch.cat(shares) if shares else torch.zeros(0)
         return float(flat.mean()) if len(flat) else 0.0
 
-    def _grouped(self) -> list[tuple[str, list[Adapter], torch.Tensor]]:
+    def _grouped(self) -> list[tuple[str, list[Triplets], torch.Tensor]]:
         """(factor, adapters of one shape, their bases (n, d, k)): as many operators as shapes, not as layers."""
         shapes = [(adapter.rank, adapter.Q.dtype, adapter.Q.device) for adapter in self.adapters]
         if shapes != self._shapes:  # ranks have left memory, or the model was moved
-            alike: dict[Any, list[tuple[Adapter, torch.Tensor]]] = {}
+            alike: dict[Any, list[tuple[Triplets, torch.Tensor]]] = {}
             for factor, spans in self._spans.items():
                 for name, span in spans.items():
                     adapter = self.adapters.modules[name]
@@ -137,7 +137,7 @@ class SubspacePenalty:
 
 
 def _measured(
-    factor: str, members: Sequence[Adapter], spans: torch.Tensor
+    factor: str, members: Sequence[Triplets], spans: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows (n, r, d), their coordinates inside the spans (n, r, k), and their ‖row‖² (n, r, 1)."""
     rows = torch.stack([adapter.P.T if factor == "P" else adapter.Q for adapter in members]).to(spans.dtype)

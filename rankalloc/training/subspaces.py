@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..adapters.adapter import Adapter
+from ..adapters.triplets import Triplets
 from ..adapters.adapter_set import Adapters
 from ..errors import AdapterFileError, ConfigError
 from ..files import sha256_of
@@ -118,7 +118,7 @@ def _check_base(other: FinishedAdapter, adapters: Adapters) -> list[str]:
     return []
 
 
-def _factors(other: FinishedAdapter, name: str, adapter: Adapter) -> Factors:
+def _factors(other: FinishedAdapter, name: str, adapter: Triplets) -> Factors:
     try:
         factors = fit(other, name, adapter.base_layer)
     except AdapterFileError as error:

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from rankalloc.adapters.adapter import Adapter, replace_data
+from rankalloc.adapters.adapter import Adapter
+from rankalloc.adapters.triplets import replace_data
 
 
 def layer(kind: str) -> nn.Module:

@@ -173,10 +173,10 @@ def test_what_cannot_be_carried_over_is_told_at_the_first_step():
         train_mlp(model, controller, optimizer, 1)
 
 
-def test_a_fixed_lambda_is_refused():
+def test_a_fixed_basis_is_refused():
     model = make_mlp()
-    adapters = ra.attach(model, rank=4, init="lora")
-    with pytest.raises(RankallocError, match="trained Λ"):
+    adapters = ra.attach(model, rank=4, init="lora-fa")
+    with pytest.raises(RankallocError, match="rewrites both P and Q"):
         canonicalize(next(iter(adapters)))
 
 

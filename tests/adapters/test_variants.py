@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.adapters.adapter import TRAINED, Adapter
+from rankalloc.adapters.adapter import Adapter
+from rankalloc.adapters.triplets import TRAINED
 from rankalloc.errors import ConfigError, RankallocError
 from rankalloc.methods import METHODS
 from rankalloc.methods.requirements import require_trainable

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import rankalloc as ra
-from rankalloc.adapters.adapter import INITS, Adapter
+from rankalloc.adapters.adapter import Adapter
+from rankalloc.adapters.triplets import INITS
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError, TargetError
 from rankalloc.layers.adaptable import weight_view
 from tests.support.models import logits_of, make_llama, prune, randomize, tensors_of

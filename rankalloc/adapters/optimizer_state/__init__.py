@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ...errors import RankallocError
-from ..adapter import Adapter
+from ..triplets import Triplets
 from .base import Entry, Format, Turn, Verb
 from .counts import Counts
 from .elementwise import Elementwise
@@ -45,7 +45,7 @@ def unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def require_support(
-    adapters: Iterable[Adapter], optimizer: torch.optim.Optimizer, verbs: Collection[Verb]
+    adapters: Iterable[Triplets], optimizer: torch.optim.Optimizer, verbs: Collection[Verb]
 ) -> None:
     """Make sure that the optimizer's state can follow ``verbs``; called at the first step, not when it is too late.
 
@@ -58,7 +58,7 @@ def require_support(
                 _format_of(entry, verb)
 
 
-def select(adapter: Adapter, optimizer: torch.optim.Optimizer, index: torch.Tensor) -> Callable[[], None]:
+def select(adapter: Triplets, optimizer: torch.optim.Optimizer, index: torch.Tensor) -> Callable[[], None]:
     """A function that keeps the state of the triplets ``index`` (k,) alone; until it is called, nothing changes.
 
     Raises:
@@ -78,7 +78,7 @@ def select(adapter: Adapter, optimizer: torch.optim.Optimizer, index: torch.Tens
     return apply
 
 
-def turn(adapter: Adapter, optimizer: torch.optim.Optimizer, by: Turn) -> None:
+def turn(adapter: Triplets, optimizer: torch.optim.Optimizer, by: Turn) -> None:
     """Carry the state over to another basis of the same ΔW.
 
     Raises:
@@ -90,7 +90,7 @@ def turn(adapter: Adapter, optimizer: torch.optim.Optimizer, by: Turn) -> None:
             state[key].copy_(value)
 
 
-def forget(adapter: Adapter, optimizer: torch.optim.Optimizer, triplets: torch.Tensor) -> None:
+def forget(adapter: Triplets, optimizer: torch.optim.Optimizer, triplets: torch.Tensor) -> None:
     """Clear the state of ``triplets`` (r,) bool, which begin anew.
 
     Raises:
@@ -100,7 +100,7 @@ def forget(adapter: Adapter, optimizer: torch.optim.Optimizer, triplets: torch.T
         _format_of(entry, "forget").forget(entry, triplets)
 
 
-def _entries(adapter: Adapter, optimizer: torch.optim.Optimizer) -> Iterator[Entry]:
+def _entries(adapter: Triplets, optimizer: torch.optim.Optimizer) -> Iterator[Entry]:
     optimizer = unwrap(optimizer)
     for name, parameter, dim in adapter.factors():
         state = optimizer.state.get(parameter, {})

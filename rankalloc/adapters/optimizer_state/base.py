@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 Verb = Literal["select", "turn", "forget"]
 
@@ -33,7 +32,7 @@ class Entry:
     state: dict[str, Any]
     key: str
     factor: str
-    parameter: nn.Parameter
+    parameter: torch.Tensor
     dim: int
 
     @property

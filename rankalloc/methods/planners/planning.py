@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...adapters.adapter import Adapter
+from ...adapters.attaching import require_free
 from ...adapters.plan import RankPlan, Start
 from ...budget import LayerShape, RankBudget
 from ...errors import ConfigError, TargetError
@@ -91,6 +92,7 @@ def plan_ranks(
             "this model has adapters attached already: plan before rankalloc.attach, or give the Trainer a "
             "RankCallback, which plans for adapters at their start"
         )
+    require_free(model)
     rank = integer("rank", rank, 1)
     targets = _targets(model, target_modules, exclude_modules, modules_to_save)
     multiple = budget.multiple_of if budget is not None else 1

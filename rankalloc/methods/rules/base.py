@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ...adapters.adapter import Adapter
+from ...adapters.triplets import Triplets
 from ...budget import BudgetPlan
 
 Arrays = list[np.ndarray]
@@ -31,10 +31,12 @@ class Rule:
     name: ClassVar[str] = "shrink"
     pins_dropped: ClassVar[bool] = False
     """Whether a dropped triplet stays at zero, P and Q included, until the rule puts a fresh one in its slot."""
+    changes_forward: ClassVar[bool] = False
+    """Whether it changes what adapters compute in a step, which layers of PEFT's cannot follow."""
     nested: ClassVar[bool] = False
     """Whether, for every b, the first b triplets at scale α / b are trained to be an adapter."""
 
-    def __init__(self, adapters: Sequence[Adapter], plan: BudgetPlan, seed: int = 0) -> None:
+    def __init__(self, adapters: Sequence[Triplets], plan: BudgetPlan, seed: int = 0) -> None:
         self.adapters, self.plan, self.seed = list(adapters), plan, seed
 
     def asked(self, step: int) -> int:

@@ -44,6 +44,7 @@ class Dylora(Rule):
     """
 
     name = "dylora"
+    changes_forward = True
     nested = True
 
     def __init__(self, *args: Any, frozen: bool = False, **kwargs: Any) -> None:

@@ -7,23 +7,23 @@ import math
 import torch
 
 from ...adapters import optimizer_state
-from ...adapters.adapter import Adapter
+from ...adapters.triplets import Triplets
 
 
 @torch.no_grad()
 def refresh(
-    adapter: Adapter, slots: torch.Tensor, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+    adapter: Triplets, slots: torch.Tensor, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
 ) -> None:
     """Put new directions, orthogonal to the live ones, into ``slots`` (r,) bool; ΔW stays what it is.
 
     Sizes are those of the adapter's initialisation: with "svd" λ = 0 and both P and Q drawn, with "gate"
-    λ = 1, P = 0 and only Q drawn. What the optimizer remembers of the slots is forgotten.
+    and "lora" λ = 1, P = 0 and only Q drawn. What the optimizer remembers of the slots is forgotten.
     """
     if not slots.any():
         return
     old = adapter.kept & ~slots
     count = int(slots.sum())
-    gate = adapter.init == "gate"
+    gate = adapter.init in ("gate", "lora")
     deviation = 1 / math.sqrt(3 * adapter.layout.fan_in(adapter.d_in)) if gate else 0.02
     drawn = torch.randn(count, adapter.d_in, generator=generator, dtype=torch.float64) * deviation
     adapter.layout.blank(adapter.base_layer, drawn)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ...adapters.adapter import TRIPLET_DIMS, Adapter
+from ...adapters.triplets import TRIPLET_DIMS, Triplets
 from ...errors import RankallocError
 from ...options import number
+from .derivatives import derivatives
 
 
 class Score(ABC):
@@ -25,7 +26,7 @@ class Score(ABC):
     any_basis: ClassVar[bool] = False
     """Whether it is meaningful for triplets whose basis stays as it was drawn (LoRA-FA, VeRA)."""
 
-    def __init__(self, adapters: Sequence[Adapter]) -> None:
+    def __init__(self, adapters: Sequence[Triplets]) -> None:
         self.adapters = list(adapters)
 
     def observe(self) -> None:  # noqa: B027 - a score without state has nothing to take in
@@ -92,34 +93,46 @@ def _place(name: str) -> tuple[int, int]:
     return int(index), TRIPLET_DIMS[factor]
 
 
-class LambdaScore(Score):
-    """A score that needs only the gradient of Λ: r numbers of state a layer, one moving average.
+class AveragedScore(Score):
+    """A moving average over the steps of one number a triplet: r numbers of state a layer.
 
     Args:
         beta: decay of the average, in (0, 1).
     """
 
-    def __init__(self, adapters: Sequence[Adapter], beta: float = 0.85) -> None:
+    def __init__(self, adapters: Sequence[Triplets], beta: float = 0.85) -> None:
         super().__init__(adapters)
         self.beta = number("beta", beta, 0, 1, ends=False)
-        self.lam = [adapter.lam for adapter in self.adapters]
-        self.average = [torch.zeros_like(lam, dtype=torch.float32) for lam in self.lam]
+        self.average = [torch.zeros_like(adapter.lam, dtype=torch.float32) for adapter in self.adapters]
 
     @abstractmethod
-    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """What is averaged over the steps, from lam and ∂L/∂lam, each per adapter (r,)."""
+    def now(self) -> Sequence[torch.Tensor]:
+        """What this step adds to the average, per adapter (r,) in float32."""
 
     @torch.no_grad()
     def observe(self) -> None:
-        # a layer that took no part in this step has no gradient: its sensitivity was zero
-        given = [adapter.lam_gradient() for adapter in self.adapters]
-        grads = [torch.zeros_like(lam) if grad is None else grad for lam, grad in zip(self.lam, given, strict=True)]
-        now = self.of_gradient([lam.float() for lam in self.lam], [grad.float() for grad in grads])
+        now = list(self.now())
         torch._foreach_mul_(self.average, self.beta)
-        torch._foreach_add_(self.average, list(now), alpha=1 - self.beta)
+        torch._foreach_add_(self.average, now, alpha=1 - self.beta)
 
     def values(self) -> Sequence[torch.Tensor]:
         return [average.clone() for average in self.average]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {f"average.{index}.lam": average for index, average in enumerate(self.average)}
+
+
+class LambdaScore(AveragedScore):
+    """A score that needs only Λ and its gradient."""
+
+    @abstractmethod
+    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What is averaged over the steps, from lam and ∂L/∂lam, each per adapter (r,).
+
+        Where Λ stays 1 and the factors hold the size, lam is σ = ‖P_i‖‖Q_i‖, and grad the derivative by σ with both
+        directions held.
+        """
+
+    def now(self) -> Sequence[torch.Tensor]:
+        sizes = [a.sizes() if a.sized_by_factors else a.lam.float() for a in self.adapters]
+        return self.of_gradient(sizes, derivatives(self.adapters, sizes))

@@ -13,16 +13,15 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import LambdaScore
+from .base import AveragedScore
+from .derivatives import products
 
 
-class FirstOrder(LambdaScore):
+class FirstOrder(AveragedScore):
     """Moving average of |lam · ∂L/∂lam|; see the module docstring."""
 
     name = "first-order"
     any_basis = True
 
-    def of_gradient(self, lam: list[torch.Tensor], grad: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        product = torch._foreach_mul(lam, grad)
-        torch._foreach_abs_(product)
-        return product
+    def now(self) -> Sequence[torch.Tensor]:
+        return torch._foreach_abs(products(self.adapters))  # no size is needed for the product

@@ -28,4 +28,4 @@ class Fisher(LambdaScore):
 
     @torch.no_grad()
     def values(self) -> Sequence[torch.Tensor]:
-        return [0.5 * lam.float().square() * average for lam, average in zip(self.lam, self.average, strict=True)]
+        return [0.5 * a.sizes().square() * average for a, average in zip(self.adapters, self.average, strict=True)]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...adapters.adapter import Adapter
+from ...adapters.triplets import Triplets
 from ...options import number
 from .base import Score
 
@@ -31,7 +31,7 @@ class Sensitivity(Score):
 
     name = "sensitivity"
 
-    def __init__(self, adapters: Sequence[Adapter], beta1: float = 0.85, beta2: float = 0.85) -> None:
+    def __init__(self, adapters: Sequence[Triplets], beta1: float = 0.85, beta2: float = 0.85) -> None:
         super().__init__(adapters)
         self.beta1, self.beta2 = number("beta1", beta1, 0, 1, ends=False), number("beta2", beta2, 0, 1, ends=False)
         self.weights = [w for a in self.adapters for w in (a.P, a.lam, a.Q)]

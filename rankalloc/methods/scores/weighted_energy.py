@@ -3,7 +3,7 @@
 In the canonical basis that is σ² weighted by how strongly the loss has pulled at it. The two parts mend each
 other's fault: energy alone does not see what the loss makes of an update, and the first-order change alone vanishes
 with the gradient, when a triplet that is needed has been learned. Found on planted ranks (studies/planted), not taken
-from a paper. State: r numbers a layer. Known weakness: a sum of such scores is no estimate of any loss, so a budget in
+from a paper. Where Λ stays 1, |lam_i| is ‖P_i‖‖Q_i‖. State: r numbers a layer. Known weakness: a sum of such scores is no estimate of any loss, so a budget in
 parameters buys by a rule of thumb.
 """
 
@@ -24,4 +24,4 @@ class WeightedEnergy(FirstOrder):
 
     @torch.no_grad()
     def values(self) -> Sequence[torch.Tensor]:
-        return torch._foreach_mul(self.average, [lam.abs().float() for lam in self.lam])
+        return torch._foreach_mul(self.average, [adapter.sizes() for adapter in self.adapters])

@@ -1,0 +1,117 @@
+"""Keeping what PEFT writes and reads true to layers whose ranks change: the configuration, and the state dict.
+
+PEFT builds an adapter from its configuration and fills it from the weights. After ranks have changed, the configuration
+needs a pattern for each layer:
+
+    rank_pattern, alpha_pattern    {"^" + escaped name: k} and {…: s·k}, so that the scale stays s; r and lora_alpha
+                                   stay as they were, for readers that know no patterns
+    exclude_modules                layers without a rank: PEFT refuses r = 0
+
+Keys of a pattern are regular expressions, of which the first that matches wins and which PEFT matches to the end of a
+name; "^" and the escaping keep l1 from matching l11, or block.l1.
+
+Two hooks on the model do the rest. When a state dict is taken, factors of width 0 are left out: PEFT warns of them, and
+a reader could do nothing with them. When one is loaded, layers get the ranks of the weights first: PEFT never rebuilds
+an adapter that exists, so a checkpoint with fewer ranks would not fit. Hooks take the layers from the module they are
+called for, so that they work in copies of a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ..layers.tuners import is_tuner_layer
+from .ddp import leave_out_empty
+from .driven import factors_of, set_width
+
+_KEYS = (("lora_A", "lora_B", ".weight"), ("lora_embedding_A", "lora_embedding_B", ""))
+
+
+def layers_of(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+    """{name in the plain model: LoRA layer} of the layers that have this adapter."""
+    peft: Any = model
+    base: nn.Module = peft.get_base_model()
+    return {
+        name: module for name, module in base.named_modules()
+        if is_tuner_layer(module) and adapter_name in getattr(module, "scaling", ())
+    }
+
+
+def install_hooks(model: nn.Module, adapter_name: str) -> None:
+    """Let state dicts of ``model``, a PeftModel, follow the ranks of this adapter from now on."""
+    model.register_state_dict_post_hook(partial(_leave_out_empty_factors, adapter_name))
+    model.register_load_state_dict_pre_hook(partial(_make_room, adapter_name))
+
+
+def write_patterns(model: nn.Module, adapter_name: str) -> None:
+    """Describe the layers' present ranks in the adapter's configuration."""
+    peft: Any = model
+    config = peft.peft_config[adapter_name]
+    layers = layers_of(model, adapter_name)
+    ranks = {name: factors_of(layer, adapter_name)[0].shape[0] for name, layer in layers.items()}
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    for name, layer in layers.items():
+        alpha = layer.lora_alpha[adapter_name]
+        if ranks[name] and (ranks[name], alpha) != (config.r, config.lora_alpha):
+            key = "^" + re.escape(name)
+            config.rank_pattern[key], config.alpha_pattern[key] = ranks[name], alpha
+    if not hasattr(config, "rankalloc_excluded"):
+        config.rankalloc_excluded = config.exclude_modules
+    config.exclude_modules = _excluding(
+        config.rankalloc_excluded, [name for name, rank in ranks.items() if not rank],
+        [name for name, rank in ranks.items() if rank],
+    )
+
+
+def _excluding(given: Any, empty: Iterable[str], others: Iterable[str]) -> Any:
+    """PEFT's ``exclude_modules``: what the user ``given`` already, and the layers without a rank."""
+    empty = list(empty)
+    if not empty:
+        return given
+    hits_another = any(other.endswith("." + name) for name in empty for other in others)
+    if isinstance(given, str) or hits_another:  # a string is matched as a whole, a list by its ends
+        patterns = [re.escape(name) for name in empty]
+        if isinstance(given, str):
+            patterns.insert(0, f"(?:{given})")
+        else:
+            patterns += [rf"(?:.*\.)?{re.escape(name)}" for name in given or ()]
+        return "|".join(patterns)
+    return sorted({*(given or ()), *empty})
+
+
+def _leave_out_empty_factors(adapter_name: str, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in _keys_of(model, adapter_name, prefix):
+        for side in key:
+            if side in state and not state[side].numel():
+                del state[side]
+
+
+def _make_room(adapter_name: str, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    keys = _keys_of(model, adapter_name, prefix)
+    if not any(a in state for a, _ in keys):
+        return  # other weights than this adapter's
+    for layer, (a, b) in zip(layers_of(model, adapter_name).values(), keys, strict=True):
+        own = factors_of(layer, adapter_name)
+        rank = len(state[a]) if a in state else 0
+        if rank != len(own[0]):
+            set_width(layer, adapter_name, rank)
+        if not rank:
+            state[a], state[b] = (parameter.detach() for parameter in own)
+    write_patterns(model, adapter_name)
+    leave_out_empty(model)
+
+
+def _keys_of(model: nn.Module, adapter_name: str, prefix: str) -> list[tuple[str, str]]:
+    """The keys of every layer's A and B in a state dict, in the order of :func:`layers_of`."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = []
+    for layer in layers_of(model, adapter_name).values():
+        a, b, end = _KEYS[adapter_name not in layer.lora_A]
+        stem = f"{prefix}{names[id(layer)]}"
+        found.append((f"{stem}.{a}.{adapter_name}{end}", f"{stem}.{b}.{adapter_name}{end}"))
+    return found
