@@ -102,7 +102,7 @@ class AdapterSaver:
             kept = {"is_main_process": is_main_process, "state_dict": state_dict, "push_to_hub": push_to_hub}
             return type(self.model).save_pretrained(self.model, save_directory, **kept, **others)  # type: ignore
         heads = {name: self.model.get_submodule(name) for name in self.heads}
-        adapters = replace(self.adapters, model=self.model, modules=modules, heads=heads)
+        adapters = replace(self.adapters, model=self.model, modules=dict(modules), heads=heads)
         prefix = _wrapped_as(adapters, state_dict or {})
         _require_plain_folder(push_to_hub, others)
         if not same_values(trained_state(self.model, heads.values()), state_dict or {}, prefix):

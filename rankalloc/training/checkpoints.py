@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from ..adapters.adapter_set import Adapters
 from ..errors import AdapterFileError, RankallocError
 from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
 from ..storage.tensors import read_header, read_tensors, write_tensors
@@ -56,7 +55,8 @@ def require_whole(folder: Path, rank_state: bool = True) -> None:
     """
     if fault := _fault(folder, rank_state):
         raise AdapterFileError(
-            f"cannot resume from {folder}: {fault}, so the run could not go on as it was; {_way_out(folder, rank_state)}"
+            f"cannot resume from {folder}: {fault}, so the run could not go on as it was; "
+            + _way_out(folder, rank_state)
         )
 
 

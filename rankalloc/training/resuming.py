@@ -117,13 +117,13 @@ def _length_of_schedule(meta: dict[str, Any], now: BudgetPlan) -> int:
     step, then, final = meta["step"], meta["plan"]["total_steps"], meta["plan"]["freeze_step"]
     if step > now.total_steps:
         raise RankallocError(
-            f"cannot resume: {step} steps have been trained, and this run is to end after {now.total_steps}; resume from "
-            f"an earlier checkpoint, or ask for at least {step} steps"
+            f"cannot resume: {step} steps have been trained, and this run is to end after {now.total_steps}; resume "
+            f"from an earlier checkpoint, or ask for at least {step} steps"
         )
     if now.total_steps != then and step < final:
         raise RankallocError(
-            f"cannot resume with another number of steps (total_steps was {then} and now is {now.total_steps}) from step "
-            f"{step}: ranks are final from step {final} on, and until then the schedule would be another; resume with "
+            f"cannot resume with another number of steps (total_steps was {then} and now is {now.total_steps}) from "
+            f"step {step}: ranks are final from step {final} on, and until then the schedule would be another; resume with "
             f"{then} steps, or from a checkpoint of step {final} or later"
         )
     return then

@@ -1,4 +1,4 @@
-"""The Trainer's checkpoints hold an adapter and what training changed, never the base; and the run goes on from them."""
+"""The Trainer's checkpoints hold an adapter and what training changed, never the base; runs go on from them."""
 
 from __future__ import annotations
 
