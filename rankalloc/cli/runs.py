@@ -65,7 +65,8 @@ def _show_finished(config: RunConfig, folder: str, as_json: bool) -> bool:
     trace = finished(config, Path(folder))
     if trace is None:
         return False
-    changed = "" if trace.config == config.model_dump(mode="json") else (
+    then, now = ({**settings, "output": None} for settings in (trace.config, config.model_dump(mode="json")))
+    changed = "" if then == now else (
         f"; its settings ({RunFolder(Path(folder)).config}) are others than these, and --overwrite trains it again"
     )
     say(f"{folder} holds a finished run of {count(trace.steps_done, 'step')}: nothing to resume{changed}")
