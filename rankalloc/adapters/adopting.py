@@ -4,8 +4,8 @@ The model stays what it is: PEFT's layers compute the forward pass, and PEFT, tr
 switch adapters as ever. What is taken over is the rank of each layer (:mod:`rankalloc.adapters.driven`) and what the
 files say of it (:mod:`rankalloc.adapters.peft_files`).
 
-Cost: none at a step beyond what the method scores. Weakness: plain LoRA's range of learning rates, and a launch for each
-of A and B; :func:`rankalloc.attach` has a fused kernel and tolerates higher rates.
+Cost: none at a step beyond what the method scores. Weakness: plain LoRA's range of learning rates, and a launch for
+each of A and B; :func:`rankalloc.attach` has a fused kernel and tolerates higher rates.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _require_peft(model: nn.Module) -> nn.Module:
             raise TargetError(f"this {name} wraps a PeftModel; adopt that one, before it is wrapped")
         if any(is_tuner_layer(module) for module in model.modules()):
             raise TargetError(
-                f"this {name} has PEFT layers and is no PeftModel (add_adapter); make it with peft.get_peft_model(model, "
-                "LoraConfig(...)) instead"
+                f"this {name} has PEFT layers and is no PeftModel (add_adapter); make it with "
+                "peft.get_peft_model(model, LoraConfig(...)) instead"
             )
         raise TargetError(
             f"this {name} has no LoRA layers to choose ranks for: make a PeftModel of it, with "
@@ -134,7 +134,7 @@ def _require_plain(config: Any, name: str) -> None:
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
         raise TargetError(
-            f"adapter {name!r} is of PEFT's method {kind}, and ranks are chosen in place in LORA alone; use a LoraConfig"
+            f"adapter {name!r} is of PEFT's method {kind}, and ranks change in place in LORA alone; use a LoraConfig"
         )
     start = config.init_lora_weights
     if isinstance(start, str) and start not in _STARTS:

@@ -31,8 +31,8 @@ from .wrappers import refuse_data_parallel
 class RankCallback(TrainerCallback):
     """Chooses ranks while a Trainer trains, transformers' own or one of TRL's.
 
-    Without ``adapters`` it drives the LoRA layers of the Trainer's PeftModel (:func:`rankalloc.adopt`), so a script that
-    has a LoraConfig needs one more line:
+    Without ``adapters`` it drives the LoRA layers of the Trainer's PeftModel (:func:`rankalloc.adopt`), so a script
+    that has a LoraConfig needs one more line:
 
         callbacks=[ra.RankCallback(budget=ra.RankBudget(fraction=0.25))]
 
@@ -54,8 +54,8 @@ class RankCallback(TrainerCallback):
             Trainer's output folder.
         loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
         adapter_name: which adapter of the PeftModel to drive; None for the active one.
-        dtype: of the adapters' weights while they train. TRL casts them to bfloat16 beside a quantised base, where small
-            steps are lost; None leaves them so.
+        dtype: of the adapters' weights while they train. TRL casts them to bfloat16 beside a quantised base, where
+            small steps are lost; None leaves them so.
         save_trace: False leaves writing :attr:`trace` to the caller, who adds to it first.
         options: further arguments of :class:`rankalloc.RankController`.
 
@@ -108,9 +108,9 @@ class RankCallback(TrainerCallback):
         """Whose ranks are chosen. Raises NotAdaptedError when there are none yet."""
         if self._adapters is None:
             raise NotAdaptedError(
-                "this RankCallback has no adapters yet: it adopts the LoRA layers of a Trainer's model when that Trainer "
-                "is made, so pass it in the Trainer's callbacks= (add_callback is too late), or give it the adapters that "
-                "rankalloc.adopt(model) returns"
+                "this RankCallback has no adapters yet: it adopts the LoRA layers of a Trainer's model when that "
+                "Trainer is made, so pass it in the Trainer's callbacks= (add_callback is too late), or give it the "
+                "adapters that rankalloc.adopt(model) returns"
             )
         return self._adapters
 
