@@ -36,7 +36,9 @@ def attach(
 ) -> Adapters:
     """Freeze ``model`` and put a P·Λ·Q adapter beside each target layer.
 
-    Random values come from torch's global generator: seed it first for a repeatable start.
+    Random values come from torch's global generator: seed it first for a repeatable start. From then on a transformers
+    model's ``save_pretrained``, and so a Trainer, writes an adapter and not the base
+    (:mod:`rankalloc.storage.model_saving`).
 
     Args:
         model: any nn.Module; changed in place.

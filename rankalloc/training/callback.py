@@ -36,9 +36,11 @@ class RankCallback(TrainerCallback):
 
         callbacks=[ra.RankCallback(budget=ra.RankBudget(fraction=0.25))]
 
-    Works with gradient accumulation, clipping, checkpoints and ``resume_from_checkpoint``; with
-    ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on,
-    compete. At the end the trace is written to ``trace.json`` in the Trainer's output folder.
+    Works with gradient accumulation, clipping, checkpoints and ``resume_from_checkpoint``. A checkpoint that is not
+    whole is refused (:mod:`rankalloc.training.checkpoints`); a run whose ranks are final may be resumed for more steps.
+    With ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on, compete; a run that
+    stops earlier is brought to its budget from the best one there is. At the end the trace is written to ``trace.json``
+    in the Trainer's output folder.
 
     With a method that chooses before training, adapters attached at their peak rank are planned when training
     begins, from the first batches of the Trainer's training data in the dataset's order; the other ranks leave

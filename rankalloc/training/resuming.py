@@ -119,8 +119,8 @@ def _length_of_schedule(meta: dict[str, Any], state: RunState) -> int:
     final = 0 if state.settings.method.planner is not None else meta["plan"]["freeze_step"]
     if step > now:
         raise RankallocError(
-            f"cannot resume: {step} steps have been trained, and this run is to end after {now}; resume from an earlier "
-            f"checkpoint, or ask for at least {step} steps"
+            f"cannot resume: {step} steps have been trained, and this run is to end after {now}; resume from an "
+            f"earlier checkpoint, or ask for at least {step} steps"
         )
     if now != then and step < final:
         raise RankallocError(

@@ -13,6 +13,7 @@ from transformers import AutoModelForTokenClassification, BertForTokenClassifica
 import rankalloc as ra
 from rankalloc.errors import ConfigError, NotAdaptedError
 from tests.support.models import MAKERS, assert_same, logits_of, make_bert, make_llama, make_mlp, randomize, tensors_of
+from tests.support.runs import tiny_model
 from tests.support.saved import CLOSE, read
 
 peft = pytest.importorskip("peft")
@@ -176,3 +177,16 @@ def test_a_module_without_the_method_gets_none():
     model = make_mlp()
     ra.attach(model, rank=4)
     assert not hasattr(model, "save_pretrained")
+
+
+def test_a_sentence_transformer_asks_its_transformer_to_save_itself(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = str(tiny_model(tmp_path / "base"))
+    model = sentence_transformers.SentenceTransformer(folder, device="cpu")
+    randomize(ra.attach(model, rank=2))
+    texts = ["the film was good"]
+    ours, plain = model.encode(texts), sentence_transformers.SentenceTransformer(folder, device="cpu").encode(texts)
+    model.save_pretrained(str(tmp_path / "out"))
+    assert names(tmp_path / "out") > FILES | {"modules.json"}
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
+    assert abs(ours - plain).max() > 1e-2 and abs(again - ours).max() < 1e-5
