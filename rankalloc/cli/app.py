@@ -84,7 +84,7 @@ def train(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue from the last checkpoint (training.save_every writes them). A finished run stays."
+            "--resume", help="Continue from the last checkpoint (training.save_every writes them), if unfinished."
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,

@@ -26,6 +26,7 @@ from ..adapters import attaching
 from ..adapters.adapter_set import Adapters
 from ..errors import ConfigError
 from .saving import save
+from .tensors import read_header
 from .trained_state import adapters_in, prepare_to_load, same_values, trained_state, write_trained_state
 
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -144,7 +145,10 @@ def _require_plain_folder(push_to_hub: bool, others: dict[str, Any]) -> None:
 
 
 def _make_room(folder: Path) -> None:
-    """Remove the whole model that an earlier version wrote into this checkpoint: transformers would load it."""
+    """Remove the whole model that 0.1 wrote into this checkpoint: transformers would load it. Any other stays."""
+    files = [*folder.glob("model.safetensors"), *folder.glob("model-*.safetensors")]
+    if not any(".base_layer." in name for file in files for name in read_header(file).shapes):
+        return
     for pattern in _WHOLE_MODEL:
         for file in folder.glob(pattern):
             file.unlink()

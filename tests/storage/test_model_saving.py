@@ -173,6 +173,18 @@ def test_nothing_is_written_that_should_not_be(base, tmp_path):
     assert names(base) == before
 
 
+def test_a_whole_model_is_never_replaced_for_the_name_of_its_folder(tmp_path):
+    """A base may well be a checkpoint of a full fine-tune."""
+    folder = tmp_path / "checkpoint-500"
+    make_bert().save_pretrained(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    model = BertForTokenClassification.from_pretrained(folder)
+    ra.attach(model, rank=4)
+    with pytest.raises(ConfigError, match="holds a model"):
+        model.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_module_without_the_method_gets_none():
     model = make_mlp()
     ra.attach(model, rank=4)

@@ -196,6 +196,21 @@ def test_a_model_without_save_pretrained(part, tmp_path):
     assert_same(tensors_of(model), expected)
 
 
+def test_a_whole_transformers_model_around_an_adapted_part_stays_whole(base, tmp_path):
+    def begin_part(seed):
+        model = bert(base)
+        torch.manual_seed(seed)
+        return model, [ra.RankCallback(ra.attach(model.bert, rank=4), ra.RankBudget(fraction=0.4, every=2))]
+
+    model, callbacks = begin_part(1)
+    make_trainer(model, tmp_path, callbacks, **SAVING).train()
+    expected = tensors_of(model)
+    assert not is_trained_state(tmp_path / "checkpoint-6" / "model.safetensors")
+    model, callbacks = begin_part(77)
+    make_trainer(model, tmp_path, callbacks, steps=12).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert_same(tensors_of(model), expected)
+
+
 def test_a_final_folder_is_an_adapter_alone(base, tmp_path):
     model, _, callbacks = begin(base, "chosen ranks")
     trainer = make_trainer(model, tmp_path, callbacks, steps=12)
