@@ -19,7 +19,7 @@ from ..methods.planners.planning import first_batches
 from ..methods.planners.probe import LossFn
 from ..storage.trained_state import leave_base_out
 from ..trace import TRACE_NAME, RankTrace
-from .checkpoints import STATE_NAME, load_state, optimizer_at_end, require_whole, save_state
+from .checkpoints import STATE_NAME, load_state, optimizer_at_end, require_whole, resumed_from, save_state
 from .controller import RankController
 from .past_the_end import empty_step, forget_step, is_past_the_end
 from .planned import begin, plan_adapters, prepare_adapters
@@ -52,8 +52,8 @@ class RankCallback(TrainerCallback):
             ``callbacks=``.
         budget: what may be spent.
         method: a key of ``rankalloc.METHODS``.
-        resume_from: the checkpoint folder given to ``trainer.train``, when it does not lie in the
-            Trainer's output folder.
+        resume_from: the checkpoint's folder, for a Trainer whose training loop is one of its own; that of
+            ``trainer.train(resume_from_checkpoint=...)`` is found without.
         loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
         adapter_name: which adapter of the PeftModel to drive; None for the active one.
         dtype: of the adapters' weights while they train. TRL casts them to bfloat16 beside a quantised base, where
@@ -170,12 +170,10 @@ class RankCallback(TrainerCallback):
         self.controller.trace.alerts += notes
         self.adapters.adaptation = self
         if state.global_step > 0:
-            folder = self.resume_from or args.resume_from_checkpoint
-            if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
-                folder = _checkpoint(args, state)
-            if Path(folder).is_dir() and not (args.deepspeed or args.fsdp):  # whose files are others
-                require_whole(Path(folder), rank_state=False)
-            load_state(self.controller, Path(folder) / STATE_NAME)
+            folder = resumed_from(self.resume_from, args, state)
+            if folder.is_dir() and not (args.deepspeed or args.fsdp):  # whose files are others
+                require_whole(folder, rank_state=False)
+            load_state(self.controller, folder / STATE_NAME)
         self._past_the_end = is_past_the_end(state)
 
     def _plan(

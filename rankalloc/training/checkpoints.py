@@ -15,6 +15,7 @@ Cost: the ends and headers of a few files are read. Weakness: a file of the righ
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerState, TrainingArguments
 
 from ..errors import AdapterFileError, RankallocError
 from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
@@ -42,6 +44,28 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """The Trainer's checkpoints in ``folder``, the latest one first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def resumed_from(given: Any, args: TrainingArguments, state: TrainerState) -> Path:
+    """The checkpoint that the Trainer has just loaded.
+
+    Args:
+        given: what the user said it is; None for nothing.
+    """
+    usual = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+    for path in (given, _given_to_train(), args.resume_from_checkpoint):
+        if isinstance(path, (str, os.PathLike)) and Path(path).is_dir():
+            return Path(path)
+    return usual
+
+
+def _given_to_train() -> Any:
+    """What ``trainer.train(resume_from_checkpoint=...)`` was called with. No callback is told, so it is read from the
+    training loop that is calling; None where that is not found."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "_inner_training_loop":
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get("resume_from_checkpoint")
 
 
 def require_whole(folder: Path, rank_state: bool = True) -> None:

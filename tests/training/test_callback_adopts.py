@@ -74,15 +74,10 @@ def test_a_run_resumes_to_the_bit_before_during_and_after_the_schedule(whole, st
     assert callback.trace.final_ranks == ra.RankTrace.load(folder / "trace.json").final_ranks
 
 
-def test_a_checkpoint_elsewhere_is_named_for_the_callback_too(whole, tmp_path):
-    """No callback is told which path train() was given."""
+def test_a_checkpoint_elsewhere_is_found(whole, tmp_path):
     folder, weights, _ = whole
-    elsewhere = folder / "checkpoint-8"
-    trainer, _ = trainer_of(tmp_path / "one")
-    with pytest.raises(RankallocError, match="resume_from="):
-        trainer.train(resume_from_checkpoint=str(elsewhere))
-    trainer, _ = trainer_of(tmp_path / "two", callback=ra.RankCallback(budget=BUDGET, resume_from=elsewhere))
-    trainer.train(resume_from_checkpoint=str(elsewhere))
+    trainer, _ = trainer_of(tmp_path)
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
     assert_same(tensors_of(trainer.model), weights)
 
 

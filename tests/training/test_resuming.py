@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import types
 
 import pytest
 import torch
+from transformers import Trainer
 
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, RankallocError
@@ -64,15 +66,30 @@ def test_the_latest_checkpoint_by_itself(whole, tmp_path):
     assert_equal_outcome(outcome(model, callback), whole[1])
 
 
+class OwnLoop(Trainer):
+    """A Trainer whose training loop has another name than transformers'."""
+
+    _inner_training_loop = types.FunctionType(
+        Trainer._inner_training_loop.__code__.replace(co_name="loop"), Trainer._inner_training_loop.__globals__,
+        argdefs=Trainer._inner_training_loop.__defaults__,
+    )
+
+
 def test_a_checkpoint_that_was_moved(whole, tmp_path):
     moved = tmp_path / "elsewhere" / "my-checkpoint"
     shutil.copytree(whole[0] / "checkpoint-9", moved)
+    # another run's checkpoint of the same step lies where a resumed run's usually does
+    shutil.copytree(whole[0] / "checkpoint-8", tmp_path / "out" / "checkpoint-9")
+    for trainer_class, options in ((Trainer, {}), (OwnLoop, {"resume_from": moved})):
+        model, _, callback = begin(seed=77, **options)
+        trainer = make_trainer(model, tmp_path / "out", [callback], steps=20, trainer_class=trainer_class)
+        trainer.train(resume_from_checkpoint=str(moved))
+        assert_equal_outcome(outcome(model, callback), whole[1])
+    shutil.rmtree(tmp_path / "out")
     model, _, callback = begin(seed=77)
+    trainer = make_trainer(model, tmp_path / "out", [callback], steps=20, trainer_class=OwnLoop)
     with pytest.raises(AdapterFileError, match="resume_from="):
-        make_trainer(model, tmp_path / "out", [callback], steps=20).train(resume_from_checkpoint=str(moved))
-    model, _, callback = begin(seed=77, resume_from=moved)
-    make_trainer(model, tmp_path / "out", [callback], steps=20).train(resume_from_checkpoint=str(moved))
-    assert_equal_outcome(outcome(model, callback), whole[1])
+        trainer.train(resume_from_checkpoint=str(moved))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +192,16 @@ def test_a_run_whose_ranks_are_final_goes_on_for_another_number_of_steps(whole, 
     again = make_trainer(model, tmp_path, [callback], **{**SETTINGS, "steps": steps})
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps - (steps > cut + 1)}"))
     assert callback.trace.steps_done == steps and callback.trace.allocations == trace.allocations
+
+
+def test_ranks_that_were_chosen_before_training_are_final_at_every_step(tmp_path):
+    options = {"method": "module-types", "weights": {"query": 2}, "attach": {"init": ra.METHODS["module-types"].init}}
+    model, adapters, callback = begin(**options)
+    make_trainer(model, tmp_path, [callback], **{**SETTINGS, "steps": 3}).train()
+    ranks = adapters.ranks()
+    model, adapters, callback = begin(seed=77, **options)
+    make_trainer(model, tmp_path, [callback], steps=6).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert callback.trace.steps_done == 6 and adapters.ranks() == ranks and sum(ranks.values()) == 20
 
 
 def missing(state):
