@@ -36,7 +36,9 @@ def attach(
 ) -> Adapters:
     """Freeze ``model`` and put a P·Λ·Q adapter beside each target layer.
 
-    Random values come from torch's global generator: seed it first for a repeatable start.
+    Random values come from torch's global generator: seed it first for a repeatable start. From then on a transformers
+    model's ``save_pretrained``, and so a Trainer, writes an adapter and not the base
+    (:mod:`rankalloc.storage.model_saving`).
 
     Args:
         model: any nn.Module; changed in place.
@@ -94,7 +96,7 @@ def attach(
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     notes = unadapted(model, target_modules, exclude_modules)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # past the attach that everyone calls
 
     trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
     model.requires_grad_(False)

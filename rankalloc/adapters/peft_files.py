@@ -94,6 +94,12 @@ def _leave_out_empty_factors(adapter_name: str, model: nn.Module, state: dict[st
 
 def _make_room(adapter_name: str, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     keys = _keys_of(model, adapter_name, prefix)
+    for key in (key for pair in keys for key in pair if key not in state):
+        # PEFT finds the layers of a file in the model's state dict, where those that have no rank now are left out
+        end = ".weight" * key.endswith(".weight")
+        in_file = key.removesuffix(f".{adapter_name}{end}") + end
+        if in_file in state:
+            state[key] = state.pop(in_file)
     if not any(a in state for a, _ in keys):
         return  # other weights than this adapter's
     for layer, (a, b) in zip(layers_of(model, adapter_name).values(), keys, strict=True):

@@ -74,15 +74,10 @@ def test_a_run_resumes_to_the_bit_before_during_and_after_the_schedule(whole, st
     assert callback.trace.final_ranks == ra.RankTrace.load(folder / "trace.json").final_ranks
 
 
-def test_a_checkpoint_elsewhere_is_named_for_the_callback_too(whole, tmp_path):
-    """No callback is told which path train() was given."""
+def test_a_checkpoint_elsewhere_is_found(whole, tmp_path):
     folder, weights, _ = whole
-    elsewhere = folder / "checkpoint-8"
-    trainer, _ = trainer_of(tmp_path / "one")
-    with pytest.raises(RankallocError, match="resume_from="):
-        trainer.train(resume_from_checkpoint=str(elsewhere))
-    trainer, _ = trainer_of(tmp_path / "two", callback=ra.RankCallback(budget=BUDGET, resume_from=elsewhere))
-    trainer.train(resume_from_checkpoint=str(elsewhere))
+    trainer, _ = trainer_of(tmp_path)
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
     assert_same(tensors_of(trainer.model), weights)
 
 
@@ -146,7 +141,10 @@ def test_what_cannot_run_is_refused_before_training(options, words, tmp_path):
         trainer_of(tmp_path, callback=ra.RankCallback(**{"budget": BUDGET, **options}))
 
 
-@pytest.mark.parametrize("method", ["uniform", "eva", "gora", "fim", "gradient-share", "effective-rank", "module-types"])
+EARLY = ["uniform", "eva", "gora", "fim", "gradient-share", "effective-rank", "module-types"]
+
+
+@pytest.mark.parametrize("method", EARLY)
 def test_methods_that_choose_before_training_plan_for_the_layers_of_a_peft_model(method, tmp_path):
     options = {"weights": {"q_proj": 2.0}} if method == "module-types" else {}
     callback = ra.RankCallback(budget=BUDGET, method=method, **options)
@@ -179,3 +177,23 @@ def test_a_model_of_unlike_layers(tmp_path):
     trainer.train()
     assert 1000 - 96 < callback.adapters.num_params() <= 1000
     assert [layer.kind for layer in callback.trace.layers][:2] == ["embedding", "linear"]
+
+
+def test_a_checkpoint_from_before_a_layer_lost_its_last_rank_brings_it_back(tmp_path):
+    """PEFT maps a file's keys by the model's state dict, where layers without a rank are left out."""
+    model = peft_of(make_llama(), 4, 8)
+    adapters = ra.adopt(model)
+    with torch.no_grad():
+        for adapter in adapters:
+            adapter.P.normal_()
+    model.save_pretrained(tmp_path)
+    expected = logits_of(model)
+    optimizer = torch.optim.SGD(adapters.parameters(), lr=0.1)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=0), total_steps=1)
+    model.train()
+    model(input_ids=token_ids(), labels=token_ids()).loss.backward()
+    controller.observe()
+    controller.update(optimizer)
+    assert sum(adapter.rank for adapter in adapters) == 0
+    model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert {adapter.rank for adapter in adapters} == {4} and torch.equal(logits_of(model), expected)
