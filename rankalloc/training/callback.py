@@ -23,6 +23,7 @@ from .checkpoints import STATE_NAME, load_state, optimizer_at_end, require_whole
 from .controller import RankController
 from .past_the_end import empty_step, forget_step, is_past_the_end
 from .planned import begin, plan_adapters, prepare_adapters
+from .precision import Precision
 from .settings import settle
 from .subspace_penalty import OPTIONS, penalty_of
 from .wrappers import refuse_data_parallel
@@ -102,8 +103,10 @@ class RankCallback(TrainerCallback):
         self.controller: RankController | None = None
         self._adapters: Adapters | None = None
         self._past_the_end = False
+        self._precision: Precision | None = None
         if adapters is not None:
             self._take(adapters)  # fail now, not when training begins
+            self._precision = Precision(adapters, dtype)
 
     @property
     def adapters(self) -> Adapters:
@@ -134,8 +137,8 @@ class RankCallback(TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self._adapters is None:
             self._take(adopt(model, self.adapter_name, dtype=self.dtype))
-        elif self.dtype is not None:
-            self._adapters.train_in(self.dtype)
+        elif self._precision is not None:
+            self._precision.restore()
 
     @property
     def trace(self) -> RankTrace:

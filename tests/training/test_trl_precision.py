@@ -123,21 +123,18 @@ def test_the_type_that_trl_chose_stays_if_asked(base, tmp_path):
     assert sum(chooses.adapters.ranks().values()) == RANKS
 
 
-def test_adapters_of_our_own_are_float32_too(base, tmp_path):
+def test_adapters_of_our_own_begin_with_the_very_numbers_from_before_the_cast(base, tmp_path):
     """λ begins at 0 and grows by steps that bfloat16 would soon lose."""
-    ranks = []
-    for uncast in (False, True):
-        model = quantised(base)
-        torch.manual_seed(0)
-        adapters = ra.attach(model, rank=4)
-        drawn = {name: p.detach().clone() for name, p in trained(model).items()}
-        chooses = ra.RankCallback(adapters, ra.RankBudget(ranks=RANKS, every=2))
-        trainer = make_trl("sft", tmp_path, model, callbacks=[chooses])
-        if uncast:
-            restore(trained(model), drawn)
-        trainer.train()
-        assert {p.dtype for a in adapters for p in a.own_parameters()} == {torch.float32} == moments(trainer)
-        lam = torch.cat([a.lam for a in adapters]).detach()
-        assert len(lam) == RANKS and lam.all() and not torch.equal(lam, lam.to(HALF).float())
-        ranks.append(adapters.ranks())
-    assert moved(*ranks) <= RANKS // 20 and len(set(ranks[0].values())) > 2
+    torch.manual_seed(0)
+    adapters = ra.attach(quantised(base), rank=4)
+    drawn = [p.detach().clone() for a in adapters for p in a.own_parameters()]
+    trainer = make_trl(
+        "sft", tmp_path, adapters.model, callbacks=[ra.RankCallback(adapters, ra.RankBudget(ranks=RANKS, every=2))]
+    )
+    assert any((number != number.to(HALF)).any() for number in drawn)  # which the cast has rounded
+    for own, before in zip((p for a in adapters for p in a.own_parameters()), drawn, strict=True):
+        assert own.dtype == torch.float32 and torch.equal(own, before)
+    trainer.train()
+    assert {p.dtype for a in adapters for p in a.own_parameters()} == {torch.float32} == moments(trainer)
+    lam = torch.cat([a.lam for a in adapters]).detach()
+    assert len(lam) == RANKS and lam.all() and not torch.equal(lam, lam.to(HALF).float())
