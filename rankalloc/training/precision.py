@@ -1,8 +1,8 @@
 """The number format that adapters train in, whatever a trainer has cast them to.
 
-TRL casts every trainable parameter beside a quantised base to bfloat16, while a trainer is made: SFT, DPO and GRPO alike,
-without a word. bfloat16 has eight bits for a number, so an optimizer's steps below a quarter of a percent are lost, and so
-is as much of the update whenever the basis changes.
+TRL casts every trainable parameter beside a quantised base to bfloat16 while a trainer is made: SFT, DPO and GRPO
+alike, without a word. bfloat16 has eight bits for a number, so an optimizer's steps below a quarter of a percent are
+lost, and so is as much of the update whenever the basis changes.
 """
 
 from __future__ import annotations
