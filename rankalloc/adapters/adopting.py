@@ -74,14 +74,18 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     _require_plain(config, name)
     layers = layers_of(peft, name)
     for layer_name, layer in layers.items():
-        if reason := _why_not(layer, name):
+        if found := _why_not(layer, name):
+            reason, way_out = found
             raise TargetError(
-                f"cannot choose the rank of {layer_name} in place: {reason}; leave it out of the LoraConfig, or use "
-                "rankalloc.attach on the plain model"
+                f"cannot choose the rank of {layer_name} in place: {reason}; {way_out}, or use rankalloc.attach on the "
+                "plain model"
             )
     _require_own_weights(layers, name)
     # the user's object stays as it is (TRL gives it to a "ref" adapter too), and an orthogonal start wants an even rank
     own = peft.peft_config[name] = copy.deepcopy(config)
+    for field in ("target_modules", "exclude_modules"):  # sets, which a file would list in another order each time
+        if isinstance(value := getattr(own, field), set):
+            setattr(own, field, sorted(value))
     own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
     if not any(name in origins_of(layer) for layer in layers.values()):
         own.rankalloc_excluded = config.exclude_modules
@@ -162,21 +166,25 @@ def _require_plain(config: Any, name: str) -> None:
         )
 
 
-def _why_not(layer: Any, name: str) -> str | None:
-    """Why the rank of this layer cannot change in place, in a few words; None when it can."""
+def _why_not(layer: Any, name: str) -> tuple[str, str] | None:
+    """Why the rank of this layer cannot change in place, and what to do; None when it can."""
+    leave_out = "leave the layer out of target_modules"
     if layer.merged:
-        return "its adapter is merged into the base weight (call unmerge_adapter first)"
+        return "its adapter is merged into the base weight", "call unmerge_adapter first"
     if name in layer.lora_variant:
         variant = type(layer.lora_variant[name]).__name__
-        return f"it is a variant of LoRA ({'DoRA' if layer.use_dora.get(name) else variant})"
+        if layer.use_dora.get(name):
+            return "it is a DoRA layer", "set use_dora=False"
+        return f"it is a variant of LoRA ({variant})", "leave that option out of the LoraConfig"
     if layer.lora_bias.get(name):
-        return "its B has a bias (lora_bias=True)"
+        return "its B has a bias", "set lora_bias=False"
     if name in layer.lora_A:
         a, b = layer.lora_A[name], layer.lora_B[name]
         if type(a) is not nn.Linear or type(b) is not nn.Linear:
-            return f"its A is a {type(a).__name__}, and ranks change in place in linear layers and embeddings alone"
+            where = "ranks change in place in linear layers and embeddings alone"
+            return f"its A is a {type(a).__name__}, and {where}", leave_out
     elif name not in layer.lora_embedding_A:
-        return f"a {type(layer).__name__} keeps its factors in a way that is not known here"
+        return f"a {type(layer).__name__} keeps its factors in a way that is not known here", leave_out
     return None
 
 

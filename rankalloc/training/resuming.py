@@ -166,7 +166,10 @@ def _require_same_settings(meta: dict[str, Any], trace: RankTrace, schedule: Bud
         for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)
     ]
     if changed:
-        raise RankallocError(f"cannot resume with other settings than the run began with: {'; '.join(changed)}")
+        raise RankallocError(
+            f"cannot resume with other settings than the run began with: {'; '.join(changed)}. Give it those of the "
+            "first run, or begin anew in another folder"
+        )
 
 
 def _load_score(score: Score, saved: dict[str, torch.Tensor]) -> None:
