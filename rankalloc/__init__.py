@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adapters": "adapters.adapter_set",
-    "attach": "adapters.attaching",
+    "attach": "storage.model_saving",
     "adopt": "adapters.adopting",
     "detach": "adapters.attaching",
     "merge": "adapters.merging",

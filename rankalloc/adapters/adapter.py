@@ -75,7 +75,6 @@ class Adapter(Triplets, nn.Module):
     P: nn.Parameter
     lam: nn.Parameter
     Q: nn.Parameter
-    kept: torch.Tensor
 
     def __init__(
         self,

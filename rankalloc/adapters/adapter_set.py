@@ -13,9 +13,10 @@ from ..budget import LayerShape
 from ..errors import RankallocError
 from ..layer_names import places
 from ..trace import LayerRecord
-from .triplets import Triplets
+from .adapter import Adapter
 from .parameter_groups import parameter_groups
 from .plan import RankPlan
+from .triplets import Triplets
 
 SCALES = {"lora": 1.0, "rslora": 0.5}
 """{scale: e} of s = alpha / rank^e, with the rank at the start: LoRA's, and rsLoRA's, whose updates do not vanish as
@@ -148,7 +149,7 @@ class Adapters:
         return {name: adapter.singular_values() for name, adapter in self.modules.items()}
 
     def train_in(self, dtype: torch.dtype) -> None:
-        """Hold every factor in ``dtype`` from now on; parameters stay the same objects. Call it before the first step."""
+        """Hold every factor in ``dtype`` from now on, as the same parameters. Call it before the first step."""
         for adapter in self:
             for parameter in adapter.own_parameters():
                 parameter.data = parameter.data.to(dtype)
@@ -158,10 +159,12 @@ class Adapters:
         for follow in self.on_resize:
             follow()
 
-    def require_own(self, way_out: str) -> None:
-        """Raise RankallocError when these are layers of PEFT's; ``way_out`` says what to call instead."""
-        if not all(adapter.own_forward for adapter in self):
-            raise RankallocError(f"these are a PeftModel's own LoRA layers, which PEFT takes out: call {way_out}")
+    def own(self, way_out: str) -> dict[str, Adapter]:
+        """{module name: adapter}. Raises RankallocError for layers of PEFT's; ``way_out`` says what to call instead."""
+        found = {name: adapter for name, adapter in self.modules.items() if isinstance(adapter, Adapter)}
+        if len(found) < len(self):
+            raise RankallocError(f"these are a PeftModel's own LoRA layers; {way_out}")
+        return found
 
     def check_adapted(self) -> None:
         """Raise NotAdaptedError when ranks were to be chosen for these adapters and never were."""

@@ -4,8 +4,8 @@ The model stays what it is: PEFT's layers compute the forward pass, and PEFT, tr
 switch adapters as ever. What is taken over is the rank of each layer (:mod:`rankalloc.adapters.driven`) and what the
 files say of it (:mod:`rankalloc.adapters.peft_files`).
 
-Cost: none at a step beyond what the method scores. Weakness: plain LoRA's range of learning rates, and a launch for each
-of A and B; :func:`rankalloc.attach` has a fused kernel and tolerates higher rates.
+Cost: none at a step beyond what the method scores. Weakness: plain LoRA's range of learning rates, and a launch for
+each of A and B; :func:`rankalloc.attach` has a fused kernel and tolerates higher rates.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ..errors import NotAdaptedError, TargetError, unknown
-from ..layers.tuners import is_peft_model, is_tuner_layer
+from ..layers.tuners import holds_adapters, plain_model
 from .adapter import Adapter
 from .adapter_set import Adapters
-from .driven import DrivenLayer, factors_of
+from .driven import DrivenLayer, factors_of, origins_of
 from .peft_files import install_hooks, layers_of, write_patterns
 
 _STARTS = ("gaussian", "orthogonal", "eva")
@@ -34,8 +34,15 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     checkpoint gives every layer the rank that was saved. Call it before the optimizer is made, and before a checkpoint
     is loaded. :class:`rankalloc.RankCallback` without adapters does so when its Trainer is made.
 
+    Three things around such a model need another way: PEFT's ``hotswap_adapter`` swaps adapters of the same ranks alone
+    (for others give it folders of :func:`rankalloc.save`, with one rank for all layers); TRL's DPO and GRPO copy the
+    adapter of a PeftModel as their reference, which fails where a layer has lost all ranks in this process (save it,
+    and load it with ``is_trainable=True`` first); and transformers' Trainer resumes no model with ``add_adapter``, ours
+    or not (use ``get_peft_model``; sentence-transformers resumes them).
+
     Args:
-        model: from ``peft.get_peft_model`` or ``peft.PeftModel.from_pretrained(..., is_trainable=True)``.
+        model: from ``peft.get_peft_model`` or ``peft.PeftModel.from_pretrained(..., is_trainable=True)``; a model of
+            transformers with ``add_adapter``; or what holds one of these, as a SentenceTransformer does.
         adapter_name: which adapter; None for the active one.
         dtype: of the adapter's weights from now on. PEFT trains them in float32, and TRL casts them to bfloat16 beside
             a quantised base; each change of basis would then round the update by a quarter of a percent, and small
@@ -46,9 +53,9 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
         model's.
 
     Raises:
-        TargetError: the model is no PeftModel, several adapters are active, or the adapter has something whose rank
-            cannot change in place: another method than LoRA, DoRA or another variant, biases in B, a start that changed
-            the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), whole parameters (``target_parameters``),
+        TargetError: the model has no adapters of PEFT's, several of them are active, or the adapter has something whose
+            rank cannot change in place: another method than LoRA, DoRA or another variant, biases in B, a start that
+            changed the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), whole parameters (``target_parameters``),
             convolutions, or tied layers; or it is merged. Nothing has been changed then.
         NotAdaptedError: its weights are frozen.
 
@@ -65,29 +72,32 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     name = _adapter(peft, adapter_name)
     config = peft.peft_config[name]
     _require_plain(config, name)
-    layers = layers_of(model, name)
+    layers = layers_of(peft, name)
     for layer_name, layer in layers.items():
-        if reason := _why_not(layer, name):
+        if found := _why_not(layer, name):
+            reason, way_out = found
             raise TargetError(
-                f"cannot choose the rank of {layer_name} in place: {reason}; leave it out of the LoraConfig, or use "
-                "rankalloc.attach on the plain model"
+                f"cannot choose the rank of {layer_name} in place: {reason}; {way_out}, or use rankalloc.attach on the "
+                "plain model"
             )
     _require_own_weights(layers, name)
-    if not hasattr(config, "rankalloc_excluded"):
-        # TRL gives its "ref" adapter the same object, and an orthogonal start wants an even rank
-        own = copy.deepcopy(config)
-        own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
+    # the user's object stays as it is (TRL gives it to a "ref" adapter too), and an orthogonal start wants an even rank
+    own = peft.peft_config[name] = copy.deepcopy(config)
+    for field in ("target_modules", "exclude_modules"):  # sets, which a file would list in another order each time
+        if isinstance(value := getattr(own, field), set):
+            setattr(own, field, sorted(value))
+    own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
+    if not any(name in origins_of(layer) for layer in layers.values()):
         own.rankalloc_excluded = config.exclude_modules
-        peft.peft_config[name] = own
-        install_hooks(model, name)
+        install_hooks(peft, name)
     modules = {layer_name: DrivenLayer(layer, name) for layer_name, layer in layers.items()}
     adapters = Adapters(
-        peft.get_base_model(), dict(modules), _heads(peft, name), config.r, config.lora_alpha, "lora",
+        plain_model(peft), dict(modules), _heads(peft, name), config.r, config.lora_alpha, "lora",
         scale="rslora" if config.use_rslora else "lora",
     )
     if dtype is not None:
         adapters.train_in(dtype)
-    adapters.on_resize.append(lambda: write_patterns(model, name))
+    adapters.on_resize.append(lambda: write_patterns(peft, name))
     return adapters
 
 
@@ -97,23 +107,30 @@ def _require_peft(model: nn.Module) -> nn.Module:
             "this model has rankalloc's own adapters: give those to the RankController or RankCallback; adopt is for "
             "the LoRA layers of a PeftModel"
         )
-    name = type(model).__name__
-    if not is_peft_model(model):
-        inside = next((n for n, part in model.named_modules() if is_peft_model(part)), None)
-        if inside is not None:
-            raise TargetError(f"this {name} wraps a PeftModel; adopt that one, before it is wrapped")
-        if any(is_tuner_layer(module) for module in model.modules()):
-            raise TargetError(
-                f"this {name} has PEFT layers and is no PeftModel (add_adapter); make it with peft.get_peft_model(model, "
-                "LoraConfig(...)) instead"
-            )
+    name, hosts = type(model).__name__, _hosts(model)
+    if not hosts:
         raise TargetError(
             f"this {name} has no LoRA layers to choose ranks for: make a PeftModel of it, with "
             "peft.get_peft_model(model, LoraConfig(...)) or the trainer's peft_config=, or use rankalloc.attach"
         )
-    if not hasattr(model, "get_base_model") or name == "PeftMixedModel":
+    if len(hosts) > 1:
+        places = ", ".join(hosts)
+        raise TargetError(f"several parts of this {name} have adapters of PEFT's ({places}); adopt one of them")
+    ((place, host),) = hosts.items()
+    if place and hasattr(model, "module"):  # DDP and its kin have seen the parameters as they were
+        raise TargetError(f"this {name} wraps a {type(host).__name__}; adopt that one, before it is wrapped")
+    if type(host).__name__ == "PeftMixedModel":
         raise TargetError(f"the adapters of a {name} are of several methods at once; use a PeftModel with one LoRA")
-    return model
+    return host
+
+
+def _hosts(model: nn.Module) -> dict[str, nn.Module]:
+    """{name: module} of the outermost parts of ``model`` that PEFT's adapters are trained and saved through."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if holds_adapters(module) and not any(not outer or name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
 
 
 def _adapter(peft: Any, name: str | None) -> str:
@@ -121,7 +138,7 @@ def _adapter(peft: Any, name: str | None) -> str:
         if name not in peft.peft_config:
             raise TargetError(unknown("adapter", name, peft.peft_config))
         return name
-    active = peft.active_adapters if isinstance(peft.active_adapters, list) else [peft.active_adapter]
+    active = peft.active_adapters() if callable(peft.active_adapters) else peft.active_adapters
     if len(active) != 1:
         raise TargetError(
             f"several adapters are active ({', '.join(active)}), and one can be driven: pass adapter_name, or activate "
@@ -134,7 +151,7 @@ def _require_plain(config: Any, name: str) -> None:
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
         raise TargetError(
-            f"adapter {name!r} is of PEFT's method {kind}, and ranks are chosen in place in LORA alone; use a LoraConfig"
+            f"adapter {name!r} is of PEFT's method {kind}, and ranks change in place in LORA alone; use a LoraConfig"
         )
     start = config.init_lora_weights
     if isinstance(start, str) and start not in _STARTS:
@@ -149,21 +166,25 @@ def _require_plain(config: Any, name: str) -> None:
         )
 
 
-def _why_not(layer: Any, name: str) -> str | None:
-    """Why the rank of this layer cannot change in place, in a few words; None when it can."""
+def _why_not(layer: Any, name: str) -> tuple[str, str] | None:
+    """Why the rank of this layer cannot change in place, and what to do; None when it can."""
+    leave_out = "leave the layer out of target_modules"
     if layer.merged:
-        return "its adapter is merged into the base weight (call unmerge_adapter first)"
+        return "its adapter is merged into the base weight", "call unmerge_adapter first"
     if name in layer.lora_variant:
         variant = type(layer.lora_variant[name]).__name__
-        return f"it is a variant of LoRA ({'DoRA' if layer.use_dora.get(name) else variant})"
+        if layer.use_dora.get(name):
+            return "it is a DoRA layer", "set use_dora=False"
+        return f"it is a variant of LoRA ({variant})", "leave that option out of the LoraConfig"
     if layer.lora_bias.get(name):
-        return "its B has a bias (lora_bias=True)"
+        return "its B has a bias", "set lora_bias=False"
     if name in layer.lora_A:
         a, b = layer.lora_A[name], layer.lora_B[name]
         if type(a) is not nn.Linear or type(b) is not nn.Linear:
-            return f"its A is a {type(a).__name__}, and ranks change in place in linear layers and embeddings alone"
+            where = "ranks change in place in linear layers and embeddings alone"
+            return f"its A is a {type(a).__name__}, and {where}", leave_out
     elif name not in layer.lora_embedding_A:
-        return f"a {type(layer).__name__} keeps its factors in a way that is not known here"
+        return f"a {type(layer).__name__} keeps its factors in a way that is not known here", leave_out
     return None
 
 
@@ -189,6 +210,6 @@ def _require_own_weights(layers: dict[str, Any], name: str) -> None:
 def _heads(peft: Any, name: str) -> dict[str, nn.Module]:
     """{name in the plain model: module} of what PEFT trains whole (modules_to_save)."""
     return {
-        module_name: module.modules_to_save[name] for module_name, module in peft.get_base_model().named_modules()
+        module_name: module.modules_to_save[name] for module_name, module in plain_model(peft).named_modules()
         if name in getattr(module, "modules_to_save", ())
     }

@@ -10,14 +10,14 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
-from ..layers.tuners import is_peft_model, is_tuner_layer
 from ..layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads, unadapted
+from ..layers.tuners import is_peft_model, is_tuner_layer
 from ..options import choice, integer, number
 from .adapter import Adapter
 from .adapter_set import SCALES, Adapters, parents_of
 from .ddp import leave_out_empty
 from .plan import RankPlan, initialise
-from .triplets import INITS
+from .triplets import INITS, Triplets
 from .vera import shared_pair
 
 
@@ -36,7 +36,9 @@ def attach(
 ) -> Adapters:
     """Freeze ``model`` and put a P·Λ·Q adapter beside each target layer.
 
-    Random values come from torch's global generator: seed it first for a repeatable start.
+    Random values come from torch's global generator: seed it first for a repeatable start. From then on a transformers
+    model's ``save_pretrained``, and so a Trainer, writes an adapter and not the base
+    (:mod:`rankalloc.storage.model_saving`).
 
     Args:
         model: any nn.Module; changed in place.
@@ -94,11 +96,11 @@ def attach(
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     notes = unadapted(model, target_modules, exclude_modules)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # past the attach that everyone calls
 
     trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
     model.requires_grad_(False)
-    modules: dict[str, Adapter] = {}
+    modules: dict[str, Triplets] = {}
     shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
     for name, base in targets.items():
         exponent = SCALES[scale]
@@ -130,8 +132,7 @@ def detach(adapters: Adapters) -> nn.Module:
     Returns the model, with the same parameters trainable as before attach. Raises RankallocError for the layers of a
     PeftModel.
     """
-    adapters.require_own("model.unload()")
-    for adapter in adapters:
+    for adapter in adapters.own("PEFT takes them out: call model.unload()").values():
         for parent, attribute in parents_of(adapters.model, adapter):
             parent._modules[attribute] = adapter.base_layer
     for name, parameter in adapters.model.named_parameters():

@@ -9,7 +9,7 @@ Where Λ is not trained and stays 1 (plain LoRA), each singular value goes to bo
 
     P' = Q_P U Σ/c,   Q' = c Vᵀ Q_Qᵀ,   c = √Σ,
 
-and a triplet of size zero gets c = ‖Q‖_F/√r: P' is zero there and Q' is not, so it can learn, as LoRA's do at the start.
+and a triplet of size zero gets c = ‖Q‖_F/√r: P' is zero there and Q' is not, so it can learn, as LoRA's do at first.
 √Σ on each side is the split in which both learn equally fast; on planted ranks and on a small language model it was
 ahead of c = 1 and of the row norm that Q begins with.
 
@@ -44,7 +44,7 @@ _SINGULAR = 1e4
 
 
 _NOTHING = 1e-10
-"""Share of the largest singular value up to which a triplet has no size: the rounding of float32 factors is above it."""
+"""Share of the largest singular value up to which a triplet has no size; the rounding of float32 factors is above."""
 
 _PILE = 2**22
 """Numbers of P and Q that are rewritten at once, at most, unless one adapter has more: 32 MB in float64."""
@@ -117,8 +117,8 @@ def _together(adapters: Sequence[Triplets]) -> Iterator[list[int]]:
 
 
 def _rewrite(adapters: Sequence[Triplets], optimizer: torch.optim.Optimizer | None) -> list[Change]:
-    """:func:`canonicalize_all` of adapters on one device and of one form; matrices (n, r, r) are theirs on a pile, r the
-    largest rank, and zero beyond an adapter's own."""
+    """:func:`canonicalize_all` of adapters on one device and of one form; matrices (n, r, r) are theirs on a pile, r
+    the largest rank, and zero beyond an adapter's own."""
     lam = _widened([adapter.lam for adapter in adapters])
     p, q = (_Pile([getattr(adapter, name) for adapter in adapters], lam.shape[1], name == "Q") for name in ("P", "Q"))
     lam_finite = torch.isfinite(lam.sum())
@@ -137,6 +137,7 @@ def _rewrite(adapters: Sequence[Triplets], optimizer: torch.optim.Optimizer | No
         sign[indices] = torch.sign(new.gather(1, new.abs().argmax(1, keepdim=True)))[:, 0]
     sign = torch.where(sign == 0, 1.0, sign)[:, None]
     if adapters[0].sized_by_factors:
+        sigma = torch.where(sigma > _NOTHING * sigma[:, :1], sigma, 0.0)
         c = _q_sizes(sigma, q.grams, ranks)[:, None]
         of_p, of_q, new_lam = sigma[:, None] / c * sign, c * sign, torch.ones_like(sigma)
         in_old = r_q.mT @ v  # P' = P R_Qᵀ V c⁻¹, also where P is singular
@@ -173,14 +174,14 @@ def _rewrite(adapters: Sequence[Triplets], optimizer: torch.optim.Optimizer | No
 
 
 def _q_sizes(sigma: torch.Tensor, grams: torch.Tensor, ranks: Sequence[int]) -> torch.Tensor:
-    """c of each triplet where Λ = 1, (n, r): the length of its row of Q, √σ or that of a triplet that is about to learn.
+    """c of each triplet where Λ = 1, (n, r): the length of its row of Q, √σ or that of one that is about to learn.
 
     Args:
         sigma: singular values, (n, r).
         grams: Q Qᵀ as it was, (n, r, r).
     """
     rms = (grams.diagonal(dim1=-2, dim2=-1).sum(1) / sigma.new_tensor(ranks)).sqrt()[:, None]
-    c = torch.where(sigma > _NOTHING * sigma[:, :1], sigma.sqrt(), rms)
+    c = torch.where(sigma > 0, sigma.sqrt(), rms)
     return torch.where(c > 0, c, 1.0)
 
 

@@ -21,4 +21,4 @@ def empty_parameters(model: nn.Module) -> set[str]:
         f"{name}.{factor}" for name, module in model.named_modules() if isinstance(module, Adapter) and not module.rank
         for factor, _ in module.named_parameters(recurse=False)
     }
-    return own | {name for name, parameter in model.named_parameters() if parameter.requires_grad and not parameter.numel()}
+    return own | {name for name, p in model.named_parameters() if p.requires_grad and not p.numel()}

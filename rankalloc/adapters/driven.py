@@ -1,8 +1,9 @@
 """A LoRA layer of PEFT's, seen as triplets: P is its B, Q its A, and Λ stays 1.
 
-The layer keeps its forward pass, and everything that PEFT, transformers and TRL do with it goes on working: what changes
-is the width of A and B, in place, so that optimizers and references held elsewhere stay valid. A layer that loses all
-its ranks keeps its two parameters, with a width of 0, so that a saved optimizer finds its parameters in the same order.
+The layer keeps its forward pass, and everything that PEFT, transformers and TRL do with it goes on working: what
+changes is the width of A and B, in place, so that optimizers and references held elsewhere stay valid. A layer that
+loses all its ranks keeps its two parameters, with a width of 0, so that a saved optimizer finds its parameters in the
+same order.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from torch import nn
 from ..layers.adaptable import kind_of
 from ..layers.kinds import LAYER_KINDS
 from .triplets import Triplets, replace_data
-
 
 _ORIGINS = "rankalloc_origins"
 
@@ -40,6 +40,13 @@ class DrivenLayer(Triplets):
         self.adapter_name = adapter_name
         self.base_layer = layer.get_base_layer()
         self.layout = LAYER_KINDS[kind_of(self.base_layer) or "linear"]
+        # where the parameters are, and not they: loading may replace them. PEFT's containers are slow to look in
+        if adapter_name in layer.lora_A:
+            self._a, self._b = (side[adapter_name]._parameters for side in (layer.lora_A, layer.lora_B))
+            self._key = "weight"
+        else:
+            self._a, self._b = (side._parameters for side in (layer.lora_embedding_A, layer.lora_embedding_B))
+            self._key = adapter_name
         self.lam_out = None
         self.init = "lora"
         self.exponent = 0.5 if layer.use_rslora.get(adapter_name) else 1.0
@@ -49,15 +56,15 @@ class DrivenLayer(Triplets):
         if not hasattr(layer, _ORIGINS):
             setattr(layer, _ORIGINS, {})
         self.origin = origins_of(layer).setdefault(adapter_name, uuid.uuid4().hex)  # a copy of the layer has the same
-        self._lam = self._kept = torch.empty(0)
+        self._lam, self._kept = torch.empty(0), torch.empty(0, dtype=torch.bool)
 
     @property
     def P(self) -> nn.Parameter:
-        return factors_of(self.layer, self.adapter_name)[1]
+        return self._b[self._key]
 
     @property
     def Q(self) -> nn.Parameter:
-        return factors_of(self.layer, self.adapter_name)[0]
+        return self._a[self._key]
 
     @property
     def rank(self) -> int:
@@ -82,8 +89,13 @@ class DrivenLayer(Triplets):
     def scaling(self) -> float:
         return self.layer.scaling[self.adapter_name]
 
+    @scaling.setter
+    def scaling(self, value: float) -> None:
+        self.layer.scaling[self.adapter_name] = value
+        self.resized()
+
     @property
-    def training(self) -> bool:
+    def training(self) -> bool:  # type: ignore[override]  # PEFT's layer has it
         return self.layer.training
 
     def _follow(self) -> None:

@@ -49,13 +49,13 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
             is not given, or ΔW is not finite. Nothing has been changed then.
         NotAdaptedError: ranks were to be chosen for these adapters and never were.
     """
-    adapters.require_own("model.merge_and_unload()")
+    own = adapters.own("PEFT merges them: call model.merge_and_unload()")
     adapters.check_adapted()
     owners: dict[int, set[str]] = {}
     for name, parameter in adapters.model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
     deltas = {}
-    for name, adapter in adapters.modules.items():
+    for name, adapter in own.items():
         if "weight" not in adapter.base_layer._parameters:
             raise RankallocError(
                 f"the weight of {name} is computed from other parameters, so nothing can be folded into it; remove its "
@@ -83,7 +83,7 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
         if not torch.isfinite(deltas[name]).all():
             raise RankallocError(f"the update of {name} is not finite; merging would destroy the model")
     adapters.merge_loss = {
-        name: _fold(adapters.model, adapter, deltas.pop(name)) for name, adapter in adapters.modules.items()
+        name: _fold(adapters.model, adapter, deltas.pop(name)) for name, adapter in own.items()
     }
     worst = max(adapters.merge_loss, key=adapters.merge_loss.__getitem__, default=None)
     if worst is not None and adapters.merge_loss[worst] > _MUCH:

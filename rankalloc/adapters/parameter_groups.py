@@ -62,7 +62,7 @@ def parameter_groups(
     weight_decay = number("weight_decay", weight_decay)
     adapters = list(adapters)
     of_heads = [p for head in heads.values() for p in head.parameters()]
-    groups = [
+    groups: list[tuple[str, float, float, list[Any]]] = [
         ("P", plus_ratio * lr, weight_decay, [a.P for a in adapters]),
         ("lam", plus_ratio * lr, 0.0, [p for a in adapters for p in (a.lam, a.lam_out) if p is not None]),
         ("Q", lr, weight_decay, [a.Q for a in adapters]),
@@ -75,5 +75,5 @@ def parameter_groups(
     ]
 
 
-def _trained(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+def _trained(parameters: list[Any]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]

@@ -18,6 +18,7 @@ called for, so that they work in copies of a model.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from functools import partial
@@ -25,7 +26,7 @@ from typing import Any
 
 from torch import nn
 
-from ..layers.tuners import is_tuner_layer
+from ..layers.tuners import is_tuner_layer, plain_model
 from .ddp import leave_out_empty
 from .driven import factors_of, set_width
 
@@ -34,16 +35,14 @@ _KEYS = (("lora_A", "lora_B", ".weight"), ("lora_embedding_A", "lora_embedding_B
 
 def layers_of(model: nn.Module, adapter_name: str) -> dict[str, Any]:
     """{name in the plain model: LoRA layer} of the layers that have this adapter."""
-    peft: Any = model
-    base: nn.Module = peft.get_base_model()
     return {
-        name: module for name, module in base.named_modules()
+        name: module for name, module in plain_model(model).named_modules()
         if is_tuner_layer(module) and adapter_name in getattr(module, "scaling", ())
     }
 
 
 def install_hooks(model: nn.Module, adapter_name: str) -> None:
-    """Let state dicts of ``model``, a PeftModel, follow the ranks of this adapter from now on."""
+    """Let state dicts of ``model`` follow the ranks of this adapter from now on."""
     model.register_state_dict_post_hook(partial(_leave_out_empty_factors, adapter_name))
     model.register_load_state_dict_pre_hook(partial(_make_room, adapter_name))
 
@@ -52,6 +51,8 @@ def write_patterns(model: nn.Module, adapter_name: str) -> None:
     """Describe the layers' present ranks in the adapter's configuration."""
     peft: Any = model
     config = peft.peft_config[adapter_name]
+    if sum(other is config for other in peft.peft_config.values()) > 1:  # a "ref" adapter that TRL made after adopt
+        config = peft.peft_config[adapter_name] = copy.deepcopy(config)
     layers = layers_of(model, adapter_name)
     ranks = {name: factors_of(layer, adapter_name)[0].shape[0] for name, layer in layers.items()}
     config.rank_pattern, config.alpha_pattern = {}, {}
@@ -93,6 +94,12 @@ def _leave_out_empty_factors(adapter_name: str, model: nn.Module, state: dict[st
 
 def _make_room(adapter_name: str, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     keys = _keys_of(model, adapter_name, prefix)
+    for key in (key for pair in keys for key in pair if key not in state):
+        # PEFT finds the layers of a file in the model's state dict, where those that have no rank now are left out
+        end = ".weight" * key.endswith(".weight")
+        in_file = key.removesuffix(f".{adapter_name}{end}") + end
+        if in_file in state:
+            state[key] = state.pop(in_file)
     if not any(a in state for a, _ in keys):
         return  # other weights than this adapter's
     for layer, (a, b) in zip(layers_of(model, adapter_name).values(), keys, strict=True):
@@ -102,8 +109,16 @@ def _make_room(adapter_name: str, model: nn.Module, state: dict[str, Any], prefi
             set_width(layer, adapter_name, rank)
         if not rank:
             state[a], state[b] = (parameter.detach() for parameter in own)
+            _under_base_layer(state, a.partition(".lora_")[0], layer)
     write_patterns(model, adapter_name)
     leave_out_empty(model)
+
+
+def _under_base_layer(state: dict[str, Any], stem: str, layer: Any) -> None:
+    """Rename the weights of a layer that a model built from our files has no adapter around."""
+    for key in layer.get_base_layer().state_dict():
+        if f"{stem}.{key}" in state:
+            state[f"{stem}.base_layer.{key}"] = state.pop(f"{stem}.{key}")
 
 
 def _keys_of(model: nn.Module, adapter_name: str, prefix: str) -> list[tuple[str, str]]:

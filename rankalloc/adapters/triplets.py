@@ -11,7 +11,7 @@ LoRA begins: it has no part in ΔW any more, and can grow back until it leaves m
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -64,6 +64,16 @@ class Triplets:
     own_forward: ClassVar[bool] = True
     """Whether the forward pass is ours, so that a rule may change it."""
 
+    if TYPE_CHECKING:  # parameters of a module in one, properties of the other: no attributes of this class
+
+        @property
+        def P(self) -> nn.Parameter: ...
+        @property
+        def lam(self) -> torch.Tensor: ...
+        @property
+        def Q(self) -> nn.Parameter: ...
+
+    kept: torch.Tensor
     lam_out: nn.Parameter | None
     base_layer: nn.Module
     layout: Kind

@@ -82,7 +82,10 @@ def train(
     overrides: Overrides = None,
     output: Output = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the last checkpoint (training.save_every writes them).")
+        bool,
+        typer.Option(
+            "--resume", help="Continue from the last checkpoint (training.save_every writes them), if unfinished."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
     dry_run: DryRun = False,

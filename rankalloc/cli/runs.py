@@ -8,14 +8,14 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..errors import ConfigError, RankallocError
 from ..experiments.run_folder import REPORT_NAME, RunFolder, SweepFolder, content
 from .endings import INTERRUPTED
-from .output import results_only, say
+from .output import count, results_only, say
 from .progress import Steps, trial_printer
 from .request import Request
 
@@ -39,6 +39,8 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
 
     from .summary import show_run
 
+    if resume and _show_finished(config, folder, request.as_json):
+        return None
     # An old run is removed once the new one has made a step: a mistake before that costs nothing.
     steps = Steps(first=RunFolder(Path(folder)).discard if overwrite else None)
     how = functools.partial(_how_to_continue, request, folder, steps, overwrite)
@@ -51,6 +53,28 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
         report, failure = _report(folder)
     show_run(trace, config, folder, report, request.as_json)
     _raise(failure, folder)
+
+
+def _show_finished(config: RunConfig, folder: str, as_json: bool) -> bool:
+    """Show the run that ``folder`` holds, when it is finished; whether it is. A report that it lacks is written."""
+    if not RunFolder(Path(folder)).trace.exists():
+        return False
+    from ..experiments.runner import finished
+    from .summary import show_run
+
+    trace = finished(config, Path(folder))
+    if trace is None:
+        return False
+    then, now = ({**settings, "output": None} for settings in (trace.config, config.model_dump(mode="json")))
+    changed = "" if then == now else (
+        f"; its settings ({RunFolder(Path(folder)).config}) are others than these, and --overwrite trains it again"
+    )
+    say(f"{folder} holds a finished run of {count(trace.steps_done, 'step')}: nothing to resume{changed}")
+    page = RunFolder(Path(folder)).report
+    report, failure = (str(page), None) if page.exists() else _report(folder)
+    show_run(trace, config, folder, report, as_json)
+    _raise(failure, folder)
+    return True
 
 
 def run_sweep(request: Request) -> None:
@@ -73,11 +97,19 @@ def run_sweep(request: Request) -> None:
         from ..experiments.sweep import run_sweep as run
         from ..experiments.tasks import metric_of
 
+        told, trained = trial_printer(metric_of(config).metric), []
+
+        def on_trial(*trial: Any) -> None:
+            trained.append(trial)
+            told(*trial)
+
         with _training():
             record = run(
                 config, Path(folder), trials=request.trials, storage=request.storage,
-                command=request.line(whole=False), on_trial=trial_printer(metric_of(config).metric),
+                command=request.line(whole=False), on_trial=on_trial,
             )
+        if not trained:
+            say(f"the sweep had finished: {count(len(record.trials), 'trial')}, and none was trained now")
         report, failure = _report(folder)
     show_sweep(record, folder, report, request.as_json)
     _raise(failure, folder)

@@ -3,7 +3,8 @@
 A run's folder::
 
     config.yaml         the resolved configuration
-    checkpoint-N/       the Trainer's checkpoints, with the rank state
+    checkpoint-N/       the Trainer's checkpoints: an adapter, the exact weights that training changes, the optimizer
+                        and the rank state; never the base
     adapter/            the result, as plain LoRA
     trace.json          the record; written last, so a folder with a trace is a finished run
     report.html, .json  the report and its data

@@ -12,13 +12,14 @@ import torch
 from transformers import set_seed
 
 from ..adapters.adapter_set import Adapters
-from ..adapters.attaching import attach
 from ..budget import BudgetPlan, LayerShape, RankBudget, budget_of
 from ..errors import ConfigError, RankallocError, unknown
 from ..files import write_text
 from ..methods import find_method
 from ..methods.planners.planning import at_peak, first_batches, layer_shapes, plan_ranks
+from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
 from ..storage.loading import load
+from ..storage.model_saving import attach
 from ..storage.saving import save
 from ..trace import EvaluationRecord, RankTrace
 from ..training.callback import RankCallback
@@ -52,12 +53,15 @@ def train(
         prepared: the task, when the caller has it already.
         splits: evaluated at the end; leave "report" out if the result decides between runs.
         command: recorded in the trace as the command that reproduces the run.
-        resume: continue from the last checkpoint in ``folder`` (``training.save_every`` writes them).
+        resume: continue from the last checkpoint in ``folder`` (``training.save_every`` writes them). A run that has
+            finished stays as it is, and its trace is returned.
         progress: called after every step with (step, total steps, newest values).
 
     Raises:
         RankallocError: the configuration, the data or the run is at fault; the message is one sentence.
     """
+    if resume and (done := finished(config, folder)) is not None:
+        return done
     prepared = prepared or prepare(config)
     run = RunFolder(folder)
     checkpoint = last_checkpoint(folder) if resume else None
@@ -80,6 +84,20 @@ def train(
     for tracker in tracking:
         tracker.finish(trace)
     return trace
+
+
+def finished(config: RunConfig, folder: Path) -> RankTrace | None:
+    """The trace of the run in ``folder`` when it is complete and as long as ``config`` asks; None otherwise.
+
+    A run that is to be longer, or shorter, than it was is not finished: it is resumed, where its checkpoints allow.
+    """
+    run = RunFolder(folder)
+    if not (run.trace.is_file() and (run.adapter / CONFIG_NAME).is_file() and (run.adapter / WEIGHTS_NAME).is_file()):
+        return None
+    trace = RankTrace.load(run.trace)
+    then, now = trace.config.get("training", {}), config.training.model_dump(mode="json")
+    same_length = all(then.get(name) == now[name] for name in ("steps", "epochs"))
+    return trace if trace.finished and same_length else None
 
 
 def _options(config: RunConfig) -> dict[str, Any]:

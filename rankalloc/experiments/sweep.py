@@ -26,7 +26,7 @@ from ..files import write_text
 from ..trace import SweepRecord, TrialRecord
 from . import study_storages
 from .config import RunConfig
-from .run_folder import BEST_NAME, SweepFolder
+from .run_folder import BEST_NAME, RunFolder, SweepFolder
 from .runner import train
 from .search_space import MATCHED, PATHS, Space, check_options, configured, search_space, suggest
 from .study import SweepSpaceError, open_study, owner, queue_again
@@ -66,7 +66,8 @@ def run_sweep(
     check_options(config)
     sweep = Sweep(config, SweepFolder(folder), prepare(config), study_storages.shown(storage), command)
     study = open_study(sweep, storage, wanted)
-    write_text(sweep.folder.config, config.to_yaml())
+    if not sweep.folder.config.is_file() or sweep.folder.config.read_text(encoding="utf-8") != config.to_yaml():
+        write_text(sweep.folder.config, config.to_yaml())
 
     def after(study: optuna.Study, trial: FrozenTrial) -> None:
         if on_trial is not None:
@@ -123,9 +124,19 @@ def _concluded(study: optuna.Study, sweep: Sweep) -> SweepRecord:
         reasons = sorted({trial.message for trial in final.trials if trial.message})
         raise NothingFeasibleError(f"none of {len(final.trials)} trials completed: {'; '.join(reasons)}")
     final.pair = compare_on_report(final, sweep)
+    if (earlier := _concluded_before(final, sweep.folder)) is not None:
+        return earlier
     _copy_best(sweep.folder, final.best)
     final.save(sweep.folder.record)
     return final
+
+
+def _concluded_before(final: SweepRecord, folder: SweepFolder) -> SweepRecord | None:
+    """The record of the sweep when it had ended exactly so before; None when it had not."""
+    if not folder.record.is_file() or not RunFolder(folder.best).trace.is_file():
+        return None
+    earlier = SweepRecord.load(folder.record)
+    return earlier if final.model_copy(update={"created": earlier.created}) == earlier else None
 
 
 def _sampler(config: RunConfig, finished: int) -> optuna.samplers.BaseSampler:

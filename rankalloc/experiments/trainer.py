@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..adapters.adapter_set import Adapters
 from ..errors import ConfigError
 from ..training.callback import RankCallback
+from ..training.checkpoints import checkpoints_in, require_whole
 from .config import RunConfig
 from .tasks.base import PreparedTask, evaluate
 
@@ -69,13 +69,19 @@ def _optimizer(config: RunConfig, adapters: Adapters, arguments: TrainingArgumen
 
 
 def last_checkpoint(folder: Path) -> str:
-    """The checkpoint to resume from; ConfigError when there is none."""
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if checkpoint is None:
+    """The checkpoint to resume from.
+
+    Raises:
+        ConfigError: there is none.
+        AdapterFileError: it is not whole; the message names the file, and an earlier checkpoint that is.
+    """
+    found = checkpoints_in(folder)
+    if not found:
         raise ConfigError(
             f"nothing to resume: {folder} holds no checkpoint; train with training.save_every=N to have them written"
         )
-    return checkpoint
+    require_whole(found[0])
+    return str(found[0])
 
 
 class _ExactTrainer(Trainer):

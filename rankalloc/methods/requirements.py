@@ -57,8 +57,8 @@ def basis_of(method: Method, init: str, options: dict[str, Any]) -> tuple[bool, 
     orthogonal = number("orthogonal", options.pop("orthogonal", default))
     if plain and orthogonal:
         raise ConfigError(
-            f"orthogonal={orthogonal:g} pulls P and Q to length 1, and in plain LoRA (init='lora') they hold the size of "
-            "ΔW; leave it out"
+            f"orthogonal={orthogonal:g} pulls P and Q to length 1, and in plain LoRA (init='lora') they hold the size "
+            "of ΔW; leave it out"
         )
     if fixed and (canonical or orthogonal):
         which = "canonical=True" if canonical else f"orthogonal={orthogonal:g}"

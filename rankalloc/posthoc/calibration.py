@@ -34,6 +34,8 @@ from .metric import KroneckerMetric
 
 Batch = Mapping[str, torch.Tensor]
 
+_DRIVEN = "save them, and give calibrate the plain model and the folder"
+
 
 @dataclass
 class Calibration(KroneckerMetric):
@@ -113,7 +115,7 @@ def calibrate(
         own = {name: value.clone() for name, value in _heads(model, adapter).items()}
         adapters = load(model, adapter)
     device = next(model.parameters()).device
-    watches = {name: _Watch(each, inputs_only) for name, each in adapters.modules.items()}
+    watches = {name: _Watch(each, inputs_only) for name, each in adapters.own(_DRIVEN).items()}
     count = 0
     try:
         with evaluating(model), ExitStack() as hooks:

@@ -9,13 +9,15 @@ An adapter is a folder with two files, in PEFT's format:
 
 The life of these files, and the module for each step:
 
-1. ``saving`` turns the adapters of a model into factors, and ``folder`` writes them in a ``layout``, tensor by tensor,
+1. ``model_saving`` attaches adapters so that a transformers model's own ``save_pretrained`` writes such a folder, and
+   beside it in a Trainer's checkpoint ``trained_state``, from which a run goes on exactly.
+2. ``saving`` turns the adapters of a model into factors, and ``folder`` writes them in a ``layout``, tensor by tensor,
    through ``tensors``, the only module that opens safetensors files. ``fingerprint`` marks the base they belong to.
-2. ``reading`` opens a folder without a model and reads factors on request; ``triplets`` finds the zero padding.
+3. ``reading`` opens a folder without a model and reads factors on request; ``triplets`` finds the zero padding.
    ``plain_lora`` holds a whole adapter in memory, for changing and writing it again.
-3. ``loading`` attaches an adapter to a model, after ``fitting`` has checked its factors against the layers, and
+4. ``loading`` attaches an adapter to a model, after ``fitting`` has checked its factors against the layers, and
    ``fingerprint`` the base.
-4. ``exporting`` writes one of the ``export_formats``, and ``importing`` reads the files of other tools, whose names
+5. ``exporting`` writes one of the ``export_formats``, and ``importing`` reads the files of other tools, whose names
    ``key_names`` knows. ``skeletons`` builds a model without weights, to read the names and shapes of its layers.
-5. ``library`` serves many adapters on one model, which ``library_index`` finds in a folder.
+6. ``library`` serves many adapters on one model, which ``library_index`` finds in a folder.
 """

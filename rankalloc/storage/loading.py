@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from ..adapters.adapter_set import SCALES, Adapters
-from ..adapters.attaching import attach, require_free
+from ..adapters.attaching import require_free
 from ..errors import AdapterFileError
 from ..layers.adaptable import why_not
 from . import fingerprint
 from .fitting import at_full_rank, fit
 from .folder import WEIGHTS_NAME
+from .model_saving import attach
 from .reading import FinishedAdapter
 
 

@@ -8,7 +8,8 @@ Read in this order:
     allocation    one allocation: score, budget, allocate, apply
     resuming      saving that state and continuing from it
     callback      the same driven by transformers' Trainer
+    checkpoints   what a Trainer's checkpoint needs to be resumed, and the best one at the end
 
 Beside them: processes and sharding (DDP, FSDP2), averages (EMA, SWA), regularizer and subspace_penalty (gradients that
-are added), recording, clock and environment (the trace).
+are added), recording, clock and environment (the trace), past_the_end (a run that is resumed at its last step).
 """

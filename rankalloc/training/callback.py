@@ -13,32 +13,35 @@ from ..adapters.adapter_set import Adapters
 from ..adapters.adopting import adopt
 from ..adapters.plan import RankPlan
 from ..budget import RankBudget
-from ..errors import AdapterFileError, ConfigError, NotAdaptedError, RankallocError
+from ..errors import ConfigError, NotAdaptedError
 from ..methods import find_method
 from ..methods.planners.planning import first_batches
 from ..methods.planners.probe import LossFn
-from ..storage.tensors import read_tensors, write_tensors
+from ..storage.trained_state import leave_base_out
 from ..trace import TRACE_NAME, RankTrace
+from .checkpoints import STATE_NAME, load_state, optimizer_at_end, require_whole, resumed_from, save_state
 from .controller import RankController
+from .past_the_end import empty_step, forget_step, is_past_the_end
 from .planned import begin, plan_adapters, prepare_adapters
+from .precision import Precision
 from .settings import settle
 from .subspace_penalty import OPTIONS, penalty_of
 from .wrappers import refuse_data_parallel
-
-STATE_NAME = "rankalloc_state.safetensors"
 
 
 class RankCallback(TrainerCallback):
     """Chooses ranks while a Trainer trains, transformers' own or one of TRL's.
 
-    Without ``adapters`` it drives the LoRA layers of the Trainer's PeftModel (:func:`rankalloc.adopt`), so a script that
-    has a LoraConfig needs one more line:
+    Without ``adapters`` it drives the LoRA layers of the Trainer's PeftModel (:func:`rankalloc.adopt`), so a script
+    that has a LoraConfig needs one more line:
 
         callbacks=[ra.RankCallback(budget=ra.RankBudget(fraction=0.25))]
 
-    Works with gradient accumulation, clipping, checkpoints and ``resume_from_checkpoint``; with
-    ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on,
-    compete. At the end the trace is written to ``trace.json`` in the Trainer's output folder.
+    Works with gradient accumulation, clipping, checkpoints and ``resume_from_checkpoint``. A checkpoint that is not
+    whole is refused (:mod:`rankalloc.training.checkpoints`); a run whose ranks are final may be resumed for more steps.
+    With ``load_best_model_at_end`` only checkpoints that meet the budget, those from the freeze on, compete; a run that
+    stops earlier is brought to its budget from the best one there is. At the end the trace is written to ``trace.json``
+    in the Trainer's output folder.
 
     With a method that chooses before training, adapters attached at their peak rank are planned when training
     begins, from the first batches of the Trainer's training data in the dataset's order; the other ranks leave
@@ -50,12 +53,12 @@ class RankCallback(TrainerCallback):
             ``callbacks=``.
         budget: what may be spent.
         method: a key of ``rankalloc.METHODS``.
-        resume_from: the checkpoint folder given to ``trainer.train``, when it does not lie in the
-            Trainer's output folder.
+        resume_from: the checkpoint's folder, for a Trainer whose training loop is one of its own; that of
+            ``trainer.train(resume_from_checkpoint=...)`` is found without.
         loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
         adapter_name: which adapter of the PeftModel to drive; None for the active one.
-        dtype: of the adapters' weights while they train. TRL casts them to bfloat16 beside a quantised base, where small
-            steps are lost; None leaves them so.
+        dtype: of the adapters' weights while they train. TRL casts them to bfloat16 beside a quantised base, where
+            small steps are lost; None leaves them so.
         save_trace: False leaves writing :attr:`trace` to the caller, who adds to it first.
         options: further arguments of :class:`rankalloc.RankController`.
 
@@ -99,17 +102,20 @@ class RankCallback(TrainerCallback):
         self.options = options
         self.controller: RankController | None = None
         self._adapters: Adapters | None = None
+        self._past_the_end = False
+        self._precision: Precision | None = None
         if adapters is not None:
             self._take(adapters)  # fail now, not when training begins
+            self._precision = Precision(adapters, dtype)
 
     @property
     def adapters(self) -> Adapters:
         """Whose ranks are chosen. Raises NotAdaptedError when there are none yet."""
         if self._adapters is None:
             raise NotAdaptedError(
-                "this RankCallback has no adapters yet: it adopts the LoRA layers of a Trainer's model when that Trainer "
-                "is made, so pass it in the Trainer's callbacks= (add_callback is too late), or give it the adapters that "
-                "rankalloc.adopt(model) returns"
+                "this RankCallback has no adapters yet: it adopts the LoRA layers of a Trainer's model when that "
+                "Trainer is made, so pass it in the Trainer's callbacks= (add_callback is too late), or give it the "
+                "adapters that rankalloc.adopt(model) returns"
             )
         return self._adapters
 
@@ -131,8 +137,8 @@ class RankCallback(TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self._adapters is None:
             self._take(adopt(model, self.adapter_name, dtype=self.dtype))
-        elif self.dtype is not None:
-            self._adapters.train_in(self.dtype)
+        elif self._precision is not None:
+            self._precision.restore()
 
     @property
     def trace(self) -> RankTrace:
@@ -167,10 +173,11 @@ class RankCallback(TrainerCallback):
         self.controller.trace.alerts += notes
         self.adapters.adaptation = self
         if state.global_step > 0:
-            folder = self.resume_from or args.resume_from_checkpoint
-            if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
-                folder = _checkpoint(args, state)
-            load_state(self.controller, Path(folder) / STATE_NAME)
+            folder = resumed_from(self.resume_from, args, state)
+            if folder.is_dir() and not (args.deepspeed or args.fsdp):  # whose files are others
+                require_whole(folder, rank_state=False)
+            load_state(self.controller, folder / STATE_NAME)
+        self._past_the_end = is_past_the_end(state)
 
     def _plan(
         self,
@@ -198,11 +205,17 @@ class RankCallback(TrainerCallback):
             begin(adapters, plan, optimizer)
         return adapters.plan.notes if adapters.plan is not None else []
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        if self._past_the_end:
+            return empty_step(model, optimizer, scaled=args.fp16)
         self._running.observe()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         controller = self._running
+        if self._past_the_end:
+            return
         was_frozen = controller.frozen
         controller.update(optimizer)
         if controller.frozen and not was_frozen:
@@ -211,20 +224,28 @@ class RankCallback(TrainerCallback):
             state.best_global_step = None
             state.best_model_checkpoint = None
 
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._past_the_end:
+            forget_step(state, control)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         # the summary after the last step is no point of a curve
         if self.controller is not None and "train_runtime" not in (logs or {}):
             self.controller.log(state.global_step, logs or {})
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
+            leave_base_out(model, self.adapters.model, self.adapters.heads.values(), _checkpoint(args, state))
             save_state(self._running, _checkpoint(args, state) / STATE_NAME)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
         self.check_adapted()
-        trace = self._running.finish(optimizer=optimizer)
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        trace = self._running.finish(optimizer=optimizer_at_end(self._running, best, optimizer))
         if self.save_trace and state.is_world_process_zero:
             trace.save(_output(args) / TRACE_NAME)
 
@@ -240,31 +261,3 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _planning(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are the planner's, not the controller's own."""
     return {name: value for name, value in options.items() if name not in ("shrink", "fresh", *OPTIONS)}
-
-
-def save_state(controller: RankController, path: str | os.PathLike) -> None:
-    """Write a controller's state as one safetensors file, whole or not at all."""
-    state = controller.state_dict()
-    write_tensors(path, state["tensors"], {"rankalloc": state["meta"]})
-
-
-def load_state(controller: RankController, path: str | os.PathLike) -> None:
-    """Read what :func:`save_state` wrote.
-
-    Raises:
-        AdapterFileError: the file is missing or damaged.
-        RankallocError: it is of another run.
-    """
-    if not Path(path).is_file():
-        raise AdapterFileError(
-            f"cannot resume: no rank state at {path}; pass RankCallback(..., resume_from=<the checkpoint's folder>), "
-            "and resume only from checkpoints that were saved with a RankCallback"
-        )
-    try:
-        tensors, metadata = read_tensors(path)
-    except AdapterFileError as error:
-        raise AdapterFileError(f"cannot resume: {error}; use an earlier checkpoint") from None
-    meta = metadata.get("rankalloc")
-    if meta is None:
-        raise RankallocError(f"cannot resume: {path} was not written by rankalloc")
-    controller.load_state_dict({"tensors": tensors, "meta": meta})

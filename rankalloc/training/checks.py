@@ -30,6 +30,17 @@ def check_spendable(plan: BudgetPlan, adapters: Adapters) -> None:
         )
 
 
+def hasty(plan: BudgetPlan, method: Method) -> list[str]:
+    """An alert for a run that is too short to choose: its ranks are cut at one stroke."""
+    steps = [step for step in range(1, plan.freeze_step + 1) if plan.allocates(step)]
+    if len(steps) > 1 or plan.initial <= plan.target or method.score is None or method.rule != "shrink":
+        return []
+    return [
+        f"the run is short: all ranks are cut at once at step {plan.freeze_step} of {plan.total_steps}, by what those "
+        f"few steps showed; train longer, or allocate more often than every {plan.every} steps (RankBudget(every=...))"
+    ]
+
+
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether every number is finite: one synchronisation, and as many operators as dtypes and devices."""
     alike: dict[Any, list[torch.Tensor]] = {}

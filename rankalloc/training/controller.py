@@ -23,7 +23,7 @@ from ..methods import Method
 from ..methods.scores import Score
 from ..trace import TRACE_NAME, LogRecord, RankTrace
 from . import allocation, averages, resuming, sharding
-from .checks import all_finite
+from .checks import all_finite, hasty
 from .clock import StepClock
 from .first_step import require_usable, require_whole_gradients
 from .recording import close_trace, new_trace
@@ -104,6 +104,7 @@ class RankController:
         if self.away is not None:
             trace.method_options |= self.away.record()
             trace.alerts += self.away.notes
+        trace.alerts += hasty(settings.schedule, settings.method)
         self.settings = settings
         self.state = RunState(adapters, settings, settings.schedule, settings.new_rule(list(adapters)), score, trace)
         self.clock = StepClock()

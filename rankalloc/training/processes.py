@@ -17,8 +17,8 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..adapters.triplets import Triplets
 from ..adapters.ddp import empty_parameters
+from ..adapters.triplets import Triplets
 from ..errors import RankallocError
 from .wrappers import wrappers_of
 

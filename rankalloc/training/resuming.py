@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
 from ..budget import BudgetPlan
 from ..errors import RankallocError
@@ -29,7 +30,7 @@ def state_of(state: RunState) -> dict[str, Any]:
         "version": STATE_VERSION, "step": state.step, "method": state.settings.method.name,
         "plan": asdict(state.schedule), "initial_ranks": [layer.initial_rank for layer in state.trace.layers],
         "weights": weights_key(state.adapters), "factors": factors_key(state.adapters),
-        "siblings": families.known(state.adapters.modules),
+        "siblings": families.known(_own(state.adapters)),
         "kept": [a.kept.tolist() for a in state.adapters if not a.own_forward],  # part of no model's weights
         "trace": state.trace.model_dump(mode="json"),
     }
@@ -55,11 +56,11 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
             f"{len(adapters)} adapted ones"
         )
     shapes = [replace(s, rank=r) for s, r in zip(adapters.shapes(), meta["initial_ranks"], strict=True)]
-    schedule = state.settings.budget.resolve(shapes, state.schedule.total_steps, adapters.bytes_per_param())
+    length = _length_of_schedule(meta, state)
+    schedule = state.settings.budget.resolve(shapes, length, adapters.bytes_per_param())
     trace = RankTrace.model_validate(meta["trace"])
     _require_same_settings(meta, trace, schedule, state.trace)
-    of_factors = factors_key(adapters)  # which 0.1 did not write
-    if meta["weights"] != weights_key(adapters) or meta.get("factors", of_factors) != of_factors:
+    if not _of_these_weights(meta, adapters):
         raise RankallocError(
             "cannot resume: the model's adapter weights are not those the rank state was saved with; resume from the "
             "folder that holds both"
@@ -70,13 +71,80 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
     if score is not None:
         _load_score(score, saved["tensors"])
         state.score = score
-    families.remember(adapters.modules, meta.get("siblings", []))
-    for note in _other_sums(trace, state.trace):
+    families.remember(_own(adapters), meta.get("siblings", []))
+    for note in _other_length(meta, state.schedule) + _other_sums(trace, state.trace):
         trace.alerts += [note] * (note not in trace.alerts)
         logger.warning(note)
     state.step, state.trace = meta["step"], trace
     state.reschedule(schedule)
     state.rule.prepare(state.step + 1)
+
+
+def adopt_scores(state: RunState, saved: dict[str, Any]) -> bool:
+    """Take over the scores of an earlier moment of this run, whose weights were loaded as its best ones.
+
+    Returns False, and changes nothing, when the adapters' weights are not of that moment.
+
+    Raises:
+        RankallocError: the saved state is damaged.
+    """
+    meta = _meta_of(saved)
+    if not _of_these_weights(meta, state.adapters):
+        return False
+    _restore_masks(state.adapters, meta.get("kept", []))
+    score = state.new_score()
+    if score is not None:
+        _load_score(score, saved["tensors"])
+    state.score = score
+    state.trace.alerts.append(
+        f"the best checkpoint, of step {meta['step']}, is from before the freeze at step {state.schedule.freeze_step}: "
+        "its weights were loaded, and are brought to the budget by the scores they had"
+    )
+    return True
+
+
+def _of_these_weights(meta: dict[str, Any], adapters: Adapters) -> bool:
+    of_factors = factors_key(adapters)  # which 0.1 did not write
+    return bool(meta["weights"] == weights_key(adapters) and meta.get("factors", of_factors) == of_factors)
+
+
+def _length_of_schedule(meta: dict[str, Any], state: RunState) -> int:
+    """The number of steps that the schedule is made for: the first run's, once its ranks are final.
+
+    Raises:
+        RankallocError: the run is to end before the step it goes on from, or to have another length while ranks are
+            still being chosen, which would be another schedule.
+    """
+    step, then, now = meta["step"], meta["plan"]["total_steps"], state.schedule.total_steps
+    final = 0 if state.settings.method.planner is not None else meta["plan"]["freeze_step"]
+    if step > now:
+        raise RankallocError(
+            f"cannot resume: {step} steps have been trained, and this run is to end after {now}; resume from an "
+            f"earlier checkpoint, or ask for at least {step} steps"
+        )
+    if now != then and step < final:
+        raise RankallocError(
+            f"cannot resume with another number of steps (total_steps was {then} and now is {now}) from step {step}: "
+            f"ranks are final from step {final} on, and until then the schedule would be another; resume with {then} "
+            f"steps, or from a checkpoint of step {final} or later"
+        )
+    return then
+
+
+def _other_length(meta: dict[str, Any], now: BudgetPlan) -> list[str]:
+    """What to tell of a run that goes on for another number of steps than it was begun with."""
+    then = meta["plan"]["total_steps"]
+    if then == now.total_steps:
+        return []
+    return [
+        f"the run began with {then} steps and was resumed at step {meta['step']} to end after {now.total_steps}; its "
+        "ranks were final and stay"
+    ]
+
+
+def _own(adapters: Adapters) -> dict[str, Adapter]:
+    """The adapters whose forward pass is ours, and may be shared."""
+    return {name: adapter for name, adapter in adapters.modules.items() if isinstance(adapter, Adapter)}
 
 
 def _meta_of(saved: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +166,10 @@ def _require_same_settings(meta: dict[str, Any], trace: RankTrace, schedule: Bud
         for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)
     ]
     if changed:
-        raise RankallocError(f"cannot resume with other settings than the run began with: {'; '.join(changed)}")
+        raise RankallocError(
+            f"cannot resume with other settings than the run began with: {'; '.join(changed)}. Give it those of the "
+            "first run, or begin anew in another folder"
+        )
 
 
 def _load_score(score: Score, saved: dict[str, torch.Tensor]) -> None:

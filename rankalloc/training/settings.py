@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..adapters.triplets import Triplets
 from ..adapters.adapter_set import Adapters
+from ..adapters.triplets import Triplets
 from ..budget import BudgetPlan, RankBudget
 from ..errors import ConfigError, unknown
 from ..methods import PLACEMENTS, Method, find_method

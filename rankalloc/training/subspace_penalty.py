@@ -30,8 +30,8 @@ from typing import Any
 
 import torch
 
-from ..adapters.triplets import TRAINED, Triplets
 from ..adapters.adapter_set import Adapters
+from ..adapters.triplets import TRAINED, Triplets
 from ..errors import ConfigError, unknown
 from ..options import number
 from .subspaces import SIDES, Given, subspaces_of

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..adapters.triplets import Triplets
 from ..adapters.adapter_set import Adapters
+from ..adapters.triplets import Triplets
 from ..errors import AdapterFileError, ConfigError
 from ..files import sha256_of
 from ..lowrank import Factors, bases

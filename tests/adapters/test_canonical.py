@@ -191,3 +191,38 @@ class _NoOptimizer:
 
     def __bool__(self):
         return False
+
+
+@pytest.mark.parametrize("empty", ["nothing", "one triplet", "all of P"])
+def test_plain_lora_splits_each_singular_value_and_its_gradients_follow_exactly(empty):
+    """With Λ = 1: P' = Q_P U √Σ, Q' = √Σ Vᵀ Q_Qᵀ; momentum that holds the gradient holds that of the new factors."""
+    model = make_mlp()
+    adapter = ra.attach(model, rank=4, target_modules=["2"], init="lora").modules["2"]
+    with torch.no_grad():
+        adapter.P.normal_(0, 0.3)
+        if empty != "nothing":
+            adapter.P[:, 1 if empty == "one triplet" else slice(None)] = 0
+    lengths, before = adapter.Q.norm(dim=1), adapter.delta_weight()
+    sigma = adapter.singular_values().float()
+    inputs = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
+
+    def gradients():
+        model.zero_grad()
+        model(inputs).square().sum().backward()
+        return adapter.P.grad.clone(), adapter.Q.grad.clone()
+
+    optimizer = torch.optim.SGD(adapter.trained(), lr=0.0, momentum=0.9)
+    gradients()
+    optimizer.step()  # the momentum is the gradient
+    canonicalize(adapter, optimizer)
+    torch.testing.assert_close(adapter.delta_weight(), before, rtol=1e-4, atol=1e-6)
+    live = sigma > 1e-6
+    for factor, dim in ((adapter.P, 0), (adapter.Q, 1)):
+        wanted = sigma.div(adapter.scaling).sqrt()
+        torch.testing.assert_close(factor.norm(dim=dim)[live], wanted[live], rtol=1e-4, atol=1e-6)
+    assert not adapter.P[:, ~live].any() and torch.equal(adapter.lam, torch.ones(4))
+    rms = lengths.square().mean().sqrt()
+    torch.testing.assert_close(adapter.Q.norm(dim=1)[~live], rms.expand(int((~live).sum())))  # alive, as at the start
+    carried = [optimizer.state[factor]["momentum_buffer"].clone() for factor in (adapter.P, adapter.Q)]
+    for new, moved in zip(gradients(), carried, strict=True):
+        torch.testing.assert_close(moved, new, rtol=2e-3, atol=1e-4 * float(new.abs().max()))

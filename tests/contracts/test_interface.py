@@ -37,9 +37,12 @@ def _lost(then: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _still_called(then: list[str], now: list[str] | None) -> bool:
-    """Whether every call that ``then`` allowed means the same: same order, same defaults, additions at the end."""
+    """Whether every call that ``then`` allowed means the same: same order, same defaults, additions at the end.
+
+    What had to be given may have got a default."""
     if now is None:
         return False
+    now = [p.split("=")[0] if p not in then and p.split("=")[0] in then else p for p in now]
     positional = [list(p[: p.index("*")] if "*" in p else p) for p in (then, now)]
     return positional[1][: len(positional[0])] == positional[0] and all(p in now for p in then)
 
@@ -47,5 +50,7 @@ def _still_called(then: list[str], now: list[str] | None) -> bool:
 def test_a_lost_option_would_be_seen():
     assert _lost({"parameters": ["a", "b=1"]}, {"parameters": ["a", "b=2"]}) != []
     assert _lost({"methods": ["auto"]}, {"methods": []}) == ["/methods: auto"]
+    assert _lost({"parameters": ["a", "b=1"]}, {"parameters": ["b=1"]}) != []
+    assert _lost({"parameters": ["a", "b=1"]}, {"parameters": ["a=None", "b=1"]}) == []
     assert _lost({"x": {"y": "attribute"}}, {"x": {}}) != []
     assert _lost({"parameters": ["a", "b=1"]}, {"parameters": ["a", "b=1", "c=2"]}) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,35 @@ def quantised(folder: Path) -> Names:
     return {"name": str(folder / "base"), "data": rows * 4}
 
 
+def language(folder: Path) -> Names:
+    """A language model in a folder and the data that pages name, as files."""
+    from tests.support.language import conversations, counting, preferences, save_language_model
+
+    pairs = [{"anchor": counting(i), "positive": counting(i + 5)} for i in range(40)]
+    for name, rows in (("chat", conversations()), ("preferences", preferences()), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": str(save_language_model(folder / "base"))}
+
+
 WORLDS: dict[str, dict[int, Callable[[Path], Names]]] = {
     "docs/own-model.md": {0: own_model},
     "docs/processes.md": {0: sharded, 1: averaged},
     "docs/extending.md": {0: own_score},
     "docs/serving.md": {0: library},
     "docs/quantised.md": {0: quantised},
+    "docs/trl.md": {0: language},
+    "docs/qlora.md": {0: language},
+    "docs/sentence-transformers.md": {0: language},
 }
 """{page: {index of a Python block: what it adds to the names that blocks before it left}}."""
 
 SHORTER = {
     "docs/own-model.md": {"max_steps=20,": "max_steps=4, disable_tqdm=True,"},
+    "docs/trl.md": {
+        "max_steps=500,": "max_steps=6, use_cpu=True, disable_tqdm=True,", "save_steps=100,": "save_steps=2,",
+    },
+    "docs/qlora.md": {"max_steps=500,": "max_steps=3, use_cpu=True, disable_tqdm=True,"},
+    "docs/sentence-transformers.md": {"max_steps=500,": "max_steps=6, use_cpu=True, disable_tqdm=True,"},
     "docs/quantised.md": {"max_steps=1000,": "max_steps=4, disable_tqdm=True,"},
 }
 """{page: {text in its code: what a test runs in its place}}."""

@@ -168,8 +168,82 @@ def test_resuming_from_the_last_checkpoint_takes_no_further_step(settings, confi
     settings = config.replaced(settings)
     trace = train(settings, run.path)
     before = digest(run)
+    run.trace.unlink()
     resumed = train(settings, run.path, resume=True)
     assert trace.steps_done == 6 and apart_from_times(resumed) == apart_from_times(trace) and digest(run) == before
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def sets(*values):
+    return [word for value in values for word in ("--set", value)]
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(home, straight):
+    run = RunFolder(home / "finished")
+    small_yaml(home)
+    shutil.copytree(straight[1].path, run.path)  # as if the process had been killed before it wrote the report
+    first = command_line(home, run.path, *sets(*SAVING), "--resume")
+    assert first.exit_code == 0 and run.report.is_file(), first.stderr
+    before = contents(run.path)
+    for words in ([], ["--json"], []):
+        again = command_line(home, run.path, *sets(*SAVING), "--resume", *words)
+        assert again.exit_code == 0 and "holds a finished run of 6 steps: nothing to resume" in again.stderr
+        assert "others than these" not in again.stderr and "step 7" not in again.stderr
+        assert json.loads(again.stdout)["steps"] == 6 if words else again.stdout == first.stdout
+        assert contents(run.path) == before
+    other = command_line(home, run.path, *sets(*SAVING, "training.learning_rate=1"), "--resume")
+    assert other.exit_code == 0 and "others than these, and --overwrite trains it again" in other.stderr
+    assert contents(run.path) == before
+
+
+def test_a_finished_run_can_be_made_longer(config, home, straight):
+    run = RunFolder(home / "longer")
+    shutil.copytree(straight[1].path, run.path)
+    trace = train(config.replaced({"training.steps": 9}), run.path, resume=True)
+    assert trace.steps_done == 9 == RankTrace.load(run.trace).steps_done and digest(run) != digest(straight[1])
+    assert trace.final_ranks == straight[0].final_ranks and "resumed at step 6 to end after 9" in trace.alerts[0]
+    with pytest.raises(RankallocError, match="9 steps have been trained, and this run is to end after 8"):
+        train(config.replaced({"training.steps": 8}), run.path, resume=True)
+    assert RankTrace.load(run.trace) == trace
+
+
+def test_a_run_that_had_ended_without_its_evaluation_is_evaluated(config, home, straight):
+    run = RunFolder(home / "unevaluated")
+    shutil.copytree(straight[1].path, run.path)
+    run.trace.unlink()
+    shutil.rmtree(run.adapter)
+    assert content(run.path) == "an unfinished run"
+    resumed = train(config, run.path, resume=True)
+    assert apart_from_times(resumed) == apart_from_times(straight[0]) and digest(run) == digest(straight[1])
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "rankalloc_state.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_it_offered(name, damage, config, home, straight):
+    run = RunFolder(home / "damaged")
+    shutil.rmtree(run.path, ignore_errors=True)
+    shutil.copytree(straight[1].path, run.path)
+    run.trace.unlink()
+    file = run.path / "checkpoint-6" / name
+    content_of = file.read_bytes()
+    file.unlink()
+    if damage == "truncated":
+        file.write_bytes(content_of[:-50])
+    refused = command_line(home, run.path, *sets(*SAVING), "--resume")
+    assert refused.exit_code == 1 and f"{name} is {damage if damage == 'missing' else 'damaged or truncated'}" in (
+        refused.stderr
+    )
+    assert "checkpoint-3, before it, is whole" in refused.stderr and "Traceback" not in refused.stderr
+    if (name, damage) == ("optimizer.pt", "truncated"):  # what is offered works
+        shutil.rmtree(run.path / "checkpoint-6")
+        assert train(config, run.path, resume=True).allocations == straight[0].allocations
+        assert digest(run) == digest(straight[1])
 
 
 def test_a_run_without_checkpoints_says_why_it_cannot_be_resumed(config, home):

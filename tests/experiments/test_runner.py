@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -80,13 +81,13 @@ def test_resuming_from_the_command_line_equals_not_stopping(first, home, config)
     saving = config.replaced({"training.save_every": 2})
     train(saving, home / "whole")
     for step in (4, 6):  # as if the process had been killed between step 2 and 4
-        import shutil
-
         shutil.rmtree(home / "whole" / f"checkpoint-{step}", ignore_errors=True)
     kept = home / "whole" / "checkpoint-4"
     assert not kept.exists()
     train(saving.replaced({"training.save_every": 1}), home / "ones")
     expected = digest(home / "ones")
+    shutil.rmtree(home / "ones" / "checkpoint-6")
+    (home / "ones" / "trace.json").unlink()
     train(saving.replaced({"training.save_every": 1}), home / "ones", resume=True)
     assert digest(home / "ones") == expected == digest(home / "first")
 
@@ -172,6 +173,7 @@ def test_a_run_plans_from_its_data_and_a_dry_run_shows_the_same(config, home):
     assert [layer.rank for layer in seen.layers] == trace.final_ranks == [la.initial_rank for la in trace.layers]
     assert sum(trace.final_ranks) == seen.plan.target == 26 and seen.params_final == trace.adapter_params_final
     assert trace.method_options["max_batches"] == 3 and trace.finished
+    (home / "eva" / "trace.json").unlink()
     resumed = train(config, home / "eva", resume=True)
     assert resumed.final_ranks == trace.final_ranks
     assert resumed.evaluation("tune").metrics == trace.evaluation("tune").metrics

@@ -76,6 +76,15 @@ def test_the_last_trial_is_uniform_with_the_best_adaptive_trials_parameters(whol
     assert matched.role in (MATCHED, SAMPLED)
 
 
+def test_a_finished_sweep_stays_as_it_is(whole, config, home):
+    before = {path: path.read_bytes() for path in (home / "whole").rglob("*") if path.is_file()}
+    trained = []
+    for _ in range(2):
+        assert run_sweep(config, home / "whole", on_trial=lambda *trial: trained.append(trial)) == whole[0]
+    assert {path: path.read_bytes() for path in (home / "whole").rglob("*") if path.is_file()} == before
+    assert not trained
+
+
 def test_the_record_on_disk_is_the_one_returned_and_best_is_copied(whole, home):
     record, _ = whole
     assert SweepRecord.load(home / "whole" / "sweep.json") == record

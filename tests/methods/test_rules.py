@@ -326,7 +326,7 @@ def test_options_out_of_range_are_named(method, option):
         ra.RankController(adapters, ra.RankBudget(ranks=2), 10, method, **option)
 
 
-@pytest.mark.parametrize("method, init", [("sora", "svd"), ("dylora", "svd"), ("adalora", "lora"), ("dylora", "gate")])
+@pytest.mark.parametrize("method, init", [("sora", "svd"), ("dylora", "svd"), ("sora", "lora"), ("dylora", "gate")])
 def test_a_method_says_which_parametrisation_it_trains(method, init):
     adapters = ra.attach(make_mlp(), rank=2, init=init)
     with pytest.raises(ConfigError, match=ra.METHODS[method].init):

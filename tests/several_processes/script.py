@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -16,11 +17,16 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import rankalloc as ra
-from tests.support.models import make_bert, make_gpt2, make_mlp, token_data, token_ids
+from tests.support.models import assert_same, make_bert, make_gpt2, make_mlp, token_data, token_ids
 from tests.support.training import make_trainer, train
 
 STEPS, ROWS = 20, 12
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+SETTINGS = {
+    "per_device_train_batch_size": 8 // WORLD, "max_grad_norm": 1.0, "gradient_accumulation_steps": 2,
+    # one process and two draw another random order; and averaging tokens, the Trainer doubles this model's loss
+    "train_sampling_strategy": "sequential", "average_tokens_across_devices": False,
+}
 
 
 def plain_loop(method: str) -> dict[str, torch.Tensor]:
@@ -31,14 +37,15 @@ def plain_loop(method: str) -> dict[str, torch.Tensor]:
     wrapped = DistributedDataParallel(model) if WORLD > 1 else model
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     controller = ra.RankController(adapters, ra.RankBudget(ranks=4, every=2), STEPS, method, seed=3)
-
-    def loss_of(step: int) -> torch.Tensor:
-        x = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(step)).chunk(WORLD)[RANK]
-        return F.mse_loss(wrapped(x), x[:, :8].sin() + x[:, 8:].cos())
-
-    train(controller, optimizer, STEPS, loss_of)
+    train(controller, optimizer, STEPS, lambda step: regression(wrapped, step))
     controller.finish()
     return model.state_dict()
+
+
+def regression(model: nn.Module, step: int) -> torch.Tensor:
+    """The loss on this process's part of the batch of ``step``."""
+    x = torch.randn(ROWS, 16, generator=torch.Generator().manual_seed(step)).chunk(WORLD)[RANK]
+    return F.mse_loss(model(x), x[:, :8].sin() + x[:, 8:].cos())
 
 
 def trainer(folder: Path) -> dict[str, torch.Tensor]:
@@ -47,11 +54,47 @@ def trainer(folder: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     adapters = ra.attach(model, rank=4)
     callback = ra.RankCallback(adapters, ra.RankBudget(fraction=0.4, every=2))
-    settings = {"per_device_train_batch_size": 8 // WORLD, "max_grad_norm": 1.0, "gradient_accumulation_steps": 2}
-    # one process and two draw another random order; and averaging tokens, the Trainer doubles this model's loss
-    settings |= {"train_sampling_strategy": "sequential", "average_tokens_across_devices": False}
-    make_trainer(model, folder / "trainer", [callback], steps=STEPS, **settings).train()
+    make_trainer(model, folder / "trainer", [callback], steps=STEPS, **SETTINGS).train()
     return model.state_dict()
+
+
+def peft_loop() -> dict[str, torch.Tensor]:
+    """A loop of one's own under DDP that drives the LoRA layers of a PeftModel."""
+    torch.manual_seed(1)
+    model = get_peft_model(make_mlp(depth=4), LoraConfig(r=4, target_modules=["0", "2", "4", "6"]))
+    adapters = ra.adopt(model)
+    wrapped = DistributedDataParallel(model) if WORLD > 1 else model
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=6, every=2), STEPS, seed=3)
+    train(controller, optimizer, STEPS, lambda step: regression(wrapped, step))
+    controller.finish()
+    return factors_of(adapters)
+
+
+def peft_trainer(folder: Path) -> dict[str, torch.Tensor]:
+    """The Trainer with a PeftModel, which it wraps, and a callback that adopts its layers; and the same run resumed
+    from a checkpoint in which a layer has no rank."""
+
+    def run(resume: str | None = None) -> dict[str, torch.Tensor]:
+        model = make_bert()
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["query", "value", "dense"]))
+        callback = ra.RankCallback(budget=ra.RankBudget(fraction=0.4, every=2))
+        settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 14}
+        make_trainer(model, folder / f"peft-{WORLD}", [callback], steps=STEPS, **settings).train(resume)
+        return factors_of(callback.adapters)
+
+    whole = run()
+    assert_same(whole, run(str(folder / f"peft-{WORLD}" / "checkpoint-14")))
+    assert not all(len(tensor) for name, tensor in whole.items() if name.endswith(".lam"))
+    return whole
+
+
+def factors_of(adapters: ra.Adapters) -> dict[str, torch.Tensor]:
+    return {
+        f"{layer}.{factor}": getattr(a, factor).detach()
+        for layer, a in adapters.modules.items() for factor in ("P", "lam", "Q")
+    }
 
 
 def shard(adapters: ra.Adapters, blocks: list[nn.Module], **options) -> None:
@@ -89,12 +132,8 @@ def sharded(folder: Path, name: str) -> dict[str, torch.Tensor]:
     outputs = model(token_ids()).logits.detach()  # every process takes part, so that all have the whole
     if RANK == 0:
         ra.save(adapters, folder / f"{name}-{WORLD}")
-    own = {
-        f"{layer}.{factor}": getattr(a, factor).detach()
-        for layer, a in adapters.modules.items() for factor in ("P", "lam", "Q")
-    }
     heads = {f"{n}.{key}": value for n, head in adapters.heads.items() for key, value in head.state_dict().items()}
-    return {**own, **heads, "outputs": outputs, "norm": norm}
+    return {**factors_of(adapters), **heads, "outputs": outputs, "norm": norm}
 
 
 def refusals() -> dict[str, str]:
@@ -154,6 +193,8 @@ def runs(folder: Path, part: str) -> Iterator[tuple[str, dict[str, torch.Tensor]
         for method in ("auto", "adalora", "dylora"):
             yield method, plain_loop(method)
         yield "trainer", trainer(folder)
+        yield "peft loop", peft_loop()
+        yield "peft trainer", peft_trainer(folder)
     else:
         for name in ("bert", "gpt2"):
             yield name, sharded(folder, name)

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import rankalloc as ra
 from rankalloc.errors import BudgetError, ConfigError, NotAdaptedError, RankallocError
+from rankalloc.training.checkpoints import STATE_NAME, load_state
 from tests.support.models import (
     LABELS,
     assert_same,
@@ -156,22 +158,30 @@ def test_only_checkpoints_that_meet_the_budget_compete_for_the_best(tmp_path):
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-14")
     assert sum(adapters.ranks().values()) == 20 == sum(a.rank for a in adapters)
     other, fresh, _ = begin()
-    from safetensors.torch import load_file
-
-    other.load_state_dict(load_file(tmp_path / "checkpoint-14" / "model.safetensors"), strict=False)
+    other.load_state_dict(load_file(tmp_path / "checkpoint-14" / "model.safetensors"))
     assert_same(tensors_of(model), tensors_of(other))
 
 
-def test_early_stopping_before_the_freeze_still_meets_the_budget_and_says_so(tmp_path):
-    model, adapters, callback = begin()
+@pytest.mark.parametrize("method", ["adalora", "auto", "singular-value", "first-order", "elalora"])
+def test_early_stopping_before_the_freeze_still_meets_the_budget_and_says_so(method, tmp_path):
+    model, adapters, callback = begin(method=method)
     make_trainer(
         model, tmp_path, [callback, EarlyStoppingCallback(2)], trainer_class=Scored, eval_dataset=token_data(16),
         eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, load_best_model_at_end=True,
         metric_for_best_model="loss", greater_is_better=False,
     ).train()
     trace = ra.RankTrace.load(tmp_path / "trace.json")
-    assert trace.steps_done == 6 and "before the freeze" in trace.alerts[0]
+    assert trace.steps_done == 6 and "training ended after step 6, before the freeze" in trace.alerts[-1]
     assert sum(adapters.ranks().values()) == 20 == sum(a.rank for a in adapters) == sum(trace.final_ranks)
+    # the best weights are those of step 2, cut by the scores that they had there
+    assert "the best checkpoint, of step 2" in trace.alerts[0]
+    other, others, _ = begin(method=method)
+    other.load_state_dict(load_file(tmp_path / "checkpoint-2" / "model.safetensors"))
+    alone = ra.RankController(others, BUDGET, 20, method, seed=11, fresh=False)
+    load_state(alone, tmp_path / "checkpoint-2" / STATE_NAME)
+    alone.finish(optimizer=torch.optim.SGD(others.parameters(), lr=0.0))
+    assert_same(tensors_of(model), tensors_of(other))
+    assert len(set(adapters.ranks().values())) > 1
 
 
 def test_a_best_checkpoint_from_before_the_freeze_does_not_survive_a_resume(tmp_path):

@@ -152,7 +152,8 @@ def test_a_second_run_on_adapters_that_shrank_keeps_their_ranks():
         (ConfigError, {"method": "adalorra"}, "did you mean 'adalora'"),
         (ConfigError, {"beta3": 0.5}, "did you mean 'beta2'"),
         (ConfigError, {"method": "uniform", "beta1": 0.5}, "beta1"),
-        (ConfigError, {"attach": {"init": "lora"}}, "init='lora'"),
+        (ConfigError, {"attach": {"init": "lora"}, "method": "l1ra"}, "init='lora'"),
+        (ConfigError, {"attach": {"init": "lora"}, "orthogonal": 0.1}, "init='lora'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(error, arguments, words):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import types
 
 import pytest
 import torch
+from transformers import Trainer
 
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, RankallocError
-from rankalloc.training.callback import STATE_NAME
-from tests.support.models import assert_same, make_bert, make_gpt2, tensors_of, token_ids
+from rankalloc.training.checkpoints import STATE_NAME
+from tests.support.models import assert_same, make_bert, make_gpt2, tensors_of, token_data, token_ids
 from tests.support.training import make_trainer
 
 BUDGET = ra.RankBudget(ranks=20, every=2)
@@ -64,15 +66,30 @@ def test_the_latest_checkpoint_by_itself(whole, tmp_path):
     assert_equal_outcome(outcome(model, callback), whole[1])
 
 
+class OwnLoop(Trainer):
+    """A Trainer whose training loop has another name than transformers'."""
+
+    _inner_training_loop = types.FunctionType(
+        Trainer._inner_training_loop.__code__.replace(co_name="loop"), Trainer._inner_training_loop.__globals__,
+        argdefs=Trainer._inner_training_loop.__defaults__,
+    )
+
+
 def test_a_checkpoint_that_was_moved(whole, tmp_path):
     moved = tmp_path / "elsewhere" / "my-checkpoint"
     shutil.copytree(whole[0] / "checkpoint-9", moved)
+    # another run's checkpoint of the same step lies where a resumed run's usually does
+    shutil.copytree(whole[0] / "checkpoint-8", tmp_path / "out" / "checkpoint-9")
+    for trainer_class, options in ((Trainer, {}), (OwnLoop, {"resume_from": moved})):
+        model, _, callback = begin(seed=77, **options)
+        trainer = make_trainer(model, tmp_path / "out", [callback], steps=20, trainer_class=trainer_class)
+        trainer.train(resume_from_checkpoint=str(moved))
+        assert_equal_outcome(outcome(model, callback), whole[1])
+    shutil.rmtree(tmp_path / "out")
     model, _, callback = begin(seed=77)
+    trainer = make_trainer(model, tmp_path / "out", [callback], steps=20, trainer_class=OwnLoop)
     with pytest.raises(AdapterFileError, match="resume_from="):
-        make_trainer(model, tmp_path / "out", [callback], steps=20).train(resume_from_checkpoint=str(moved))
-    model, _, callback = begin(seed=77, resume_from=moved)
-    make_trainer(model, tmp_path / "out", [callback], steps=20).train(resume_from_checkpoint=str(moved))
-    assert_equal_outcome(outcome(model, callback), whole[1])
+        trainer.train(resume_from_checkpoint=str(moved))
 
 
 @pytest.mark.parametrize(
@@ -123,12 +140,14 @@ def test_gpt2_with_tied_embeddings(tmp_path, cut=16):
     [
         ({"budget": ra.RankBudget(ranks=21, every=2)}, {}, "target was 20 and now is 21"),
         ({"budget": ra.RankBudget(ranks=20, every=4)}, {}, "every was 2 and now is 4"),
-        ({}, {"steps": 30}, "total_steps was 20 and now is 30"),
+        ({}, {"steps": 30}, "total_steps was 20 and now is 30) from step 9: ranks are final from step 14 on"),
+        ({}, {"steps": 12}, "total_steps was 20 and now is 12) from step 9"),
+        ({}, {"steps": 6}, "9 steps have been trained, and this run is to end after 6"),
         ({"method": "uniform"}, {}, "began with method 'adalora'"),
         ({"beta2": 0.5}, {}, "beta2"),
         ({"attach": {"alpha": 3}}, {}, "scaling"),
     ],
-    ids=["budget", "interval", "length", "method", "option", "alpha"],
+    ids=["budget", "interval", "longer", "shorter", "past the end", "method", "option", "alpha"],
 )
 def test_other_settings_are_refused(whole, change, settings, words, tmp_path):
     model, _, callback = begin(**change)
@@ -137,6 +156,52 @@ def test_other_settings_are_refused(whole, change, settings, words, tmp_path):
     with pytest.raises(RankallocError) as caught:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
     assert words in str(caught.value) and "cannot resume" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_from_the_checkpoint_of_the_last_step_nothing_is_trained_or_saved(whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoint-20", tmp_path / "checkpoint-20")
+    before = contents(tmp_path / "checkpoint-20")
+    for _ in range(2):
+        model, _, callback = begin(seed=77)
+        trainer = make_trainer(model, tmp_path, [callback], **SETTINGS, eval_strategy="steps", eval_steps=1,
+                               eval_dataset=token_data(8))
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 20 == callback.trace.steps_done
+        assert_equal_outcome(outcome(model, callback), whole[1])
+        assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-20", "trace.json"}
+        assert contents(tmp_path / "checkpoint-20") == before
+
+
+@pytest.mark.parametrize(("cut", "steps"), [(20, 26), (14, 26), (17, 18)], ids=["after the end", "longer", "shorter"])
+def test_a_run_whose_ranks_are_final_goes_on_for_another_number_of_steps(whole, cut, steps, tmp_path):
+    shutil.copytree(whole[0] / f"checkpoint-{cut}", tmp_path / f"checkpoint-{cut}")
+    model, adapters, callback = begin(seed=77)
+    make_trainer(model, tmp_path, [callback], **{**SETTINGS, "steps": steps}).train(resume_from_checkpoint=True)
+    trace = callback.trace
+    assert trace.steps_done == steps and trace.finished and adapters.ranks() == dict(
+        zip(adapters.modules, whole[1][1][-1].ranks, strict=True)
+    )
+    assert trace.budget.total_steps == 20 and f"resumed at step {cut} to end after {steps}" in trace.alerts[0]
+    assert [log.step for log in trace.logs if "loss" in log.values] == list(range(1, steps + 1))
+    # and once more, from what the longer run saved
+    model, _, callback = begin(seed=78)
+    again = make_trainer(model, tmp_path, [callback], **{**SETTINGS, "steps": steps})
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps - (steps > cut + 1)}"))
+    assert callback.trace.steps_done == steps and callback.trace.allocations == trace.allocations
+
+
+def test_ranks_that_were_chosen_before_training_are_final_at_every_step(tmp_path):
+    options = {"method": "module-types", "weights": {"query": 2}, "attach": {"init": ra.METHODS["module-types"].init}}
+    model, adapters, callback = begin(**options)
+    make_trainer(model, tmp_path, [callback], **{**SETTINGS, "steps": 3}).train()
+    ranks = adapters.ranks()
+    model, adapters, callback = begin(seed=77, **options)
+    make_trainer(model, tmp_path, [callback], steps=6).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert callback.trace.steps_done == 6 and adapters.ranks() == ranks and sum(ranks.values()) == 20
 
 
 def missing(state):
@@ -160,7 +225,7 @@ def of_another_step(state):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (missing, "no rank state at"), (truncated, "damaged"), (foreign, "was not written by rankalloc"),
+        (missing, "no rank state at"), (truncated, "is damaged"), (foreign, "was not written by rankalloc"),
         (of_another_step, "not those the rank state was saved with"),
     ],
 )

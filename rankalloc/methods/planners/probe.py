@@ -63,14 +63,25 @@ class Probe:
         return (drawn / d_in**0.5).to(self.device_of(name))
 
     def forward(self, batch: Any) -> Any:
-        """Run the model on one batch and return its loss, or None if it gives none."""
+        """Run the model on one batch and return its loss, or None if it gives none.
+
+        Raises ConfigError when the batch is none that the model can be called with.
+        """
         first = next(iter(self.targets), None)
         batch = on_device(batch, torch.device("cpu") if first is None else self.device_of(first))
-        if isinstance(batch, Mapping):
-            outputs, labels = self.model(**batch), [batch.get("labels")]
-        else:
-            x, *labels = batch if isinstance(batch, (tuple, list)) else (batch,)
-            outputs = self.model(x)
+        try:
+            if isinstance(batch, Mapping):
+                outputs, labels = self.model(**batch), [batch.get("labels")]
+            else:
+                x, *labels = batch if isinstance(batch, (tuple, list)) else (batch,)
+                outputs = self.model(x)
+        except (TypeError, ValueError) as error:
+            # prompts without tensors (GRPO), or several texts in one batch (sentence-transformers)
+            held = f"a mapping of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+            raise ConfigError(
+                f"a {type(self.model).__name__} cannot be called with a batch that is {held} ({error}): plan from "
+                "batches that it takes, with rankalloc.plan_ranks, or use a method that looks at training itself"
+            ) from error
         if self.loss_fn is not None:
             return self.loss_fn(outputs, *labels)
         if isinstance(outputs, Mapping):

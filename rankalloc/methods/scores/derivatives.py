@@ -20,17 +20,19 @@ def products(adapters: Sequence[Triplets]) -> list[torch.Tensor]:
     """λ_i ∂L/∂λ_i, per adapter (r,) in float32; zero for a layer that took no part in this step."""
     if _have_gradients(adapters):
         return list(torch._foreach_mul([a.lam.detach().float() for a in adapters], _gradients(adapters)))
-    found = [torch.zeros_like(adapter.lam, dtype=torch.float32) for adapter in adapters]
-    alike: dict[Any, list[int]] = {}
+    found: dict[int, torch.Tensor] = {}
+    alike: dict[Any, list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
     for index, adapter in enumerate(adapters):
-        if adapter.rank and adapter.P.grad is not None:
-            key = (adapter.P.shape, adapter.P.dtype, adapter.P.grad.dtype, adapter.P.device)
-            alike.setdefault(key, []).append(index)
-    for indices in alike.values():
-        weights, gradients = (torch.stack([part(adapters[i].P) for i in indices]).float() for part in (_itself, _grad))
-        for index, product in zip(indices, (weights * gradients).sum(1).unbind(), strict=True):
-            found[index] = product
-    return found
+        p = adapter.P
+        if p.grad is None or not p.shape[1]:
+            found[index] = torch.zeros(p.shape[1], device=p.device)
+        else:
+            alike.setdefault((p.shape, p.dtype, p.grad.dtype, p.device), []).append((index, p.detach(), p.grad))
+    for members in alike.values():
+        indices, weights, gradients = zip(*members, strict=True)
+        sums = (torch.stack(weights).float() * torch.stack(gradients).float()).sum(1)
+        found.update(zip(indices, sums.unbind(), strict=True))
+    return [found[index] for index in range(len(adapters))]
 
 
 @torch.no_grad()
@@ -54,12 +56,3 @@ def _have_gradients(adapters: Sequence[Triplets]) -> bool:
 
 def _gradients(adapters: Sequence[Triplets]) -> list[torch.Tensor]:
     return [torch.zeros_like(a.lam).float() if a.lam.grad is None else a.lam.grad.float() for a in adapters]
-
-
-def _itself(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.detach()
-
-
-def _grad(parameter: torch.Tensor) -> torch.Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
