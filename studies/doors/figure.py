@@ -84,5 +84,6 @@ def _differences(ax: Axes, part: Part, runs: Runs) -> None:
     figures.advantages(ax, list(found), marks)
     for line, (_, _, _, seeds) in enumerate(found.values()):
         ax.plot([-value for value in seeds], [line - 0.18] * len(seeds), "|", color="#555555", markersize=6)
+    ax.locator_params(axis="x", nbins=4)
     ax.set_ylim(-0.6, len(found) - 0.4)
     ax.set_xlabel("advantage in loss over attach (nats)", fontsize=8)
