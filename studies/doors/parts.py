@@ -97,7 +97,7 @@ def loss(run: dict[str, Any]) -> float:
 
 
 PARTS = {part.name: part for part in (
-    Part("planted", CHOOSING, planted.PLACES, Grid((5e-3, 1e-2, 2e-2)), planted.training.STEPS, rate_seeds=1, seeds=5,
+    Part("planted", CHOOSING, planted.PLACES, Grid((5e-3, 1e-2, 2e-2)), planted.training.STEPS, rate_seeds=3, seeds=5,
          first_seed=0, run=planted.run, value=log_error, criterion=ranks_then_error),
     Part("language", ARMS, ("language",), Grid((1e-3, 3e-3, 1e-2, 1.4e-2, 2e-2), factor=1.5), 240, rate_seeds=2,
          seeds=5, first_seed=100, run=language.run, value=loss, criterion=loss),

@@ -89,7 +89,9 @@ def test_a_run_that_diverged_is_seen_and_not_left_out_of_a_mean():
 
 def test_errors_are_compared_as_factors():
     place = "main mlp"
-    part = replace(PARTS["planted"], arms=(ATTACH, DRIVEN), places=(place,), grid=Grid.fixed([1.0]))
+    part = replace(
+        PARTS["planted"], arms=(ATTACH, DRIVEN), places=(place,), grid=Grid.fixed([1.0]), rate_seeds=1
+    )
     runs = [
         {**Cell("planted", phase, place, arm, 1.0, part.steps, seed)._asdict(), "relative_error": error * factor,
          "exact": 1.0, "cpu_seconds": 1.0}
