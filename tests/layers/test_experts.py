@@ -39,7 +39,7 @@ def test_all_linear_says_how_many_expert_weights_it_leaves(make, tmp_path):
                                          r"proj is the first\) are not adapted"):
         adapters = ra.attach(model, rank=2)
     assert {name.rsplit(".", 1)[-1] for name in adapters.modules} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    controller = ra.RankController(adapters, ra.RankBudget(ranks=8), 6)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=8, every=2), 6)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
     for _ in range(6):
         model(token_ids(), labels=token_ids()).loss.backward()

@@ -66,7 +66,7 @@ def begin_mlp(budget=BUDGET, rank=4, steps=STEPS, optimizer=torch.optim.AdamW, a
 def controlled_mlp():
     """The MLP, adapted, and the controller of a run of six steps."""
     model = make_mlp()
-    return model, ra.RankController(ra.attach(model, rank=4), ra.RankBudget(ranks=5), 6)
+    return model, ra.RankController(ra.attach(model, rank=4), ra.RankBudget(ranks=5, every=2), 6)
 
 
 def trained_llama() -> tuple[list[float], dict[str, torch.Tensor], dict[str, int]]:

@@ -63,6 +63,7 @@ print(keep_freed_memory(), faults(), faults())
     assert kept == "False" and int(after) >= PAGES
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for processes that train on the CPU")
 def test_a_command_that_trains_keeps_its_memory(tmp_path):
     words = ["train", str(small_yaml(tmp_path)), "--output", str(tmp_path / "out"), "--set", "training.steps=2"]
