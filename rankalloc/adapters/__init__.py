@@ -1,8 +1,8 @@
 """Adapters, the set of them in a model, and everything that is done to them without choosing ranks.
 
-What methods know of an adapter is :mod:`~rankalloc.adapters.triplets`: P, Λ and Q beside one layer. There are two kinds,
-our own layer (adapter) and a view of a LoRA layer of PEFT's (driven), which adopting takes over and peft_files keeps true
-in what PEFT writes and reads.
+What methods know of an adapter is :mod:`~rankalloc.adapters.triplets`: P, Λ and Q beside one layer. There are two
+kinds, our own layer (adapter) and a view of a LoRA layer of PEFT's (driven), which adopting takes over and peft_files
+keeps true in what PEFT writes and reads.
 
 The life of an adapter, with the module that does each step:
 

@@ -51,6 +51,7 @@ class Adapters:
             (:func:`rankalloc.at_rank`).
         notes: one sentence for each thing the user should know; they become alerts of a run's trace.
         on_detach: called when the adapters leave the model, to undo what their training set up.
+        beyond: what else trains in the model that :func:`rankalloc.save` cannot write, in a few words; "" for nothing.
         on_resize: called when ranks have left memory, so that what others record of them can follow.
     """
 
@@ -69,6 +70,7 @@ class Adapters:
     notes: list[str] = field(repr=False, default_factory=list)
     on_detach: list[Callable[[], None]] = field(repr=False, default_factory=list)
     on_resize: list[Callable[[], None]] = field(repr=False, default_factory=list)
+    beyond: str = field(repr=False, default="")
 
     def __len__(self) -> int:
         return len(self.modules)

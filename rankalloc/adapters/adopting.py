@@ -83,9 +83,6 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     _require_own_weights(layers, name)
     # the user's object stays as it is (TRL gives it to a "ref" adapter too), and an orthogonal start wants an even rank
     own = peft.peft_config[name] = copy.deepcopy(config)
-    for field in ("target_modules", "exclude_modules"):  # sets, which a file would list in another order each time
-        if isinstance(value := getattr(own, field), set):
-            setattr(own, field, sorted(value))
     own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
     if not any(name in origins_of(layer) for layer in layers.values()):
         own.rankalloc_excluded = config.exclude_modules
@@ -98,6 +95,8 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     if dtype is not None:
         adapters.train_in(dtype)
     adapters.on_resize.append(lambda: write_patterns(peft, name))
+    extras = [key for key in ("trainable_token_indices", "layer_replication") if getattr(config, key, None)]
+    adapters.beyond = f"{' and '.join(extras)} of the LoraConfig" if extras else ""
     return adapters
 
 
@@ -159,6 +158,11 @@ def _require_plain(config: Any, name: str) -> None:
             f"adapter {name!r} begins with init_lora_weights={start!r}, which depends on r and the base weights, so a "
             f"file with fewer ranks would be read wrongly; use True, False, {', '.join(map(repr, _STARTS))}"
         )
+    if config.bias != "none":
+        raise TargetError(
+            f"adapter {name!r} trains biases (bias={config.bias!r}), and PEFT would not find that of a layer without a "
+            "rank in the file again; set bias='none'"
+        )
     if getattr(config, "target_parameters", None):
         raise TargetError(
             f"adapter {name!r} adapts whole parameters (target_parameters={list(config.target_parameters)}), whose "
@@ -169,6 +173,8 @@ def _require_plain(config: Any, name: str) -> None:
 def _why_not(layer: Any, name: str) -> tuple[str, str] | None:
     """Why the rank of this layer cannot change in place, and what to do; None when it can."""
     leave_out = "leave the layer out of target_modules"
+    if type(layer.get_base_layer()).__name__ == "MultiheadAttention":
+        return "PEFT builds the projections of an nn.MultiheadAttention with one rank, whatever patterns say", leave_out
     if layer.merged:
         return "its adapter is merged into the base weight", "call unmerge_adapter first"
     if name in layer.lora_variant:

@@ -7,12 +7,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .adapter import Adapter
 
+_OURS = "_rankalloc_ddp_ignored"
+
 
 def leave_out_empty(model: nn.Module) -> None:
     """Tell a DDP wrapper that may be made later not to wait for gradients of adapters without a rank."""
-    if empty := empty_parameters(model):
-        others = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+    empty = empty_parameters(model)
+    before: frozenset[str] = getattr(model, _OURS, frozenset())
+    if empty or before:  # what has a rank again is waited for again
+        others = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ())) - before
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(empty | others))
+        setattr(model, _OURS, frozenset(empty))
 
 
 def empty_parameters(model: nn.Module) -> set[str]:

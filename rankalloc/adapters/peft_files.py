@@ -11,7 +11,7 @@ Keys of a pattern are regular expressions, of which the first that matches wins 
 name; "^" and the escaping keep l1 from matching l11, or block.l1.
 
 Two hooks on the model do the rest. When a state dict is taken, factors of width 0 are left out: PEFT warns of them, and
-a reader could do nothing with them. When one is loaded, layers get the ranks of the weights first: PEFT never rebuilds
+a reader could do nothing with them; a mark says whose they were. When one is loaded, layers get the ranks of the weights first: PEFT never rebuilds
 an adapter that exists, so a checkpoint with fewer ranks would not fit. Hooks take the layers from the module they are
 called for, so that they work in copies of a model.
 """
@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..layers.tuners import is_tuner_layer, plain_model
@@ -86,32 +87,64 @@ def _excluding(given: Any, empty: Iterable[str], others: Iterable[str]) -> Any:
 
 
 def _leave_out_empty_factors(adapter_name: str, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in _keys_of(model, adapter_name, prefix):
-        for side in key:
-            if side in state and not state[side].numel():
-                del state[side]
+    empty: list[int] = []
+    for index, (a, b) in enumerate(_keys_of(model, adapter_name, prefix)):
+        if a in state and not state[a].numel():
+            del state[a], state[b]
+            empty.append(index)
+    if empty:  # PEFT takes no key without "lora_" in it into a file
+        state[_mark(adapter_name, prefix)] = torch.tensor(empty)
 
 
 def _make_room(adapter_name: str, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    keys = _keys_of(model, adapter_name, prefix)
-    for key in (key for pair in keys for key in pair if key not in state):
-        # PEFT finds the layers of a file in the model's state dict, where those that have no rank now are left out
-        end = ".weight" * key.endswith(".weight")
-        in_file = key.removesuffix(f".{adapter_name}{end}") + end
-        if in_file in state:
-            state[key] = state.pop(in_file)
+    mark, keys = state.pop(_mark(adapter_name, prefix), None), _keys_of(model, adapter_name, prefix)
+    if _is_loaded(adapter_name, model, state):
+        for key in (key for pair in keys for key in pair if key not in state):
+            # PEFT finds the layers of a file in the model's state dict, where those that have no rank now are left out
+            end = ".weight" * key.endswith(".weight")
+            in_file = key.removesuffix(f".{adapter_name}{end}") + end
+            if in_file in state:
+                state[key] = state.pop(in_file)
     if not any(a in state for a, _ in keys):
         return  # other weights than this adapter's
-    for layer, (a, b) in zip(layers_of(model, adapter_name).values(), keys, strict=True):
+    # the file of an adapter holds every layer with a rank; of a whole model's state the mark says which have none
+    empty = None if mark is None else mark.tolist()
+    bases = {key.partition(".base_layer.")[0] for key in state if ".base_layer." in key}
+    whole = all(_stem(a) in bases for a, _ in keys)
+    for index, (layer, (a, b)) in enumerate(zip(layers_of(model, adapter_name).values(), keys, strict=True)):
         own = factors_of(layer, adapter_name)
+        if a not in state and (index not in empty if empty is not None else whole):
+            continue  # torch reports what is missing
         rank = len(state[a]) if a in state else 0
         if rank != len(own[0]):
             set_width(layer, adapter_name, rank)
         if not rank:
             state[a], state[b] = (parameter.detach() for parameter in own)
-            _under_base_layer(state, a.partition(".lora_")[0], layer)
+            _under_base_layer(state, _stem(a), layer)
     write_patterns(model, adapter_name)
     leave_out_empty(model)
+
+
+def _is_loaded(adapter_name: str, model: nn.Module, state: dict[str, Any]) -> bool:
+    """Whether keys without an adapter's name, which PEFT could not place, are of this adapter: of the one whose other
+    keys are there."""
+    peft: Any = model
+    there = [name for name in peft.peft_config if any(_names(name, key) for key in state)]
+    return there == [adapter_name] or not there and len(peft.peft_config) == 1
+
+
+def _names(adapter_name: str, key: str) -> bool:
+    return ".lora_" in key and (f".{adapter_name}." in key or key.endswith(f".{adapter_name}"))
+
+
+def _stem(key: str) -> str:
+    """The name of the LoRA layer in one of its keys."""
+    return key.partition(".lora_")[0]
+
+
+def _mark(adapter_name: str, prefix: str) -> str:
+    """The key under which a state dict says which layers, by their place among the adapter's, have no rank."""
+    return f"{prefix}rankalloc_without_ranks.{adapter_name}"
 
 
 def _under_base_layer(state: dict[str, Any], stem: str, layer: Any) -> None:

@@ -50,6 +50,11 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     adapters.check_adapted()
     if not adapters.modules:
         raise RankallocError("these adapters were taken out of their model (detach or merge): nothing is left to save")
+    if adapters.beyond:
+        raise RankallocError(
+            f"plain LoRA is not all that trains here: {adapters.beyond} would be missing from the file; save with "
+            "model.save_pretrained"
+        )
     written = Layout(layout, pad_multiple).check()
     for note in caveats(adapters):
         warnings.warn(note, stacklevel=2)

@@ -265,6 +265,11 @@ def conv():
     return peft_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), 2, 2, target_modules=["0"])
 
 
+def attention():
+    torch.manual_seed(0)
+    return peft_of(nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2)}), 2, 2, target_modules=["attn"])
+
+
 def wrapped(model):
     return nn.Sequential(model)
 
@@ -290,6 +295,8 @@ REFUSALS = {
     "CorDA": (lambda: broken({"init_lora_weights": "corda"}), "corda"),
     "LoftQ": (lambda: broken({"init_lora_weights": "loftq"}), "loftq"),
     "LoRA-GA": (lambda: broken({"init_lora_weights": "lora_ga"}), "lora_ga"),
+    "trained biases": (lambda: peft_mlp(bias="lora_only"), "bias='none'"),
+    "attention in one module": (attention, "MultiheadAttention"),
     "whole parameters": (lambda: peft_mlp(target_modules=[], target_parameters=["0.weight"]), "target_parameters"),
     "a convolution": (conv, "Conv2d"),
     "tied layers": (tied, "0 and 2 share"),
@@ -366,3 +373,76 @@ def test_attach_on_a_model_with_adapters_of_peft_points_to_adopt(make, tmp_path)
 
 def test_after_peft_has_left_a_model_it_can_be_attached():
     assert ra.attach(peft_mlp().merge_and_unload(), rank=2).ranks() == {"0": 2, "2": 2, "4": 2}
+
+
+# state dicts and files that are not what they seem
+
+
+def state_of(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_weights_of_another_adapter_leave_the_driven_one_alone(tmp_path):
+    whole = peft_mlp()
+    fill(ra.adopt(whole))
+    whole.save_pretrained(tmp_path)  # holds layer 2, which the driven one has lost and "other" never had
+    model, adapters = shrunken((4, 0, 4))
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["0"]))
+    before = state_of(model)
+    model.load_adapter(tmp_path, "other")
+    assert [adapter.rank for adapter in adapters] == [4, 0, 4]
+    assert_same(*({k: v for k, v in state.items() if ".default" in k} for state in (before, state_of(model))))
+
+
+def test_each_of_two_driven_adapters_takes_its_own_file(tmp_path):
+    model = peft_mlp()
+    model.add_adapter("b", LoraConfig(r=4, lora_alpha=4, target_modules=["0", "2", "4"]))
+    a = ra.adopt(model, "default")
+    model.set_adapter("b")
+    b = ra.adopt(model, "b")
+    for adapters, ranks in ((a, (0, 4, 2)), (b, (0, 1, 4))):
+        fill(adapters)
+        for adapter in adapters:
+            for factor in adapter.own_parameters():
+                factor.requires_grad_(True)
+        cut_to(adapters, ranks)
+    model.save_pretrained(tmp_path)
+    model.load_adapter(tmp_path / "b", "b", is_trainable=True)
+    assert [[adapter.rank for adapter in adapters] for adapters in (a, b)] == [[0, 4, 2], [0, 1, 4]]
+
+
+@pytest.mark.parametrize("ranks", [(4, 4, 4), (3, 0, 2)])
+def test_what_a_whole_state_lacks_is_missing_and_not_a_layer_without_ranks(ranks):
+    model, adapters = shrunken(ranks)
+    state = {key: value for key, value in state_of(model).items() if ".4.lora_" not in key}
+    with pytest.raises(RuntimeError, match="4.lora_A"):
+        model.load_state_dict(state)
+    assert [adapter.rank for adapter in adapters] == list(ranks)
+
+
+@pytest.mark.parametrize("option", [{"trainable_token_indices": [1]}, {"layer_replication": [(0, 2), (1, 2)]}])
+def test_what_plain_lora_cannot_hold_is_left_to_peft(option, tmp_path):
+    model = peft_llama(**option)
+    fill(adapters := ra.adopt(model))
+    with pytest.raises(ra.RankallocError, match=f"{next(iter(option))}.*save_pretrained"):
+        ra.save(adapters, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weighted_combination_still_works():
+    model, adapters = shrunken((4, 4, 4))
+    model.add_weighted_adapter(["default"], [1.0], "w", combination_type="linear")
+    with model.disable_adapter():
+        base = logits_of(model)
+    model.set_adapter("w")
+    assert not torch.equal(logits_of(model), base)
+
+
+def test_a_layer_that_has_ranks_again_is_waited_for_by_ddp(tmp_path):
+    model, _ = shrunken((0, 4, 4))
+    empty = state_of(model)
+    full, _ = shrunken((4, 4, 4))
+    model.load_state_dict(empty)
+    assert any(".0.lora_A" in name for name in model._ddp_params_and_buffers_to_ignore)
+    model.load_state_dict(state_of(full))
+    assert not any(".0.lora_A" in name for name in model._ddp_params_and_buffers_to_ignore)
