@@ -12,6 +12,9 @@ trained ones: with ΔW = U Σ Vᵀ and the trained, canonical P, σ, Q,
     L = U Σ^½ G,   R = V Σ^½ G,   G orthogonal, nearest to  P σ^½  and  Qᵀ σ^½  (Procrustes; Schönemann, 1966),
     P' = L / ‖L_i‖,   Q'ᵀ = R / ‖R_i‖,   Λ'_i = ‖L_i‖ ‖R_i‖.
 
+Where Λ stays 1 and P and Q hold the size (plain LoRA, and layers of PEFT's), σ_i is ‖P_i‖ ‖Q_i‖, P and Q are taken at
+length 1, and P' = L, Q'ᵀ = R: their lengths are equal already, as in the canonical form.
+
 A copy that is equal to the trained adapters is so afterwards.
 
 Cost: a copy of the model, as an average always is; a QR and two r × r SVDs a layer where the basis changes. Weakness:
@@ -137,18 +140,32 @@ def align(followed: Iterable[Adapters], adapters: Adapters) -> None:
 
 
 def _align(copy: Triplets, adapter: Triplets) -> None:
-    p, lam, q = (factor.parameter.to(copy.P.device).double() for factor in adapter.factors())
-    q_p, r_p = torch.linalg.qr(copy.P.double())
-    q_q, r_q = torch.linalg.qr(copy.Q.double().T)
-    u, sigma, vh = torch.linalg.svd((r_p * copy.lam.double()) @ r_q.T)
-    left, right = q_p @ u * sigma.sqrt(), q_q @ vh.T * sigma.sqrt()
+    p, _, q = (factor.parameter.to(copy.P.device).double() for factor in adapter.factors())
+    left, right = _balanced(copy)
     # a triplet that is zero in the trained adapter has a direction to come near to as well
-    weight = (lam.abs() + 1e-3 * lam.abs().max()).sqrt()
-    turn, _, back = torch.linalg.svd(left.T @ (p * weight) + right.T @ (q.T * weight))
+    trained = adapter.sizes().to(p)
+    weight = (trained + 1e-3 * trained.max()).sqrt()
+    toward = (p, q.T)
+    if adapter.sized_by_factors:
+        toward = tuple(nn.functional.normalize(factor, dim=0) for factor in toward)
+    turn, _, back = torch.linalg.svd(left.T @ (toward[0] * weight) + right.T @ (toward[1] * weight))
     left, right = left @ (turn @ back), right @ (turn @ back)
     sizes = left.norm(dim=0) * right.norm(dim=0)
-    empty = sizes <= 1e-12 * sizes.max()
-    copy.P.copy_(torch.where(empty, p, left / left.norm(dim=0)))
-    copy.lam.copy_(torch.where(empty, 0.0, sizes))
-    copy.Q.copy_(torch.where(empty, q.T, right / right.norm(dim=0)).T)
+    empty = sizes <= 1e-10 * sizes.max()  # as in the canonical form
+    if adapter.sized_by_factors:
+        copy.P.copy_(torch.where(empty, 0.0, left))
+        copy.Q.copy_(torch.where(empty, q.T, right).T)
+    else:
+        copy.P.copy_(torch.where(empty, p, left / left.norm(dim=0)))
+        copy.lam.copy_(torch.where(empty, 0.0, sizes))
+        copy.Q.copy_(torch.where(empty, q.T, right / right.norm(dim=0)).T)
     copy.kept.copy_(adapter.kept)
+
+
+def _balanced(copy: Triplets) -> tuple[torch.Tensor, torch.Tensor]:
+    """U Σ^½ (d_out, r) and V Σ^½ (d_in, r) of the copy's P Λ Q, in float64."""
+    q_p, r_p = torch.linalg.qr(copy.P.double())
+    q_q, r_q = torch.linalg.qr(copy.Q.double().T)
+    u, sigma, vh = torch.linalg.svd((r_p * copy.lam.double()) @ r_q.T, full_matrices=False)
+    more = (0, copy.rank - len(sigma))  # a layer may be narrower than its rank
+    return nn.functional.pad(q_p @ u * sigma.sqrt(), more), nn.functional.pad(q_q @ vh.T * sigma.sqrt(), more)
