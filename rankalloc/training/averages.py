@@ -32,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..adapters.adapter import COPIES, Adapter
 from ..adapters.adapter_set import Adapters
-from ..adapters.driven import DrivenLayer, origins_of
+from ..adapters.driven import COPIED_LAYERS, DrivenLayer, origins_of
 from ..adapters.triplets import TRAINED, Triplets
 from ..errors import RankallocError
 from .wrappers import wrappers_of
@@ -77,13 +77,22 @@ def _members(model: nn.Module) -> Iterator[tuple[str, Triplets]]:
 
 def require_followed(adapters: Adapters, followed: Sequence[Adapters]) -> None:
     """Raise RankallocError when there is an AveragedModel of these adapters that is not followed."""
-    origins, known = {a.origin for a in adapters}, {id(a) for copies in followed for a in copies}
-    strangers = [copy for copy in COPIES if copy.origin in origins and id(copy) not in known]
+    origins, known = {a.origin for a in adapters}, {_place(a) for copies in followed for a in copies}
+    strangers: list[nn.Module] = [copy for copy in COPIES if copy.origin in origins and (id(copy), "") not in known]
+    strangers += [
+        layer for layer in COPIED_LAYERS for name, origin in origins_of(layer).items()
+        if origin in origins and (id(layer), name) not in known
+    ]
     if strangers and len(wrappers_of(strangers, AveragedModel)):  # searched only where there are copies at all
         raise RankallocError(
             "there is an AveragedModel of this model whose adapters do not follow when triplets leave or change "
             "their basis; call controller.follow(averaged) before training"
         )
+
+
+def _place(copy: Triplets) -> tuple[int, str]:
+    """What is the same for every view of a driven layer's adapter, and of no other."""
+    return (id(copy.layer), copy.adapter_name) if isinstance(copy, DrivenLayer) else (id(copy), "")
 
 
 def drop(

@@ -235,15 +235,20 @@ def test_new_triplets_have_no_past_in_the_average():
     assert came
 
 
-def test_an_average_that_nobody_told_of_is_refused_and_forgotten_when_it_is_gone():
-    model, adapters, optimizer, controller = prepare()
+@pytest.mark.parametrize("form", FORMS)
+def test_an_average_that_nobody_told_of_is_refused_and_forgotten_when_it_is_gone(form):
+    model, adapters = adapted(form)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=5, every=3), STEPS)
     snapshot, ema = copy.deepcopy(model), ema_of(model)  # a copy that is no average may stay as it is
     with pytest.raises(ra.RankallocError, match=r"controller\.follow"):
         train_mlp(model, controller, optimizer, 1)
     del ema
     optimizer.zero_grad()
+    told = ema_of(model)
+    controller.follow(told)
     train_mlp(model, controller, optimizer, 8)
-    late = ema_of(model)
+    late = ema_of(snapshot)  # a copy of a copy
     with pytest.raises(ra.RankallocError, match=r"controller\.follow"):
         train_mlp(model, controller, optimizer, STEPS)
     assert late is not None and snapshot is not None
