@@ -23,8 +23,9 @@ what a dropped triplet still contributed to the average is removed at once inste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -33,8 +34,10 @@ from torch.optim.swa_utils import AveragedModel
 from ..adapters.adapter import COPIES, Adapter
 from ..adapters.adapter_set import Adapters
 from ..adapters.driven import COPIED_LAYERS, DrivenLayer, origins_of
+from ..adapters.peft_files import write_patterns
 from ..adapters.triplets import TRAINED, Triplets
 from ..errors import RankallocError
+from ..layers.tuners import holds_adapters
 from .wrappers import wrappers_of
 
 
@@ -62,8 +65,23 @@ def copy_of(adapters: Adapters, averaged: nn.Module) -> Adapters:
     model = averaged.get_submodule(found[adapters.modules[first].origin][0].removesuffix(first).rstrip("."))
     heads = {name: model.get_submodule(name) for name in adapters.heads}
     return replace(
-        adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, on_detach=[]
+        adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, on_detach=[],
+        on_resize=_pattern_writers(averaged, modules.values()),
     )
+
+
+def _pattern_writers(averaged: nn.Module, copies: Iterable[Triplets]) -> list[Callable[[], None]]:
+    """What keeps the average's own configuration of PEFT's true to its ranks, and does so now; empty where it has
+    none: around adapters of ours, or a copy of the plain model alone."""
+    driven = next((copy for copy in copies if isinstance(copy, DrivenLayer)), None)
+    if driven is None:
+        return []
+    hosts = [module for module in averaged.modules() if holds_adapters(module) and driven.layer in module.modules()]
+    if not hosts:
+        return []
+    writer = partial(write_patterns, hosts[0], driven.adapter_name)
+    writer()
+    return [writer]
 
 
 def _members(model: nn.Module) -> Iterator[tuple[str, Triplets]]:
@@ -128,6 +146,7 @@ def shrink(followed: Iterable[Adapters], in_memory: Sequence[torch.Tensor]) -> N
         for copy, mask in zip(copies, in_memory, strict=True):
             if not mask.all():
                 copy.select(mask.nonzero().flatten().to(copy.kept.device))
+        copies.resized()
 
 
 @torch.no_grad()
