@@ -173,10 +173,10 @@ def _align(copy: Triplets, adapter: Triplets) -> None:
     # a triplet that is zero in the trained adapter has a direction to come near to as well
     trained = adapter.sizes().to(p)
     weight = (trained + 1e-3 * trained.max()).sqrt()
-    toward = (p, q.T)
+    of_p, of_q = p, q.T
     if adapter.sized_by_factors:
-        toward = tuple(nn.functional.normalize(factor, dim=0) for factor in toward)
-    turn, _, back = torch.linalg.svd(left.T @ (toward[0] * weight) + right.T @ (toward[1] * weight))
+        of_p, of_q = (nn.functional.normalize(factor, dim=0) for factor in (of_p, of_q))
+    turn, _, back = torch.linalg.svd(left.T @ (of_p * weight) + right.T @ (of_q * weight))
     left, right = left @ (turn @ back), right @ (turn @ back)
     sizes = left.norm(dim=0) * right.norm(dim=0)
     empty = sizes <= 1e-10 * sizes.max()  # as in the canonical form
