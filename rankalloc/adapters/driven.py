@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import uuid
+import weakref
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from ..layers.kinds import LAYER_KINDS
 from .triplets import Triplets, replace_data
 
 _ORIGINS = "rankalloc_origins"
+
+COPIED_LAYERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Living layers that are copies of a driven one; :mod:`rankalloc.training.averages` looks for averages among them."""
 
 
 class DrivenLayer(Triplets):
@@ -53,8 +57,8 @@ class DrivenLayer(Triplets):
         self.drawn = 0
         self.d_out, self.d_in = self.P.shape[0], self.Q.shape[1]
         self.initial_rank = self.rank
-        if not hasattr(layer, _ORIGINS):
-            setattr(layer, _ORIGINS, {})
+        if not isinstance(origins_of(layer), _Origins):
+            setattr(layer, _ORIGINS, _Origins(layer, origins_of(layer)))
         self.origin = origins_of(layer).setdefault(adapter_name, uuid.uuid4().hex)  # a copy of the layer has the same
         self._lam, self._kept = torch.empty(0), torch.empty(0, dtype=torch.bool)
 
@@ -114,6 +118,24 @@ class DrivenLayer(Triplets):
 
     def resized(self) -> None:
         record_rank(self.layer, self.adapter_name)
+
+
+class _Origins(dict[str, str]):
+    """What :func:`origins_of` returns, as an attribute of ``layer``, which notices when the layer is copied."""
+
+    def __init__(self, layer: nn.Module, origins: dict[str, str]) -> None:
+        super().__init__(origins)
+        self._layer = weakref.ref(layer)  # a cycle would keep a model's memory until the next collection
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, str]:
+        copied = memo.get(id(self._layer()))
+        if copied is None:  # the attribute alone is copied
+            return dict(self)
+        COPIED_LAYERS.add(copied)
+        return _Origins(copied, self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # a pickled layer of PEFT's needs nothing of ours
 
 
 def origins_of(layer: nn.Module) -> dict[str, str]:

@@ -12,6 +12,9 @@ trained ones: with ΔW = U Σ Vᵀ and the trained, canonical P, σ, Q,
     L = U Σ^½ G,   R = V Σ^½ G,   G orthogonal, nearest to  P σ^½  and  Qᵀ σ^½  (Procrustes; Schönemann, 1966),
     P' = L / ‖L_i‖,   Q'ᵀ = R / ‖R_i‖,   Λ'_i = ‖L_i‖ ‖R_i‖.
 
+Where Λ stays 1 and P and Q hold the size (plain LoRA, and layers of PEFT's), σ_i is ‖P_i‖ ‖Q_i‖, P and Q are taken at
+length 1, and P' = L, Q'ᵀ = R: their lengths are equal already, as in the canonical form.
+
 A copy that is equal to the trained adapters is so afterwards.
 
 Cost: a copy of the model, as an average always is; a QR and two r × r SVDs a layer where the basis changes. Weakness:
@@ -20,8 +23,9 @@ what a dropped triplet still contributed to the average is removed at once inste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -29,9 +33,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..adapters.adapter import COPIES, Adapter
 from ..adapters.adapter_set import Adapters
-from ..adapters.driven import DrivenLayer, origins_of
+from ..adapters.driven import COPIED_LAYERS, DrivenLayer, origins_of
+from ..adapters.peft_files import write_patterns
 from ..adapters.triplets import TRAINED, Triplets
 from ..errors import RankallocError
+from ..layers.tuners import holds_adapters
 from .wrappers import wrappers_of
 
 
@@ -59,8 +65,23 @@ def copy_of(adapters: Adapters, averaged: nn.Module) -> Adapters:
     model = averaged.get_submodule(found[adapters.modules[first].origin][0].removesuffix(first).rstrip("."))
     heads = {name: model.get_submodule(name) for name in adapters.heads}
     return replace(
-        adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, on_detach=[]
+        adapters, model=model, modules=modules, heads=heads, notes=list(adapters.notes), merge_loss={}, on_detach=[],
+        on_resize=_pattern_writers(averaged, modules.values()),
     )
+
+
+def _pattern_writers(averaged: nn.Module, copies: Iterable[Triplets]) -> list[Callable[[], None]]:
+    """What keeps the average's own configuration of PEFT's true to its ranks, and does so now; empty where it has
+    none: around adapters of ours, or a copy of the plain model alone."""
+    driven = next((copy for copy in copies if isinstance(copy, DrivenLayer)), None)
+    if driven is None:
+        return []
+    hosts = [module for module in averaged.modules() if holds_adapters(module) and driven.layer in module.modules()]
+    if not hosts:
+        return []
+    writer = partial(write_patterns, hosts[0], driven.adapter_name)
+    writer()
+    return [writer]
 
 
 def _members(model: nn.Module) -> Iterator[tuple[str, Triplets]]:
@@ -74,13 +95,22 @@ def _members(model: nn.Module) -> Iterator[tuple[str, Triplets]]:
 
 def require_followed(adapters: Adapters, followed: Sequence[Adapters]) -> None:
     """Raise RankallocError when there is an AveragedModel of these adapters that is not followed."""
-    origins, known = {a.origin for a in adapters}, {id(a) for copies in followed for a in copies}
-    strangers = [copy for copy in COPIES if copy.origin in origins and id(copy) not in known]
+    origins, known = {a.origin for a in adapters}, {_place(a) for copies in followed for a in copies}
+    strangers: list[nn.Module] = [copy for copy in COPIES if copy.origin in origins and (id(copy), "") not in known]
+    strangers += [
+        layer for layer in COPIED_LAYERS for name, origin in origins_of(layer).items()
+        if origin in origins and (id(layer), name) not in known
+    ]
     if strangers and len(wrappers_of(strangers, AveragedModel)):  # searched only where there are copies at all
         raise RankallocError(
             "there is an AveragedModel of this model whose adapters do not follow when triplets leave or change "
             "their basis; call controller.follow(averaged) before training"
         )
+
+
+def _place(copy: Triplets) -> tuple[int, str]:
+    """What is the same for every view of a driven layer's adapter, and of no other."""
+    return (id(copy.layer), copy.adapter_name) if isinstance(copy, DrivenLayer) else (id(copy), "")
 
 
 def drop(
@@ -116,6 +146,7 @@ def shrink(followed: Iterable[Adapters], in_memory: Sequence[torch.Tensor]) -> N
         for copy, mask in zip(copies, in_memory, strict=True):
             if not mask.all():
                 copy.select(mask.nonzero().flatten().to(copy.kept.device))
+        copies.resized()
 
 
 @torch.no_grad()
@@ -137,18 +168,32 @@ def align(followed: Iterable[Adapters], adapters: Adapters) -> None:
 
 
 def _align(copy: Triplets, adapter: Triplets) -> None:
-    p, lam, q = (factor.parameter.to(copy.P.device).double() for factor in adapter.factors())
-    q_p, r_p = torch.linalg.qr(copy.P.double())
-    q_q, r_q = torch.linalg.qr(copy.Q.double().T)
-    u, sigma, vh = torch.linalg.svd((r_p * copy.lam.double()) @ r_q.T)
-    left, right = q_p @ u * sigma.sqrt(), q_q @ vh.T * sigma.sqrt()
+    p, _, q = (factor.parameter.to(copy.P.device).double() for factor in adapter.factors())
+    left, right = _balanced(copy)
     # a triplet that is zero in the trained adapter has a direction to come near to as well
-    weight = (lam.abs() + 1e-3 * lam.abs().max()).sqrt()
-    turn, _, back = torch.linalg.svd(left.T @ (p * weight) + right.T @ (q.T * weight))
+    trained = adapter.sizes().to(p)
+    weight = (trained + 1e-3 * trained.max()).sqrt()
+    of_p, of_q = p, q.T
+    if adapter.sized_by_factors:
+        of_p, of_q = (nn.functional.normalize(factor, dim=0) for factor in (of_p, of_q))
+    turn, _, back = torch.linalg.svd(left.T @ (of_p * weight) + right.T @ (of_q * weight))
     left, right = left @ (turn @ back), right @ (turn @ back)
     sizes = left.norm(dim=0) * right.norm(dim=0)
-    empty = sizes <= 1e-12 * sizes.max()
-    copy.P.copy_(torch.where(empty, p, left / left.norm(dim=0)))
-    copy.lam.copy_(torch.where(empty, 0.0, sizes))
-    copy.Q.copy_(torch.where(empty, q.T, right / right.norm(dim=0)).T)
+    empty = sizes <= 1e-10 * sizes.max()  # as in the canonical form
+    if adapter.sized_by_factors:
+        copy.P.copy_(torch.where(empty, 0.0, left))
+        copy.Q.copy_(torch.where(empty, q.T, right).T)
+    else:
+        copy.P.copy_(torch.where(empty, p, left / left.norm(dim=0)))
+        copy.lam.copy_(torch.where(empty, 0.0, sizes))
+        copy.Q.copy_(torch.where(empty, q.T, right / right.norm(dim=0)).T)
     copy.kept.copy_(adapter.kept)
+
+
+def _balanced(copy: Triplets) -> tuple[torch.Tensor, torch.Tensor]:
+    """U Σ^½ (d_out, r) and V Σ^½ (d_in, r) of the copy's P Λ Q, in float64."""
+    q_p, r_p = torch.linalg.qr(copy.P.double())
+    q_q, r_q = torch.linalg.qr(copy.Q.double().T)
+    u, sigma, vh = torch.linalg.svd((r_p * copy.lam.double()) @ r_q.T, full_matrices=False)
+    more = (0, copy.rank - len(sigma))  # a layer may be narrower than its rank
+    return nn.functional.pad(q_p @ u * sigma.sqrt(), more), nn.functional.pad(q_q @ vh.T * sigma.sqrt(), more)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import warnings
 
 import pytest
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.adapters.driven import alpha_of
+from rankalloc.adapters.driven import COPIED_LAYERS, alpha_of
 from rankalloc.errors import BudgetError, NotAdaptedError, TargetError
 from tests.support.models import assert_same, logits_of, make_gpt2, make_llama, make_mlp, tensors_of
 from tests.support.peft_models import cut_to, fill, peft_llama, peft_mlp, peft_of
@@ -211,14 +213,16 @@ def test_half_precision_adapters_train_in_float32_unless_told_otherwise(dtype):
         assert all(p.dtype == (wanted or dtype) for p in adapters.parameters())
 
 
-def test_an_average_of_the_weights_follows():
-    model = peft_mlp()
+def trained_beside_an_average(model, steps=8, when="events"):
+    """(adapters, average, its adapters) of ``model`` after a run whose ranks leave, followed by an EMA."""
     adapters = ra.adopt(model)
-    averaged = torch.optim.swa_utils.AveragedModel(model)
+    fill(adapters)
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.7)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
-    controller = ra.RankController(adapters, ra.RankBudget(ranks=5, every=2), 8)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=2, every=2), steps, shrink=when)
     copies = controller.follow(averaged)
-    for step in range(8):
+    for step in range(steps):
         x = torch.randn(12, 16, generator=torch.Generator().manual_seed(step))
         model(x).square().mean().backward()
         controller.observe()
@@ -226,7 +230,45 @@ def test_an_average_of_the_weights_follows():
         controller.update(optimizer)
         optimizer.zero_grad()
         averaged.update_parameters(model)
-    assert copies.ranks() == adapters.ranks() and sum(copies.ranks().values()) == 5
+    return adapters, averaged, copies
+
+
+@pytest.mark.parametrize("when", ["events", "freeze"])
+def test_an_average_of_the_weights_follows_and_is_saved_by_peft(when, tmp_path):
+    model = peft_mlp()
+    adapters, averaged, copies = trained_beside_an_average(model, when=when)
+    assert copies.ranks() == adapters.ranks() and sum(copies.ranks().values()) == 2
+    assert 0 in copies.ranks().values()  # a layer that the file has to leave out
+    average, trained = logits_of(averaged), logits_of(model)
+    assert (average - trained).abs().max() > 1e-3
+    own, models = averaged.module.peft_config["default"], model.peft_config["default"]
+    assert own is not models and own.rank_pattern == models.rank_pattern and own.rank_pattern
+    written = saved(averaged.module, tmp_path)
+    assert written["rank_pattern"] == {f"^{name}": rank for name, rank in copies.ranks().items() if rank}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = PeftModel.from_pretrained(make_mlp(), tmp_path)
+    assert torch.equal(logits_of(again), average)
+    ours = make_mlp()
+    ra.load(ours, tmp_path)
+    torch.testing.assert_close(logits_of(ours), average)
+    cut_to(copies, [0, 0, 0])  # a change of the average's alone is none of the model's
+    assert models.rank_pattern and not own.rank_pattern
+    assert torch.equal(logits_of(model), trained)
+
+
+def test_a_pickle_needs_nothing_of_the_view_and_its_averages_are_found_again():
+    model = peft_mlp()
+    ra.adopt(model)
+    data = pickle.dumps(model)
+    assert b"adapters.driven" not in data
+    again = pickle.loads(data)
+    adapters = ra.adopt(again)
+    averaged = torch.optim.swa_utils.AveragedModel(again)
+    assert {layer for layer in COPIED_LAYERS if layer in set(averaged.modules())} == {
+        layer for layer in averaged.modules() if isinstance(layer, LoraLayer)
+    }
+    assert len(adapters) == 3
 
 
 # what is refused

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import rankalloc as ra
 from rankalloc.adapters import canonical
 from rankalloc.training import averages
-from tests.support.models import logits_of, make_mlp, randomize
+from tests.support.models import logits_of, make_mlp
+from tests.support.peft_models import peft_mlp
 from tests.support.training import train_mlp
 
 STEPS, DECAY = 24, 0.8
@@ -92,14 +93,27 @@ def test_an_average_is_that_of_masked_full_matrices_taken_by_hand(method):
         torch.testing.assert_close(own.delta_weight().double(), update, rtol=1e-4, atol=1e-6)
 
 
+def adapted(form):
+    """(model, adapters) with random weights, Λ trained or 1, in layers of ours or of PEFT's."""
+    model = peft_mlp() if form == "adopt" else make_mlp()
+    adapters = ra.adopt(model) if form == "adopt" else ra.attach(model, rank=4, init=form)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for factor in (factor for adapter in adapters for factor in adapter.trained()):
+            factor.copy_(torch.randn(factor.shape, generator=generator) * 0.3)
+    return model, adapters
+
+
+FORMS = ["svd", "lora", "adopt"]
+
+
 def shaken(adapters, size):
     """A copy of ``adapters`` as an average may be: every number moved a little."""
     ema = ema_of(adapters.model)
     copies = averages.copy_of(adapters, ema)
     with torch.no_grad():
         for own in copies:
-            for name in FACTORS:
-                factor = getattr(own, name)
+            for factor in own.trained():
                 factor.add_(size * factor.std() * torch.randn(factor.shape, generator=torch.Generator().manual_seed(4)))
     return copies
 
@@ -111,10 +125,10 @@ def distance(copies, adapters):
     return max(float((a - b).norm() / b.norm().clamp_min(1e-9)) for a, b in pairs)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [0.0, 0.01, 0.1])
-def test_a_change_of_basis_keeps_the_average_and_its_triplets_near_the_models(size):
-    adapters = ra.attach(make_mlp(), rank=4)
-    randomize(adapters)
+def test_a_change_of_basis_keeps_the_average_and_its_triplets_near_the_models(size, form):
+    _, adapters = adapted(form)
     copies = shaken(adapters, size)
     before, function = products(copies), logits_of(copies.model)
     for adapter in adapters:
@@ -125,6 +139,57 @@ def test_a_change_of_basis_keeps_the_average_and_its_triplets_near_the_models(si
         torch.testing.assert_close(update, was, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits_of(copies.model), function, rtol=1e-4, atol=1e-5)
     assert distance(copies, adapters) < 1e-5 + 8 * size
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_average_of_a_model_that_stands_still_is_the_model(form):
+    model, adapters = adapted(form)
+    ema = ema_of(model)
+    optimizer = torch.optim.SGD(adapters.parameters(), lr=0.0)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=12, every=2), 12, canonical=True)
+    followed = controller.follow(ema)
+    start, function = [adapter.P.detach().clone() for adapter in adapters], logits_of(model)
+    for _ in steps(model, optimizer, controller, 12):
+        ema.update_parameters(model)
+        torch.testing.assert_close(logits_of(ema), logits_of(model), rtol=1e-4, atol=1e-5)
+    assert sum(adapters.ranks().values()) == 12
+    assert all(float((adapter.P - p).abs().max()) > 0.1 for adapter, p in zip(adapters, start, strict=True))
+    torch.testing.assert_close(logits_of(ema), function, rtol=1e-4, atol=1e-5)
+    assert distance(followed, adapters) < 1e-4
+
+
+@pytest.mark.parametrize("dropped", [0, 2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_dropped_in_the_model_is_nothing_in_a_copy_that_is_turned(form, dropped):
+    _, adapters = adapted(form)
+    copies = shaken(adapters, 0.1)
+    for adapter in adapters:
+        adapter.drop(torch.arange(4) < 4 - dropped)
+    averages.drop([copies], adapters, None, False)
+    function = logits_of(copies.model)
+    for adapter in adapters:
+        canonical.canonicalize(adapter)
+    averages.align([copies], adapters)
+    torch.testing.assert_close(logits_of(copies.model), function, rtol=1e-4, atol=1e-5)
+    averages.drop([copies], adapters, None, False)  # what is dropped had no part in it
+    torch.testing.assert_close(logits_of(copies.model), function, rtol=1e-4, atol=1e-5)
+    for own in copies:
+        assert not own.contributes()[~own.kept].any() and int(own.kept.sum()) == 4 - dropped
+        if own.sized_by_factors:
+            assert (own.lam == 1).all() and (own.Q != 0).any(1).all()  # a dropped triplet can grow back
+            live = own.kept
+            torch.testing.assert_close(own.P[:, live].norm(dim=0), own.Q[live].norm(dim=1), rtol=1e-4, atol=1e-6)
+
+
+def test_copies_of_layers_narrower_than_their_rank_can_be_turned():
+    adapters = ra.adopt(peft_mlp(rank=20))
+    with torch.no_grad():
+        for adapter in adapters:
+            adapter.P.normal_()
+    copies = shaken(adapters, 0.1)
+    function = logits_of(copies.model)
+    averages.align([copies], adapters)
+    torch.testing.assert_close(logits_of(copies.model), function, rtol=1e-3, atol=1e-4)
 
 
 def test_an_average_of_nothing_and_empty_adapters_can_be_turned():
@@ -170,15 +235,20 @@ def test_new_triplets_have_no_past_in_the_average():
     assert came
 
 
-def test_an_average_that_nobody_told_of_is_refused_and_forgotten_when_it_is_gone():
-    model, adapters, optimizer, controller = prepare()
+@pytest.mark.parametrize("form", FORMS)
+def test_an_average_that_nobody_told_of_is_refused_and_forgotten_when_it_is_gone(form):
+    model, adapters = adapted(form)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=5, every=3), STEPS)
     snapshot, ema = copy.deepcopy(model), ema_of(model)  # a copy that is no average may stay as it is
     with pytest.raises(ra.RankallocError, match=r"controller\.follow"):
         train_mlp(model, controller, optimizer, 1)
     del ema
     optimizer.zero_grad()
+    told = ema_of(model)
+    controller.follow(told)
     train_mlp(model, controller, optimizer, 8)
-    late = ema_of(model)
+    late = ema_of(snapshot)  # a copy of a copy
     with pytest.raises(ra.RankallocError, match=r"controller\.follow"):
         train_mlp(model, controller, optimizer, STEPS)
     assert late is not None and snapshot is not None
