@@ -81,6 +81,7 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
                 "plain model"
             )
     _require_own_weights(layers, name)
+    _require_room(layers, name)
     # the user's object stays as it is (TRL gives it to a "ref" adapter too), and an orthogonal start wants an even rank
     own = peft.peft_config[name] = copy.deepcopy(config)
     own.init_lora_weights = True if config.init_lora_weights == "orthogonal" else config.init_lora_weights
@@ -88,13 +89,16 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
         own.rankalloc_excluded = config.exclude_modules
         install_hooks(peft, name)
     modules = {layer_name: DrivenLayer(layer, name) for layer_name, layer in layers.items()}
+    notes = [note for layer_name, driven in modules.items() for note in _at_full_rank(layer_name, driven)]
     adapters = Adapters(
         plain_model(peft), dict(modules), _heads(peft, name), config.r, config.lora_alpha, "lora",
-        scale="rslora" if config.use_rslora else "lora",
+        scale="rslora" if config.use_rslora else "lora", notes=notes,
     )
     if dtype is not None:
         adapters.train_in(dtype)
     adapters.on_resize.append(lambda: write_patterns(peft, name))
+    if notes:
+        adapters.resized()
     extras = [key for key in ("trainable_token_indices", "layer_replication") if getattr(config, key, None)]
     adapters.beyond = f"{' and '.join(extras)} of the LoraConfig" if extras else ""
     return adapters
@@ -211,6 +215,28 @@ def _require_own_weights(layers: dict[str, Any], name: str) -> None:
                     f"{other} and {layer_name} share their LoRA weights (ensure_weight_tying), so neither can change "
                     "its rank alone; leave one of them out"
                 )
+
+
+def _require_room(layers: dict[str, Any], name: str) -> None:
+    """Raise TargetError for a layer that has learned at a rank above its shorter side, where no update has so many."""
+    for layer_name, layer in layers.items():
+        a, b = factors_of(layer, name)
+        if len(a) > min(a.shape[1], len(b)) and b.any():
+            raise TargetError(
+                f"{layer_name} has learned at rank {len(a)}, above min(d_in, d_out) = {min(a.shape[1], len(b))}; load "
+                "the adapter with rankalloc.load, which reduces that exactly, or train it anew with a lower r"
+            )
+
+
+def _at_full_rank(layer_name: str, driven: DrivenLayer) -> list[str]:
+    """Cut a layer whose rank is above its shorter side to that, before it has learned; what to say about it."""
+    highest = min(driven.d_in, driven.d_out)
+    if driven.rank <= highest:
+        return []
+    note = f"{layer_name} begins at rank {highest}, its shorter side, and not at {driven.rank}"
+    driven.select(torch.arange(highest, device=driven.P.device))
+    driven.initial_rank = highest
+    return [note]
 
 
 def _heads(peft: Any, name: str) -> dict[str, nn.Module]:

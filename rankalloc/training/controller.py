@@ -182,7 +182,7 @@ class RankController:
         """
         copies = averages.copy_of(self.adapters, averaged)
         for known in self.state.averages:
-            if next(iter(known)) is next(iter(copies)):
+            if next(iter(known)).P is next(iter(copies)).P:
                 return known
         self.state.averages.append(copies)
         if self.state.rule.pins_dropped:

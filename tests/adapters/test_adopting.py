@@ -488,3 +488,17 @@ def test_a_layer_that_has_ranks_again_is_waited_for_by_ddp(tmp_path):
     assert any(".0.lora_A" in name for name in model._ddp_params_and_buffers_to_ignore)
     model.load_state_dict(state_of(full))
     assert not any(".0.lora_A" in name for name in model._ddp_params_and_buffers_to_ignore)
+
+
+def test_a_layer_begins_at_its_own_full_rank(tmp_path):
+    model = peft_mlp(rank=20)
+    adapters = ra.adopt(model)
+    assert adapters.ranks() == {"0": 16, "2": 20, "4": 8} and len(adapters.notes) == 2 and "rank 8" in adapters.notes[1]
+    written = saved(model, tmp_path)
+    assert written["rank_pattern"] == {"^0": 16, "^4": 8}
+    model(torch.randn(3, 16)).sum().backward()
+    assert [adapter.P.grad.shape[1] for adapter in adapters] == [16, 20, 8]
+    learned = peft_mlp(rank=20)
+    nn.init.ones_(learned.base_model.model[4].lora_B["default"].weight)
+    with pytest.raises(TargetError, match="4 has learned at rank 20"):
+        ra.adopt(learned)
