@@ -12,8 +12,8 @@ name; "^" and the escaping keep l1 from matching l11, or block.l1.
 
 Two hooks on the model do the rest. When a state dict is taken, factors of width 0 are left out, of which PEFT warns and
 with which a reader could do nothing; a mark says whose they were. When one is loaded, layers get the ranks of the
-weights first: PEFT never rebuilds an adapter that exists, so a checkpoint with fewer ranks would not fit. Hooks take the
-layers from the module they are called for, so that they work in copies of a model.
+weights first: PEFT never rebuilds an adapter that exists, so a checkpoint with fewer ranks would not fit. Hooks take
+the layers from the module they are called for, so that they work in copies of a model.
 """
 
 from __future__ import annotations
