@@ -103,6 +103,7 @@ class RankCallback(TrainerCallback):
         self.controller: RankController | None = None
         self._adapters: Adapters | None = None
         self._past_the_end = False
+        self._epoch: float | None = None
         self._precision: Precision | None = None
         if adapters is not None:
             self._take(adapters)  # fail now, not when training begins
@@ -177,7 +178,7 @@ class RankCallback(TrainerCallback):
             if folder.is_dir() and not (args.deepspeed or args.fsdp):  # whose files are others
                 require_whole(folder, rank_state=False)
             load_state(self.controller, folder / STATE_NAME)
-        self._past_the_end = is_past_the_end(state)
+        self._past_the_end, self._epoch = is_past_the_end(state), state.epoch
 
     def _plan(
         self,
@@ -226,7 +227,11 @@ class RankCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._past_the_end:
-            forget_step(state, control)
+            forget_step(state, control, self._epoch)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._past_the_end:
+            forget_step(state, control, self._epoch)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         # the summary after the last step is no point of a curve
