@@ -185,7 +185,7 @@ def _require_same_scalings(meta: dict[str, Any], adapters: Adapters) -> None:
     ]
     if changed:
         name, old, new = changed[0]
-        others = f" (and so in {len(changed) - 1} more layers)" if len(changed) > 1 else ""
+        others = f" (and of {len(changed)} layers in all)" if len(changed) > 1 else ""
         raise RankallocError(
             f"cannot resume: the scaling of {name} was {old:g} and now is {new:g}{others}; give it the alpha and the "
             "alpha_pattern of the first run, or begin anew in another folder"
@@ -211,8 +211,8 @@ def _masks_of(meta: dict[str, Any], adapters: Adapters) -> list[tuple[Triplets, 
     ranks = [adapter.rank for adapter in driven.values()]
     if (lengths := [len(mask) for mask in masks]) != ranks:
         raise RankallocError(
-            f"cannot resume: the rank state has masks of the lengths {lengths} for layers of the ranks {ranks}, so it is "
-            "damaged; resume from an earlier one"
+            f"cannot resume: the rank state has masks of the lengths {lengths} for layers of the ranks {ranks}, so it "
+            "is damaged; resume from an earlier one"
         )
     return [
         (adapter, torch.tensor(mask, dtype=torch.bool, device=adapter.lam.device))

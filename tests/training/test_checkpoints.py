@@ -208,24 +208,28 @@ class Around(torch.nn.Module):
         return self.inside(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
 
 
-@pytest.mark.parametrize("step", [6, 9, 12], ids=["while ranks are chosen", "after the freeze", "at the end"])
-def test_a_module_around_a_peft_model_stays_whole_and_resumes(step, around, tmp_path):
-    folder, expected = around
-    file = folder / f"checkpoint-{step}" / "model.safetensors"
-    assert not is_trained_state(file) and any("base_layer" in name for name in load_file(file))
-    model = Around(peft_of(make_bert(), 4, 8, target_modules=["query", "value"]))
-    trainer = make_trainer(model, tmp_path, [ra.RankCallback(budget=AROUND)], steps=12)
-    trainer.train(resume_from_checkpoint=str(file.parent))
-    assert_same(tensors_of(model), expected)
+def make_around():
+    return Around(peft_of(make_bert(), 4, 8, target_modules=["query", "value"]))
 
 
 AROUND = ra.RankBudget(ranks=7, every=2)
 
 
+@pytest.mark.parametrize("step", [6, 9, 12], ids=["while ranks are chosen", "after the freeze", "at the end"])
+def test_a_module_around_a_peft_model_stays_whole_and_resumes(step, around, tmp_path):
+    folder, expected = around
+    file = folder / f"checkpoint-{step}" / "model.safetensors"
+    assert not is_trained_state(file) and any("base_layer" in name for name in load_file(file))
+    model = make_around()
+    trainer = make_trainer(model, tmp_path, [ra.RankCallback(budget=AROUND)], steps=12)
+    trainer.train(resume_from_checkpoint=str(file.parent))
+    assert_same(tensors_of(model), expected)
+
+
 @pytest.fixture(scope="module")
 def around(tmp_path_factory):
     """(folder, trained weights) of a run of a module around a PeftModel, with some ranks chosen by step 6."""
-    folder, model = tmp_path_factory.mktemp("around"), Around(peft_of(make_bert(), 4, 8, target_modules=["query", "value"]))
+    folder, model = tmp_path_factory.mktemp("around"), make_around()
     callback = ra.RankCallback(budget=AROUND)
     make_trainer(model, folder, [callback], steps=12, save_strategy="steps", save_steps=3).train()
     assert 6 < callback.controller.schedule.freeze_step <= 9

@@ -67,7 +67,7 @@ def test_another_scaling_of_single_layers_is_refused():
         adapters, again = driven()
         for index in changed:
             list(adapters)[index].scaling *= factor
-        name, more = list(adapters.modules)[changed[0]], r" \(and so in 1 more layer" if changed[1:] else ";"
+        name, more = list(adapters.modules)[changed[0]], r" \(and of 2 layers in all\);" if changed[1:] else ";"
         words = f"scaling of {name} was 1 and now is {factor:g}{more}[^\n]*alpha_pattern"
         with pytest.raises(RankallocError, match=words):
             again.load_state_dict(saved)
@@ -85,5 +85,5 @@ def test_an_alpha_pattern_that_was_changed_is_told_when_a_trainer_resumes(tmp_pa
     settings = {"save_strategy": "steps", "save_steps": 3, "steps": 6}
     trainer_with(alpha_pattern={"query": 16}).train()
     again = trainer_with(alpha_pattern={"value": 16})
-    with pytest.raises(RankallocError, match="scaling of bert.*query was 4 and now is 2.*3 more layers"):
+    with pytest.raises(RankallocError, match="scaling of bert.*query was 4 and now is 2.*of 4 layers"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
