@@ -26,7 +26,7 @@ def empty_step(model: nn.Module, optimizer: torch.optim.Optimizer, scaled: bool)
         model.zero_grad(set_to_none=True)
 
 
-def forget_step(state: TrainerState, control: TrainerControl, epoch: float | None) -> None:
+def forget_step(state: TrainerState, control: TrainerControl, epoch: float) -> None:
     """Count the step back that :func:`empty_step` emptied, to ``epoch``, and stop."""
     state.global_step = state.max_steps
     state.epoch = epoch
