@@ -32,8 +32,8 @@ def require_adoptable(adopts: bool, step: int) -> None:
     if not adopts:
         raise NotAdaptedError(
             "the adapters of this RankCallback are not in the Trainer's model, which is another one or was made anew "
-            "by model_init: make a RankCallback for each Trainer, with the adapters of its model=, or leave adapters out, "
-            "so that it adopts the LoRA layers it finds"
+            "by model_init: make a RankCallback for each Trainer, with the adapters of its model=, or leave adapters "
+            "out, so that it adopts the LoRA layers it finds"
         )
     if step > 0:
         raise NotAdaptedError(
