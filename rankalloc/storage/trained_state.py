@@ -67,12 +67,13 @@ def leave_base_out(outer: nn.Module, model: nn.Module, heads: Iterable[nn.Module
     """Write a file of all of ``outer``'s weights again without the base of ``model``, an adapted module in it.
 
     The Trainer writes such a file of a model that has no ``save_pretrained``. Beside a configuration it is a whole
-    transformers model, around an adapted part of it, and stays.
+    transformers model, around an adapted part of it, and stays. So does that of a module around a PeftModel: layers of
+    PEFT's have nothing that lets the model take a file without its base, so such a Trainer's checkpoints are whole.
     """
     file = folder / STATE_NAME
     prefix = next((f"{name}." if name else "" for name, module in outer.named_modules() if module is model), None)
     whole = (folder / "config.json").exists()
-    if prefix is None or whole or not file.is_file() or is_trained_state(file):
+    if prefix is None or whole or not adapters_in(model) or not file.is_file() or is_trained_state(file):
         return
     changed = trained_state(model, heads)
     base = {prefix + name for name in model.state_dict() if name not in changed}

@@ -21,9 +21,10 @@ from ..storage.trained_state import leave_base_out
 from ..trace import TRACE_NAME, RankTrace
 from .checkpoints import STATE_NAME, load_state, optimizer_at_end, require_whole, resumed_from, save_state
 from .controller import RankController
+from .other_model import is_inside, require_adoptable
 from .past_the_end import empty_step, forget_step, is_past_the_end
 from .planned import begin, plan_adapters, prepare_adapters
-from .precision import Precision
+from .precision import AS_MADE, Precision, checked
 from .settings import settle
 from .subspace_penalty import OPTIONS, penalty_of
 from .wrappers import refuse_data_parallel
@@ -58,7 +59,8 @@ class RankCallback(TrainerCallback):
         loss_fn: ``loss_fn(outputs, labels)`` to plan with, where the model gives no loss of its own.
         adapter_name: which adapter of the PeftModel to drive; None for the active one.
         dtype: of the adapters' weights while they train. TRL casts them to bfloat16 beside a quantised base, where
-            small steps are lost; None leaves them so.
+            small steps are lost; None leaves them so. By default float32, and for ``adapters`` of
+            :func:`rankalloc.adopt` the format that it left them in.
         save_trace: False leaves writing :attr:`trace` to the caller, who adds to it first.
         options: further arguments of :class:`rankalloc.RankController`.
 
@@ -83,7 +85,7 @@ class RankCallback(TrainerCallback):
         resume_from: str | os.PathLike | None = None,
         loss_fn: LossFn | None = None,
         adapter_name: str | None = None,
-        dtype: torch.dtype | None = torch.float32,
+        dtype: torch.dtype | str | None = AS_MADE,
         save_trace: bool = True,
         **options: Any,
     ) -> None:
@@ -97,16 +99,18 @@ class RankCallback(TrainerCallback):
         self.resume_from = resume_from
         self.loss_fn = loss_fn
         self.adapter_name = adapter_name
-        self.dtype = dtype
+        self.dtype = checked(dtype)
         self.save_trace = save_trace
-        self.options = options
+        self.options = self._given = options
+        self._adopts = adapters is None
         self.controller: RankController | None = None
         self._adapters: Adapters | None = None
         self._past_the_end = False
+        self._epoch = 0.0
         self._precision: Precision | None = None
         if adapters is not None:
             self._take(adapters)  # fail now, not when training begins
-            self._precision = Precision(adapters, dtype)
+            self._precision = Precision(adapters, self.dtype)
 
     @property
     def adapters(self) -> Adapters:
@@ -121,7 +125,7 @@ class RankCallback(TrainerCallback):
 
     def _take(self, adapters: Adapters) -> None:
         """Choose the ranks of ``adapters``; raises what a run with them would."""
-        options = self.options
+        options = self._given
         if find_method(self.method).planner is not None and adapters.plan is None:
             prepare_adapters(adapters, self.budget, self.method, **_planning(options))
         else:
@@ -135,10 +139,14 @@ class RankCallback(TrainerCallback):
         adapters.adaptation = self
 
     def on_init_end(self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if self._adapters is None:
-            self._take(adopt(model, self.adapter_name, dtype=self.dtype))
+        if self._adapters is None or (self._adopts and not is_inside(self._adapters, model)):
+            self._adopt(model)
         elif self._precision is not None:
             self._precision.restore()
+
+    def _adopt(self, model: Any) -> None:
+        dtype = torch.float32 if isinstance(self.dtype, str) else self.dtype
+        self._take(adopt(model, self.adapter_name, dtype=dtype))
 
     @property
     def trace(self) -> RankTrace:
@@ -166,6 +174,9 @@ class RankCallback(TrainerCallback):
             raise ConfigError(
                 "fp16 without max_grad_norm leaves gradients scaled when ranks are scored; set it, or use bf16"
             )
+        if model is not None and not is_inside(self.adapters, model):
+            require_adoptable(self._adopts, state.global_step)
+            self._adopt(model)
         refuse_data_parallel(self.adapters.model)  # the Trainer has wrapped the model by now
         options = {"seed": args.seed, "fresh": state.global_step == 0, **self.options}
         notes = self._plan(args, state, **kwargs)
@@ -177,7 +188,7 @@ class RankCallback(TrainerCallback):
             if folder.is_dir() and not (args.deepspeed or args.fsdp):  # whose files are others
                 require_whole(folder, rank_state=False)
             load_state(self.controller, folder / STATE_NAME)
-        self._past_the_end = is_past_the_end(state)
+        self._past_the_end, self._epoch = is_past_the_end(state), state.epoch
 
     def _plan(
         self,
@@ -226,7 +237,11 @@ class RankCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._past_the_end:
-            forget_step(state, control)
+            forget_step(state, control, self._epoch)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._past_the_end:
+            forget_step(state, control, self._epoch)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         # the summary after the last step is no point of a curve

@@ -1,7 +1,8 @@
 """A run that is resumed from the checkpoint of its last step: transformers' Trainer takes one step more, here undone.
 
 The Trainer looks whether it has reached the end only after a step. Nothing tells it to leave that step out, but without
-gradients no optimizer changes anything; and with the counters put back, nothing is evaluated, logged or saved anew.
+gradients no optimizer changes anything; and with the counters put back, nothing is evaluated, logged or saved anew. The
+Trainer asks for that twice, after the step and after the epoch that the step was of.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def empty_step(model: nn.Module, optimizer: torch.optim.Optimizer, scaled: bool)
         model.zero_grad(set_to_none=True)
 
 
-def forget_step(state: TrainerState, control: TrainerControl) -> None:
-    """Count the step back that :func:`empty_step` emptied, and stop."""
+def forget_step(state: TrainerState, control: TrainerControl, epoch: float) -> None:
+    """Count the step back that :func:`empty_step` emptied, to ``epoch``, and stop."""
     state.global_step = state.max_steps
+    state.epoch = epoch
     control.should_training_stop = True
     control.should_evaluate = control.should_log = control.should_save = False

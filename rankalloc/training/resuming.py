@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
+from ..adapters.triplets import Triplets
 from ..budget import BudgetPlan
 from ..errors import RankallocError
 from ..layers import families, native, products
@@ -32,6 +34,7 @@ def state_of(state: RunState) -> dict[str, Any]:
         "weights": weights_key(state.adapters), "factors": factors_key(state.adapters),
         "siblings": families.known(_own(state.adapters)),
         "kept": [a.kept.tolist() for a in state.adapters if not a.own_forward],  # part of no model's weights
+        "scalings": [a.scaling for a in state.adapters],
         "trace": state.trace.model_dump(mode="json"),
     }
     tensors = dict(state.score.tensors()) if state.score is not None and not state.frozen else {}
@@ -60,17 +63,19 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
     schedule = state.settings.budget.resolve(shapes, length, adapters.bytes_per_param())
     trace = RankTrace.model_validate(meta["trace"])
     _require_same_settings(meta, trace, schedule, state.trace)
+    _require_same_scalings(meta, adapters)
     if not _of_these_weights(meta, adapters):
         raise RankallocError(
             "cannot resume: the model's adapter weights are not those the rank state was saved with; resume from the "
             "folder that holds both"
         )
-    _restore_masks(adapters, meta.get("kept", []))
+    masks = _masks_of(meta, adapters)
     scoring = state.score is not None and meta["step"] < schedule.freeze_step
-    score = state.new_score() if scoring else None  # anew: the adapters may have shrunk since the present one was made
-    if score is not None:
-        _load_score(score, saved["tensors"])
-        state.score = score
+    score = _score_of(state, saved) if scoring else state.score
+    # nothing below refuses
+    for adapter, mask in masks:
+        adapter.kept = mask
+    state.score = score
     families.remember(_own(adapters), meta.get("siblings", []))
     for note in _other_length(meta, state.schedule) + _other_sums(trace, state.trace):
         trace.alerts += [note] * (note not in trace.alerts)
@@ -86,15 +91,14 @@ def adopt_scores(state: RunState, saved: dict[str, Any]) -> bool:
     Returns False, and changes nothing, when the adapters' weights are not of that moment.
 
     Raises:
-        RankallocError: the saved state is damaged.
+        RankallocError: the saved state is damaged; nothing has been changed then.
     """
     meta = _meta_of(saved)
     if not _of_these_weights(meta, state.adapters):
         return False
-    _restore_masks(state.adapters, meta.get("kept", []))
-    score = state.new_score()
-    if score is not None:
-        _load_score(score, saved["tensors"])
+    masks, score = _masks_of(meta, state.adapters), _score_of(state, saved)
+    for adapter, mask in masks:
+        adapter.kept = mask
     state.score = score
     state.trace.alerts.append(
         f"the best checkpoint, of step {meta['step']}, is from before the freeze at step {state.schedule.freeze_step}: "
@@ -172,17 +176,48 @@ def _require_same_settings(meta: dict[str, Any], trace: RankTrace, schedule: Bud
         )
 
 
-def _load_score(score: Score, saved: dict[str, torch.Tensor]) -> None:
+def _require_same_scalings(meta: dict[str, Any], adapters: Adapters) -> None:
+    """Compare s of every layer, which an alpha_pattern of PEFT's sets alone; states of 0.1 do not hold it."""
+    then = meta.get("scalings", [a.scaling for a in adapters])
+    changed = [
+        (name, old, adapter.scaling) for (name, adapter), old in zip(adapters.modules.items(), then, strict=True)
+        if not math.isclose(old, adapter.scaling, rel_tol=1e-6)
+    ]
+    if changed:
+        name, old, new = changed[0]
+        others = f" (and of {len(changed)} layers in all)" if len(changed) > 1 else ""
+        raise RankallocError(
+            f"cannot resume: the scaling of {name} was {old:g} and now is {new:g}{others}; give it the alpha and the "
+            "alpha_pattern of the first run, or begin anew in another folder"
+        )
+
+
+def _score_of(state: RunState, saved: dict[str, Any]) -> Score | None:
+    """The score of a saved state, made anew: the adapters may have shrunk since the present one was."""
+    score, tensors = state.new_score(), saved["tensors"]
+    if score is None:
+        return None
     for name, tensor in score.tensors().items():
-        if name not in saved or saved[name].shape != tensor.shape:
+        if name not in tensors or tensors[name].shape != tensor.shape:
             raise RankallocError(f"cannot resume: the rank state lacks {name} in the shape these adapters need")
-    score.load_tensors(saved)
+    score.load_tensors(tensors)
+    return score
 
 
-def _restore_masks(adapters: Adapters, masks: list[list[bool]]) -> None:
-    """Mark again what was kept, in layers of PEFT's, whose weights carry no mask."""
-    for adapter, mask in zip((a for a in adapters if not a.own_forward), masks, strict=True):
-        adapter.kept = torch.tensor(mask, dtype=torch.bool, device=adapter.lam.device)
+def _masks_of(meta: dict[str, Any], adapters: Adapters) -> list[tuple[Triplets, torch.Tensor]]:
+    """What was kept of each layer of PEFT's, whose weights carry no mask."""
+    driven = {name: adapter for name, adapter in adapters.modules.items() if not adapter.own_forward}
+    masks = meta.get("kept", [])
+    ranks = [adapter.rank for adapter in driven.values()]
+    if (lengths := [len(mask) for mask in masks]) != ranks:
+        raise RankallocError(
+            f"cannot resume: the rank state has masks of the lengths {lengths} for layers of the ranks {ranks}, so it "
+            "is damaged; resume from an earlier one"
+        )
+    return [
+        (adapter, torch.tensor(mask, dtype=torch.bool, device=adapter.lam.device))
+        for adapter, mask in zip(driven.values(), masks, strict=True)
+    ]
 
 
 def _other_sums(then: RankTrace, now: RankTrace) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, Trainer
 
 import rankalloc as ra
 from rankalloc.errors import ConfigError, NotAdaptedError, RankallocError, TargetError
@@ -27,6 +28,9 @@ def causal():
 def trainer_of(folder, model=None, callback=None, extra=(), **settings):
     callback = callback or ra.RankCallback(budget=BUDGET)
     settings = {"save_strategy": "steps", "save_steps": 4, "data": causal(), **settings}
+    if "model_init" in settings:
+        settings["trainer_class"] = partial(Trainer, model_init=settings.pop("model_init"))
+        return make_trainer(None, folder, [callback, *extra], **settings), callback
     return make_trainer(model or peft_llama(), folder, [callback, *extra], **settings), callback
 
 
@@ -104,6 +108,86 @@ def test_half_precision_adapters_are_trained_in_float32(tmp_path):
     callback = ra.RankCallback(ours, BUDGET)
     trainer_of(tmp_path, ours.model, callback, steps=4, save_strategy="no")
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
+
+
+class Casting(Trainer):
+    """Casts what is trained to bfloat16 while it is made, as TRL does beside a quantised base."""
+
+    def __init__(self, model, *args, **kwargs):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+        super().__init__(model, *args, **kwargs)
+
+
+HALF, FULL = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize("made, adopted, given, trained", [
+    (HALF, None, {}, HALF), (FULL, None, {}, FULL), (HALF, FULL, {}, FULL), (FULL, HALF, {}, HALF),
+    (HALF, None, {"dtype": FULL}, FULL), (FULL, FULL, {"dtype": None}, HALF), (FULL, FULL, {"dtype": HALF}, HALF),
+])
+def test_layers_train_as_adopt_was_told_unless_the_callback_is(made, adopted, given, trained, tmp_path):
+    model = peft_llama()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(made)
+    adapters = ra.adopt(model, dtype=adopted)
+    before = [p.detach().clone() for p in adapters.parameters()]
+    callback = ra.RankCallback(adapters, BUDGET, **given)
+    trainer_of(tmp_path, model, callback, trainer_class=Casting, save_strategy="no")
+    assert {p.dtype for p in adapters.parameters()} == {trained}
+    if trained == FULL:  # the very numbers, and not what the cast has rounded
+        assert all(torch.equal(p, exact.float()) for p, exact in zip(adapters.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", torch.int8, 32])
+def test_a_dtype_that_nothing_trains_in_is_refused(dtype):
+    with pytest.raises(ConfigError, match="torch.float32"):
+        ra.RankCallback(budget=BUDGET, dtype=dtype)
+
+
+@pytest.mark.parametrize("method", ["auto", "gradient-share"])
+def test_a_model_that_the_trainer_makes_anew_is_adopted_anew(method, tmp_path):
+    callback = ra.RankCallback(budget=BUDGET, method=method)
+    trainer, _ = trainer_of(tmp_path, callback=callback, model_init=lambda: peft_llama(), steps=8, save_strategy="no")
+    results = []
+    for _ in range(2):
+        trainer.train()
+        assert sum(callback.adapters.ranks().values()) == 20 and callback.trace.steps_done == 8
+        assert any(module is next(iter(callback.adapters)).layer for module in trainer.model.modules())
+        results.append(tensors_of(trainer.model))
+    assert_same(*results)
+
+
+def test_one_callback_serves_a_second_trainer_which_resumes(whole, tmp_path):
+    folder, weights, _ = whole
+    trainer, callback = trainer_of(tmp_path / "first", steps=4, save_strategy="no")
+    trainer.train()
+    again, _ = trainer_of(tmp_path / "second", callback=callback)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+    assert_same(tensors_of(again.model), weights)
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder, callback: trainer_of(folder, peft_llama(), callback),  # a second model
+    lambda folder, callback: trainer_of(folder, callback=callback, model_init=lambda: peft_llama()),
+    lambda folder, callback: trainer_of(folder, ra.attach(make_llama(), rank=4).model, callback),
+])
+@pytest.mark.parametrize("adapters", [lambda: ra.adopt(peft_llama()), lambda: ra.attach(make_llama(), rank=4)])
+def test_adapters_of_another_model_are_refused_before_the_first_step(make, adapters, tmp_path):
+    trainer, callback = make(tmp_path, ra.RankCallback(adapters(), BUDGET))
+    words = "^the adapters of this RankCallback are not in the Trainer's model[^\n]*$"
+    with pytest.raises(NotAdaptedError, match=words):
+        trainer.train()
+    assert callback.controller is None and not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_in_a_model_made_anew_is_refused(tmp_path):
+    trainer_of(tmp_path, save_steps=1)[0].train()
+    trainer, callback = trainer_of(tmp_path, model_init=lambda: peft_llama())
+    with pytest.raises(NotAdaptedError, match=r"Trainer\(model=\.\.\.\) instead of model_init"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))  # of full ranks
 
 
 def test_a_callback_that_comes_too_late_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from transformers import AutoModelForTokenClassification, BertForTokenClassifica
 import rankalloc as ra
 from rankalloc.storage.trained_state import is_trained_state
 from tests.support.models import assert_same, logits_of, make_bert, make_llama, tensors_of, token_data, token_ids
+from tests.support.peft_models import peft_of
 from tests.support.saved import CLOSE
 from tests.support.training import make_trainer
 
@@ -194,6 +195,45 @@ def test_a_model_without_save_pretrained(part, tmp_path):
     model, callback = begin_plain(77)
     make_trainer(model, tmp_path, [callback], steps=12).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert_same(tensors_of(model), expected)
+
+
+class Around(torch.nn.Module):
+    """A module of one's own around a PeftModel, as the Trainer takes it: no save_pretrained."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return self.inside(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+def make_around():
+    return Around(peft_of(make_bert(), 4, 8, target_modules=["query", "value"]))
+
+
+AROUND = ra.RankBudget(ranks=7, every=2)
+
+
+@pytest.mark.parametrize("step", [6, 9, 12], ids=["while ranks are chosen", "after the freeze", "at the end"])
+def test_a_module_around_a_peft_model_stays_whole_and_resumes(step, around, tmp_path):
+    folder, expected = around
+    file = folder / f"checkpoint-{step}" / "model.safetensors"
+    assert not is_trained_state(file) and any("base_layer" in name for name in load_file(file))
+    model = make_around()
+    trainer = make_trainer(model, tmp_path, [ra.RankCallback(budget=AROUND)], steps=12)
+    trainer.train(resume_from_checkpoint=str(file.parent))
+    assert_same(tensors_of(model), expected)
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    """(folder, trained weights) of a run of a module around a PeftModel, with some ranks chosen by step 6."""
+    folder, model = tmp_path_factory.mktemp("around"), make_around()
+    callback = ra.RankCallback(budget=AROUND)
+    make_trainer(model, folder, [callback], steps=12, save_strategy="steps", save_steps=3).train()
+    assert 6 < callback.controller.schedule.freeze_step <= 9
+    return folder, tensors_of(model)
 
 
 def test_a_whole_transformers_model_around_an_adapted_part_stays_whole(base, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +176,20 @@ def test_from_the_checkpoint_of_the_last_step_nothing_is_trained_or_saved(whole,
         assert_equal_outcome(outcome(model, callback), whole[1])
         assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-20", "trace.json"}
         assert contents(tmp_path / "checkpoint-20") == before
+
+
+def test_nor_at_the_end_of_the_epoch_that_the_last_step_was_inside(whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoint-20", tmp_path / "checkpoint-20")
+    before = contents(tmp_path / "checkpoint-20")
+    model, _, callback = begin(seed=77)
+    by_epoch = {f"{what}_strategy": "epoch" for what in ("save", "eval", "logging")}
+    trainer = make_trainer(model, tmp_path, [callback], steps=20, **by_epoch, eval_dataset=token_data(8))
+    trainer.train(resume_from_checkpoint=True)
+    assert contents(tmp_path / "checkpoint-20") == before
+    told = json.loads(before[Path("trainer_state.json")])
+    assert told["epoch"] % 1 and trainer.state.epoch == told["epoch"] and trainer.state.global_step == 20
+    assert [log["step"] for log in trainer.state.log_history[len(told["log_history"]):]] == [20]  # the summary
+    assert_equal_outcome(outcome(model, callback), whole[1])
 
 
 @pytest.mark.parametrize(("cut", "steps"), [(20, 26), (14, 26), (17, 18)], ids=["after the end", "longer", "shorter"])
