@@ -65,6 +65,8 @@ $(VENV)/.ready-test: $(VENV)/.ready
 	$(PIP) --editable '.[test]'
 	# bytecode of all that the tests import: made once here, and not by both workers at the same time
 	@-$(BIN)/python -m pytest --collect-only -q > /dev/null 2>&1
+	# the compiled kernel, half a minute of g++, where its tests look for it
+	@-TORCH_EXTENSIONS_DIR=$(CURDIR)/.pytest_cache/d/kernel $(BIN)/rankalloc build-kernel > /dev/null 2>&1
 	@touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready

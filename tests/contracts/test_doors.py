@@ -37,7 +37,7 @@ def begin(door, method, budget, optimizer=torch.optim.AdamW, **options):
     return model, adapters, optimizer(adapters.parameters(), lr=1e-2), controller
 
 
-@pytest.mark.parametrize("unit", [{"ranks": 5}, {"params": 230}])
+@pytest.mark.parametrize("unit", [{"ranks": 5}, pytest.param({"params": 230}, marks=pytest.mark.long)])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("door", DOORS)
 def test_the_budget_is_met_and_a_stop_in_the_middle_changes_nothing(door, method, unit):

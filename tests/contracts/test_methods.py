@@ -23,6 +23,7 @@ from tests.support.models import assert_same, logits_of, make_mlp, prune, random
 from tests.support.training import train_mlp
 
 STEPS = 12
+LONG = pytest.mark.long
 BUDGETS = {"ranks": 5, "params": 230, "bytes": 900, "fraction": 0.5}
 
 
@@ -52,7 +53,7 @@ def test_a_method_says_what_it_is(method):
     assert all((chosen.summary, chosen.source, chosen.cost, chosen.weakness)) and all(chosen.options.values())
 
 
-@pytest.mark.parametrize("unit", BUDGETS)
+@pytest.mark.parametrize("unit", ["ranks", "params", *(pytest.param(u, marks=LONG) for u in ("bytes", "fraction"))])
 @pytest.mark.parametrize("method", ra.METHODS)
 def test_a_run_ends_within_its_budget_twice_the_same(method, unit):
     given = ra.RankBudget(**{unit: BUDGETS[unit]}, every=2)
@@ -177,6 +178,7 @@ def _stop_and_go_on(method, options, budget):
     return adapters, controller
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("score", SCORES)
 def test_any_score_goes_with_any_rule(score, rule, monkeypatch):

@@ -162,6 +162,7 @@ print(resident("VmHWM") - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can only be reset on Linux")
 def test_memory_is_bounded_by_the_largest_matrix_and_not_by_the_checkpoint(tmp_path):
     """51 MB a checkpoint in matrices of 3.2 MB; the bench in studies/speed does 2 GB."""

@@ -319,6 +319,7 @@ def test_what_the_file_says_of_its_base_goes_along_and_convolutions_are_named(tm
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.long
 def test_memory_is_bounded_whatever_the_size_of_the_adapter(tmp_path):
     """200 MB of factors in well under that."""
     factor = torch.randn(32, 8192)

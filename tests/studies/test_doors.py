@@ -21,6 +21,7 @@ from studies.doors.parts import PARTS
 from studies.doors.run import attempt, main, missing, of_part
 
 
+@pytest.mark.long
 def test_every_arm_of_the_language_ends_at_the_size_of_plain_lora(monkeypatch):
     monkeypatch.setattr(llama, "PRETRAINING_STEPS", 2)
     llama._pretrained.cache_clear()

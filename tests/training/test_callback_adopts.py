@@ -228,7 +228,7 @@ def test_what_cannot_run_is_refused_before_training(options, words, tmp_path):
 EARLY = ["uniform", "eva", "gora", "fim", "gradient-share", "effective-rank", "module-types"]
 
 
-@pytest.mark.parametrize("method", EARLY)
+@pytest.mark.parametrize("method", [*EARLY[:3], *(pytest.param(m, marks=pytest.mark.long) for m in EARLY[3:])])
 def test_methods_that_choose_before_training_plan_for_the_layers_of_a_peft_model(method, tmp_path):
     options = {"weights": {"q_proj": 2.0}} if method == "module-types" else {}
     callback = ra.RankCallback(budget=BUDGET, method=method, **options)
