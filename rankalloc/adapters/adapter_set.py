@@ -40,7 +40,7 @@ class Adapters:
         modules: {module name: its triplets}, an :class:`~rankalloc.adapters.adapter.Adapter` each, or a view of a layer
             of PEFT's (:func:`rankalloc.adopt`).
         heads: {module name: module} of the task heads that train along.
-        rank, alpha: as given to attach; every adapter's scaling is alpha / rank, or alpha / √rank.
+        rank, alpha: as given to attach, or in PEFT's configuration.
         init: parametrisation, a key of ``rankalloc.adapters.triplets.TRAINED``.
         trainable_before: names of the parameters that were trainable before attach.
         adaptation: the controller or callback that chooses these adapters' ranks, once there is one.
@@ -84,7 +84,7 @@ class Adapters:
 
     @property
     def scaling(self) -> float:
-        """s, the same for every layer."""
+        """alpha / rank, or alpha / √rank: s of every layer, unless an alpha_pattern of PEFT's gives some their own."""
         return self.alpha / self.rank ** SCALES[self.scale]
 
     def ranks(self) -> dict[str, int]:

@@ -55,8 +55,9 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
     Raises:
         TargetError: the model has no adapters of PEFT's, several of them are active, or the adapter has something whose
             rank cannot change in place: another method than LoRA, DoRA or another variant, biases in B, a start that
-            changed the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), whole parameters (``target_parameters``),
-            convolutions, or tied layers; or it is merged. Nothing has been changed then.
+            changed the base weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), biases that train, whole parameters
+            (``target_parameters``), convolutions, nn.MultiheadAttention, or tied layers; or it is merged, or has
+            learned at a rank above a side of its layer. Nothing has been changed then.
         NotAdaptedError: its weights are frozen.
 
     Example:

@@ -29,7 +29,7 @@ def trainer_for(
 ) -> Trainer:
     """A Trainer that prints nothing: the callbacks report progress."""
     arguments = _arguments(config, folder)
-    trainer = _ExactTrainer(
+    trainer = Trainer(
         model, arguments, train_dataset=prepared.splits["train"], data_collator=prepared.collator,
         callbacks=callbacks, optimizers=(_optimizer(config, adapters, arguments), None),
     )
@@ -84,15 +84,6 @@ def last_checkpoint(folder: Path) -> str:
     return str(found[0])
 
 
-class _ExactTrainer(Trainer):
-    """transformers' Trainer, without the step too many that it takes when it resumes from a run's last checkpoint."""
-
-    def get_batch_samples(self, *args: Any) -> tuple[list[Any], torch.Tensor | int | None]:
-        if self.state.global_step >= self.state.max_steps:
-            return [], None
-        return super().get_batch_samples(*args)
-
-
 class Watch(TrainerCallback):
     """Reports every step to the caller, and evaluates on the tune split every ``training.eval_every`` steps."""
 
@@ -103,6 +94,8 @@ class Watch(TrainerCallback):
         self.newest: dict[str, float] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self.ranking.past_the_end:
+            return
         controller, every = self.ranking.controller, self.config.training.eval_every
         assert controller is not None  # made when training began
         if every and state.global_step % every == 0:

@@ -11,6 +11,6 @@ Read in this order:
     checkpoints   what a Trainer's checkpoint needs to be resumed, and the best one at the end
 
 Beside them: processes and sharding (DDP, FSDP2), averages (EMA, SWA), regularizer and subspace_penalty (gradients that
-are added), recording, clock and environment (the trace), precision (what a trainer has
-cast), past_the_end (a run that is resumed at its last step).
+are added), recording, clock and environment (the trace), precision (what a trainer has cast), past_the_end (a run that
+is resumed at its last step), other_model (a callback in a second Trainer).
 """

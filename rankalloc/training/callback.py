@@ -48,6 +48,10 @@ class RankCallback(TrainerCallback):
     begins, from the first batches of the Trainer's training data in the dataset's order; the other ranks leave
     memory before the first step. A run that is resumed keeps the ranks of its checkpoint.
 
+    Attributes:
+        past_the_end: whether every step had been trained when the run was resumed, so that the one the Trainer takes
+            counts for nothing.
+
     Args:
         adapters: from :func:`rankalloc.attach` or :func:`rankalloc.adopt`, made before the Trainer's optimizer; None to
             adopt the LoRA layers of the Trainer's model when the Trainer is made, so pass the callback in its
@@ -105,7 +109,7 @@ class RankCallback(TrainerCallback):
         self._adopts = adapters is None
         self.controller: RankController | None = None
         self._adapters: Adapters | None = None
-        self._past_the_end = False
+        self.past_the_end = False
         self._epoch = 0.0
         self._precision: Precision | None = None
         if adapters is not None:
@@ -188,7 +192,7 @@ class RankCallback(TrainerCallback):
             if folder.is_dir() and not (args.deepspeed or args.fsdp):  # whose files are others
                 require_whole(folder, rank_state=False)
             load_state(self.controller, folder / STATE_NAME)
-        self._past_the_end, self._epoch = is_past_the_end(state), state.epoch
+        self.past_the_end, self._epoch = is_past_the_end(state), state.epoch
 
     def _plan(
         self,
@@ -219,13 +223,13 @@ class RankCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        if self._past_the_end:
+        if self.past_the_end:
             return empty_step(model, optimizer, scaled=args.fp16)
         self._running.observe()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         controller = self._running
-        if self._past_the_end:
+        if self.past_the_end:
             return
         was_frozen = controller.frozen
         controller.update(optimizer)
@@ -236,11 +240,11 @@ class RankCallback(TrainerCallback):
             state.best_model_checkpoint = None
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._past_the_end:
+        if self.past_the_end:
             forget_step(state, control, self._epoch)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._past_the_end:
+        if self.past_the_end:
             forget_step(state, control, self._epoch)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -160,3 +160,17 @@ def parameters_held(root: Any) -> int:
         elif hasattr(item, "__dict__"):
             open_ends += vars(item).values()
     return numbers
+
+
+def make_lora(**options: Any) -> Any:
+    """A LoraConfig of rank 4 on all linear layers, for a causal model."""
+    from peft import LoraConfig
+
+    return LoraConfig(**{
+        "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options,
+    })
+
+
+def load_language_model(folder: Path, **options: Any) -> LlamaForCausalLM:
+    """The base model, without an adapter, as :func:`save_language_model` wrote it."""
+    return LlamaForCausalLM.from_pretrained(folder, **options)

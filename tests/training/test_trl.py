@@ -10,12 +10,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 import rankalloc as ra
 from rankalloc.errors import ConfigError, NotAdaptedError
 from rankalloc.storage.tensors import read_tensors
-from tests.support.language import STEPS, make_trl, parameters_held, save_language_model
+from tests.support.language import (
+    STEPS,
+    make_trl,
+    parameters_held,
+    save_language_model,
+)
+from tests.support.language import (
+    load_language_model as plain,
+)
+from tests.support.language import (
+    make_lora as lora,
+)
 from tests.support.models import assert_same, logits_of, tensors_of
 
 pytest.importorskip("trl")
@@ -28,16 +38,6 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_language_model(tmp_path_factory.mktemp("base"))
-
-
-def plain(base) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(base)
-
-
-def lora(**options):
-    return peft.LoraConfig(**{
-        "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options,
-    })
 
 
 def callback(ranks=RANKS, method="auto", **options):

@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 import rankalloc as ra
 from rankalloc.layers.quantized import scheme_of
-from tests.support.language import make_trl, save_language_model
+from tests.support.language import make_lora, make_trl, save_language_model
 from tests.support.models import assert_same, logits_of
 
 pytest.importorskip("trl")
@@ -36,10 +36,6 @@ def quantised(base) -> LlamaForCausalLM:
     return model
 
 
-def lora():
-    return peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
 def trained(model) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -52,7 +48,7 @@ def begin(folder, base, dtype=torch.float32, uncast=False, **settings):
     """A trainer of TRL's beside the 4-bit base, and its callback; ``uncast`` puts back what TRL rounded."""
     chooses = ra.RankCallback(budget=ra.RankBudget(ranks=RANKS, every=2), dtype=dtype)
     torch.manual_seed(0)
-    model = peft.get_peft_model(quantised(base), lora())
+    model = peft.get_peft_model(quantised(base), make_lora())
     drawn = {name: p.detach().clone() for name, p in trained(model).items()}
     settings = {"save_strategy": "steps", "save_steps": 4, **settings}
     trainer = make_trl("sft", folder, model, callbacks=[chooses], **settings)

@@ -7,11 +7,21 @@ import shutil
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 import rankalloc as ra
 from rankalloc.errors import TargetError
-from tests.support.language import conversations, make_trl, save_language_model, texts
+from tests.support.language import (
+    conversations,
+    make_trl,
+    save_language_model,
+    texts,
+)
+from tests.support.language import (
+    load_language_model as plain,
+)
+from tests.support.language import (
+    make_lora as lora,
+)
 from tests.support.models import assert_same, logits_of, tensors_of
 
 trl = pytest.importorskip("trl")
@@ -24,16 +34,6 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_language_model(tmp_path_factory.mktemp("base"))
-
-
-def plain(base, **options) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(base, **options)
-
-
-def lora(**options):
-    return peft.LoraConfig(**{
-        "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options,
-    })
 
 
 def train(folder, base, options=None, ranks=RANKS, model=None, resume=None, **settings):
