@@ -21,6 +21,7 @@ from ..errors import RankallocError
 from . import fingerprint
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .layout import Layout
+from .peft_names import KEY, as_parameters, is_parameter
 
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
@@ -99,8 +100,11 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     task_type = next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None)
     if not adapters.heads and task_type in WITH_HEAD:
         task_type = None
+    parameters = as_parameters(getattr(getattr(model, "config", None), "model_type", None), written)
+    modules = [name for name in written if not is_parameter(name, parameters)]
+    others: dict[str, Any] = {KEY: parameters} if parameters else {}
     return lora_config(
-        rank, _target_modules(adapters, written), base_model_name_or_path=fingerprint.name_of(model),
+        rank, _target_modules(adapters, modules), **others, base_model_name_or_path=fingerprint.name_of(model),
         task_type=task_type,
         modules_to_save=sorted(adapters.heads) or None, fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
     )
