@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, RankallocError
+from ..experiments.launched import is_first, processes, require_alone
 from ..experiments.run_folder import REPORT_NAME, RunFolder, SweepFolder, content
 from .endings import INTERRUPTED
 from .output import count, results_only, say
@@ -45,7 +46,8 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
     steps = Steps(first=RunFolder(Path(folder)).discard if overwrite else None)
     how = functools.partial(_how_to_continue, request, folder, steps, overwrite)
     with _resumable(how), results_only():
-        say(f"training {_task_name(config)} with {config.method} into {folder}")
+        together = f" in {processes()} processes" if processes() > 1 else ""
+        say(f"training {_task_name(config)} with {config.method} into {folder}{together}")
         from ..experiments.runner import train
 
         with _training(), steps:
@@ -79,6 +81,7 @@ def _show_finished(config: RunConfig, folder: str, as_json: bool) -> bool:
 
 def run_sweep(request: Request) -> None:
     """``rankalloc sweep``."""
+    require_alone("sweep")
     config = request.load()
     folder = request.folder(config)
     refusal = _no_sweep_in(folder)
@@ -180,6 +183,8 @@ def _how_to_continue(request: Request, folder: str, steps: Steps, overwrite: boo
 def _report(folder: str) -> tuple[str | None, Exception | None]:
     """Write the folder's report. An error is returned, not raised: the run's own summary comes first."""
     page = os.path.join(folder, REPORT_NAME)
+    if not is_first():
+        return page, None
     try:
         from ..report import write_report
 

@@ -94,6 +94,34 @@ class FileTask(Section):
         return value
 
 
+class ModelConfig(Section):
+    """The base model: its folder or hub id, and how it is held. ``load_in_4bit`` is NF4 and ``load_in_8bit`` LLM.int8,
+    both by bitsandbytes; adapters beside them stay in float32. ``dtype`` null is float32, or the checkpoint's with
+    ``training.bf16``. ``chat_template`` is a Jinja template, or a file that holds one, in place of the tokenizer's."""
+
+    name: str | None = None
+    revision: str | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None
+    attn_implementation: str | None = None
+    chat_template: str | None = None
+
+    @field_validator("load_in_8bit")
+    @classmethod
+    def _one_width(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("load_in_4bit"):
+            raise ValueError("a model is held in 4 or in 8 bits, not in both; set one of them to false")
+        return value
+
+    @field_validator("chat_template")
+    @classmethod
+    def _some_template(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError(f"should be a Jinja template or a file that holds one, got {value!r}")
+        return value
+
+
 class AdapterConfig(Section):
     """The adapter at the start: ``rank`` triplets per layer, scaled by ``alpha / rank`` (``scale: rslora``: by
     ``alpha / √rank``). ``init`` null means the method's own parametrisation; "lora-fa" and "vera" freeze factors."""

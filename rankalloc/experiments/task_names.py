@@ -35,6 +35,9 @@ TASK_KINDS: dict[str, KindInfo] = {
 }
 """Kinds of tasks from files."""
 
+DECODER_KINDS = ("causal-lm", "chat", "prompt-completion", "preference")
+"""Kinds of which the model predicts the next token."""
+
 TASKS: dict[str, TaskInfo] = {
     "punctuation": TaskInfo(
         name="punctuation",

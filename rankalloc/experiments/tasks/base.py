@@ -50,6 +50,9 @@ class PreparedTask:
         fingerprint: SHA-256 over the texts and labels of all splits, in order.
         labels: class names by class index; empty without classes.
         notes: remarks on the data for the user, one sentence each.
+        trainer: what trains it: transformers' own Trainer ("plain"), or TRL's SFTTrainer or DPOTrainer.
+        rows: for a preference task, the data set of each split in TRL's columns.
+        comparison: how a preference task evaluates; None for all others.
     """
 
     name: str
@@ -66,6 +69,14 @@ class PreparedTask:
     fingerprint: str
     labels: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    trainer: Literal["plain", "sft", "dpo"] = "plain"
+    rows: dict[str, Any] = field(default_factory=dict)
+    comparison: Any = None
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the train split is read while training goes on, so that its length is not known."""
+        return not hasattr(self.splits["train"], "__len__")
 
 
 def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_size: int) -> EvaluationRecord:

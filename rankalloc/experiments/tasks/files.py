@@ -57,7 +57,7 @@ def prepare(config: RunConfig) -> PreparedTask:
         metrics_of=regression_metrics if task.kind == "regression" else classification_metrics,
         fingerprint=sha256_of(*(part for split, rows in splits.items() for part in (split, *map(_identity, rows)))),
         labels=names,
-        notes=notes,
+        notes=found.notes + notes,
     )
 
 
