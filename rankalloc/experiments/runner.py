@@ -23,6 +23,7 @@ from ..storage.model_saving import attach
 from ..storage.saving import save
 from ..trace import EvaluationRecord, RankTrace
 from ..training.callback import RankCallback
+from ..training.processes import check_agreement
 from .config import RunConfig
 from .launched import processes, processes_note, together
 from .run_folder import RunFolder
@@ -95,6 +96,7 @@ def train(
         trainer.train(resume_from_checkpoint=checkpoint)
 
     trace = ranking.trace
+    check_agreement(adapters, trace.steps_done)
     _describe(trace, config, prepared, command)
     trace.alerts += processes_note(config, arguments)
     trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]

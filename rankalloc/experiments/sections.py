@@ -71,6 +71,7 @@ class FileTask(Section):
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    beta: Positive = 0.1
 
     @field_validator("report_share")
     @classmethod

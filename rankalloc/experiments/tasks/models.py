@@ -38,7 +38,9 @@ _PROCESSORS = {
     "image-classification": transformers.AutoImageProcessor,
     "audio-classification": transformers.AutoFeatureExtractor,
 }
-_DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+_DTYPES: dict[str, Any] = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto",
+}
 
 
 @dataclass(frozen=True)
