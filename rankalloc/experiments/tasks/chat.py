@@ -1,0 +1,171 @@
+"""Conversations to tokens, and which of the tokens are learnt.
+
+The tokens are those of the tokenizer's own chat template. What the assistant says is told from the rest
+
+1. by the template's ``{% generation %}`` marks, where it has them;
+2. else by prefixes: the text of the turns up to one is the beginning of the whole text, so that the turn's own part is
+   what follows, from behind the generation prompt to the turn's end (its end token included);
+3. else, for a template that writes earlier turns anew when others follow, by TRL's training version of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from ...errors import ConfigError
+from ...layers.batches import IGNORED
+from .cells import Mistake
+from .conversations import Message
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+LossOn = Literal["assistant", "completion", "all"]
+
+
+class PrefixBroken(Mistake):
+    """The template writes earlier turns differently when others follow."""
+
+
+@dataclass
+class ChatTemplate:
+    """A tokenizer's chat template at work.
+
+    Attributes:
+        tokenizer: has a chat template.
+        template: the template's text, where it is not the tokenizer's own.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.template:
+            try:
+                self.template = self.tokenizer.get_chat_template()
+            except ValueError:
+                raise ConfigError(
+                    f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template; use the instruction-tuned "
+                    "model of that name, or give one as model.chat_template, or use kind: prompt-completion with texts"
+                ) from None
+
+    @property
+    def marked(self) -> bool:
+        """Whether the template itself marks what the assistant says."""
+        return _MARKS.search(self.template) is not None
+
+    def training_version(self) -> ChatTemplate | None:
+        """TRL's version of this template that marks what the assistant says; None where TRL is missing or has none."""
+        if importlib.util.find_spec("trl") is None:
+            return None
+        from trl.chat_template_utils import get_training_chat_template
+
+        try:
+            found = get_training_chat_template(self.tokenizer)
+        except (ValueError, jinja2.TemplateError):
+            return None
+        return ChatTemplate(self.tokenizer, found) if found else None
+
+    def text(self, messages: Sequence[Message], options: dict[str, Any], prompted: bool = False) -> str:
+        """The text of messages, with the beginning of the assistant's next turn where ``prompted``.
+
+        Raises:
+            Mistake: the template refuses them.
+        """
+        return str(self._applied(messages, options, tokenize=False, add_generation_prompt=prompted))
+
+    def ids(self, messages: Sequence[Message], options: dict[str, Any], prompted: bool = False) -> list[int]:
+        """The tokens of messages. Raises Mistake as :meth:`text`."""
+        return list(self._applied(messages, options, add_generation_prompt=prompted, return_dict=True)["input_ids"])
+
+    def learnt(
+        self, messages: Sequence[Message], options: dict[str, Any], loss_on: LossOn
+    ) -> tuple[list[int], list[int]]:
+        """The tokens of a conversation, and its labels: -100 for what is not learnt.
+
+        Args:
+            loss_on: "assistant" for all that the assistant says, "completion" for its last turn, "all".
+
+        Raises:
+            Mistake: there is no such turn, or the template refuses the conversation.
+            PrefixBroken: the turns cannot be found in the text.
+        """
+        if loss_on == "all":
+            ids = self.ids(messages, options)
+            return ids, list(ids)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not turns:
+            raise Mistake("there is no turn of the assistant to learn from")
+        if loss_on == "completion":
+            turns = turns[-1:]
+        ids, mask = self._marked(messages, options) if self.marked else self._by_prefixes(messages, options, turns)
+        if self.marked and loss_on == "completion":
+            end = max((i for i, one in enumerate(mask) if one), default=-1)
+            start = end
+            while start > 0 and mask[start - 1]:
+                start -= 1
+            mask = [int(start <= i <= end) for i in range(len(mask))]
+        if not any(mask):
+            raise Mistake("the chat template marks nothing that the assistant says; mend model.chat_template")
+        return ids, [token if one else IGNORED for token, one in zip(ids, mask, strict=True)]
+
+    def _marked(self, messages: Sequence[Message], options: dict[str, Any]) -> tuple[list[int], list[int]]:
+        found = self._applied(messages, options, return_dict=True, return_assistant_tokens_mask=True)
+        return list(found["input_ids"]), list(found["assistant_masks"])
+
+    def _by_prefixes(
+        self, messages: Sequence[Message], options: dict[str, Any], turns: list[int]
+    ) -> tuple[list[int], list[int]]:
+        whole = self.text(messages, options)
+        spans = [(self._start(messages, i, options, whole), self._end(messages, i, options, whole)) for i in turns]
+        if not self.tokenizer.is_fast:
+            return self._by_tokens(whole, spans)
+        found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        mask = [int(any(a <= first < b for a, b in spans)) for first, _ in found["offset_mapping"]]
+        return list(found["input_ids"]), mask
+
+    def _by_tokens(self, whole: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """As by prefixes of the text, for a tokenizer that does not tell where its tokens are."""
+        def tokens(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        ids = tokens(whole)
+        places = [tuple(len(os.path.commonprefix([ids, tokens(whole[:at])])) for at in span) for span in spans]
+        return ids, [int(any(a <= i < b for a, b in places)) for i in range(len(ids))]
+
+    def _start(self, messages: Sequence[Message], turn: int, options: dict[str, Any], whole: str) -> int:
+        """Where a turn's own text begins, behind the generation prompt as far as the whole text has it."""
+        before = self.text(messages[:turn], options) if turn else ""
+        if not whole.startswith(before):
+            raise self._broken(turn)
+        prompted = self.text(messages[:turn], options, prompted=True) if turn else ""
+        shared = len(os.path.commonprefix([prompted, whole]))
+        return max(shared, len(before))
+
+    def _end(self, messages: Sequence[Message], turn: int, options: dict[str, Any], whole: str) -> int:
+        text = whole if turn == len(messages) - 1 else self.text(messages[: turn + 1], options)
+        if not whole.startswith(text):
+            raise self._broken(turn + 1)
+        return len(text)
+
+    def _broken(self, turns: int) -> PrefixBroken:
+        return PrefixBroken(
+            f"the chat template writes the first {turns} turns differently when others follow, so what the assistant "
+            "says cannot be found; give a template with {% generation %} marks as model.chat_template, install trl, "
+            "which has such versions of many, or set loss_on: all"
+        )
+
+    def _applied(self, messages: Sequence[Message], options: dict[str, Any], **settings: Any) -> Any:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), chat_template=self.template, **{**settings, **options}
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            why = " ".join(str(error).split())
+            raise Mistake(f"the chat template refuses this conversation: {why}") from error

@@ -1,0 +1,269 @@
+"""The user's data, read by the ``datasets`` library: files, folders, sets that were saved, and sets on the hub.
+
+What it reads is cached by it, as Arrow, in its own folder. Every problem is one DataError that names the file and,
+where it is known, the line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+
+from ...errors import DataError, did_you_mean
+from ..sections import FileTask
+from ..task_names import MEDIA_KINDS
+from .text_files import DELIMITERS, binary_kind, check_columns, json_rows, paragraphs, read_start, read_text
+
+JSON = (".jsonl", ".ndjson", ".json")
+PLAIN = ".txt"
+_BINARY = {".parquet": ("parquet", "Parquet"), ".arrow": ("arrow", "Arrow")}
+_SAVED = ("state.json", "dataset_dict.json")
+_OTHER_NAMES = {"tune": ("validation", "valid", "dev", "tune"), "report": ("test", "report")}
+_SPLIT_OF_SET = re.compile(r"(.+?)\[([^\[\]]+(?:\[[^\[\]]*\])?)\]")
+
+
+@dataclass
+class Table:
+    """A data set, and where its rows are for people.
+
+    Attributes:
+        rows: a ``datasets.Dataset``, or an ``IterableDataset`` where it is streamed.
+        source: the file, folder or set, for people.
+        columns: the names of its columns.
+        lines: each row's line in the file; None where rows are counted.
+        notes: remarks on how it was read.
+        decimal_comma: whether "1,5" is one and a half, as the columns are parted by another sign.
+    """
+
+    rows: Any
+    source: str
+    columns: list[str]
+    lines: Sequence[int] | None = None
+    notes: list[str] = field(default_factory=list)
+    decimal_comma: bool = False
+
+    def where(self, index: int) -> str:
+        """The place of a row."""
+        return f"{self.source}, {'row' if self.lines is None else 'line'} {self.number(index)}"
+
+    def number(self, index: int) -> int:
+        """A row's line, or its number from 1."""
+        return index + 1 if self.lines is None else self.lines[index]
+
+
+def read_tables(task: FileTask, needed: Sequence[str]) -> dict[str, Table]:
+    """The tables of "train" and of those of "tune" and "report" that the task or its set has.
+
+    Args:
+        needed: columns that every table must have.
+
+    Raises:
+        DataError: a file is missing, unreadable, of an unknown kind, empty or malformed, or lacks a column; a set
+            cannot be reached, or does not have the split.
+    """
+    found = _sets_of(task, task.train, needed)
+    tables = {"train": _one(found, task.train, ("train",))}
+    for split, names in _OTHER_NAMES.items():
+        if (given := getattr(task, split)) is not None:
+            tables[split] = _one(_sets_of(task, given, needed), given, (*names, "train"))
+        elif (own := next((found[name] for name in names if name in found), None)) is not None:
+            tables[split] = own
+            tables["train"].notes.append(f"the {split} split is the set's own {own.source.rpartition('[')[2]}"[:-1])
+    for table in tables.values():
+        for column in needed:
+            if column not in table.columns:
+                first = f", line {table.number(0)}" if table.lines else ""
+                raise DataError(
+                    f"{table.source}{first}: no column {column!r}{did_you_mean(column, table.columns)}; "
+                    f"columns: {', '.join(map(repr, table.columns))}"
+                )
+    return tables
+
+
+def _one(found: dict[str, Table], source: str, names: Sequence[str]) -> Table:
+    for name in names:
+        if name in found:
+            return found[name]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise DataError(f"{source} has the splits {', '.join(found)}; say which, as in {source}[{next(iter(found))}]")
+
+
+def _sets_of(task: FileTask, source: str, needed: Sequence[str]) -> dict[str, Table]:
+    """The tables of a file (one, called "train"), a folder or a set, by the names of their splits."""
+    split = None
+    if not _exists(source) and (parts := _SPLIT_OF_SET.fullmatch(source)) is not None:
+        source, split = parts.groups()
+    path = Path(source)
+    if _exists(source) and not path.is_dir():
+        return {"train": _file(task, path, needed)}
+    # A path is absolute since the configuration was loaded; what is not is the name of a set on the hub.
+    if path.is_absolute() and not _exists(source):
+        raise DataError(f"no data file at {path}")
+    if path.is_dir() and any((path / name).is_file() for name in _SAVED):
+        with _one_sentence(source), _quiet():
+            loaded = datasets.load_from_disk(source)
+            if task.streaming:
+                loaded = {name: one.to_iterable_dataset() for name, one in loaded.items()} \
+                    if isinstance(loaded, dict) else loaded.to_iterable_dataset()
+    else:
+        with _one_sentence(source), _quiet():
+            loaded = _loaded(task, path if path.is_dir() else None, source)
+    sets = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    if split is not None:
+        return {split: _table(_part(sets, source, split), f"{source}[{split}]")}
+    return {name: _table(rows, source if len(sets) == 1 else f"{source}[{name}]") for name, rows in sets.items()}
+
+
+def _loaded(task: FileTask, folder: Path | None, source: str) -> Any:
+    if folder is None:
+        name, _, config = source.partition(":")
+        return datasets.load_dataset(name, config or None, streaming=task.streaming)
+    if task.kind in MEDIA_KINDS and not any(folder.rglob("*.parquet")) and not any(folder.rglob("*.arrow")):
+        return datasets.load_dataset(task.kind.partition("-")[0] + "folder", data_dir=str(folder))
+    options: dict[str, Any] = {}
+    if any(folder.glob("*.csv")):  # a cell that says NA is no gap
+        options = {"na_filter": False, "sep": task.delimiter or ",", "encoding": task.encoding}
+    return datasets.load_dataset(str(folder), streaming=task.streaming, **options)
+
+
+def _part(sets: dict[str, Any], source: str, split: str) -> Any:
+    """A split of loaded sets, as ``datasets`` writes it: ``test``, or ``train[:100]`` of a set that is not streamed."""
+    name, bracket, _ = split.partition("[")
+    if name not in sets:
+        raise DataError(f"{source} has no split {name!r}{did_you_mean(name, sets)}; splits: {', '.join(sets)}")
+    if not bracket:
+        return sets[name]
+    if not isinstance(sets[name], datasets.Dataset):
+        raise DataError(f"{source} is streamed, and a part of a split ({split}) is not; give the whole split")
+    try:
+        part = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(sets[name])})[0]
+    except (ValueError, AssertionError):
+        raise DataError(f"{split!r} is no part of the split {name!r} of {source}; as in {name}[:100]") from None
+    return sets[name].select(range(part.from_ or 0, len(sets[name]) if part.to is None else part.to))
+
+
+def _file(task: FileTask, path: Path, needed: Sequence[str]) -> Table:
+    suffix = path.suffix.lower()
+    known = [*DELIMITERS, *JSON, *_BINARY, *([PLAIN] if task.kind == "causal-lm" else [])]
+    if suffix not in known or task.kind in MEDIA_KINDS and suffix not in _BINARY:
+        known = list(_BINARY) if task.kind in MEDIA_KINDS else known
+        also = ", and folders of images or sounds" if task.kind in MEDIA_KINDS else ""
+        raise DataError(f"data file {path} is of an unknown type; this kind of task reads {', '.join(known)}{also}")
+    if not read_start(path, 1):
+        raise DataError(f"the data file {path} is empty; it needs a row for each example")
+    if suffix in _BINARY:
+        builder, name = _BINARY[suffix]
+        if suffix == ".parquet" and binary_kind(path) != name:
+            raise DataError(f"the data file {path} is no {name} file, or is damaged: it does not begin like one")
+        with _one_sentence(str(path)), _quiet():
+            return _table(_builder(task, builder, path), str(path))
+    text, encoding = read_text(path, task.encoding)
+    if suffix == PLAIN:
+        found = list(paragraphs(text))
+        rows = datasets.Dataset.from_dict({task.text or "text": [part for _, part in found]})
+        return _table(rows.to_iterable_dataset() if task.streaming else rows, str(path), [line for line, _ in found])
+    if suffix in JSON:
+        return _json(task, path, text, encoding)
+    columns = check_columns(path, text, needed, task.delimiter)
+    strings = datasets.Features({name: datasets.Value("string") for name in columns.names})
+    with _one_sentence(str(path)), _quiet():
+        rows = _builder(
+            task, "csv", path, sep=columns.delimiter, encoding=encoding, na_filter=False, features=strings, header=0,
+            names=columns.names,
+        ) if columns.lines else datasets.Dataset.from_dict({name: [] for name in columns.names})  # fmt: skip
+    table = _table(rows, str(path), columns.lines)
+    if columns.delimiter != DELIMITERS[path.suffix.lower()]:
+        table.decimal_comma = columns.delimiter != ","
+        if task.delimiter is None:
+            table.notes.append(f"{path.name} was read with {columns.delimiter!r} between its columns")
+    return table
+
+
+def _json(task: FileTask, path: Path, text: str, encoding: str) -> Table:
+    lines = [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = None
+    if encoding == "utf-8" and not text.lstrip().startswith("["):
+        # Whatever it fails of, the lines are looked at then.
+        with contextlib.suppress(Exception), _quiet():
+            rows = _builder(task, "json", path)
+    as_written = rows is not None and "timestamp[" not in str(rows.features)  # texts that look like dates become dates
+    if not as_written or (isinstance(rows, datasets.Dataset) and len(rows) != len(lines)):
+        values, numbered = json_rows(path, text)
+        lines = numbered or []
+        with _one_sentence(str(path)):
+            rows = datasets.Dataset.from_list(values, on_mixed_types="use_json")
+        rows = rows.to_iterable_dataset() if task.streaming and values else rows
+    return _table(rows, str(path), lines or None)
+
+
+def _builder(task: FileTask, name: str, path: Path, **options: Any) -> Any:
+    return datasets.load_dataset(name, data_files=str(path), split="train", streaming=task.streaming, **options)
+
+
+def _table(rows: Any, source: str, lines: Sequence[int] | None = None) -> Table:
+    if not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+        raise DataError(f"{source} holds a {type(rows).__name__}, which is no data set")
+    columns = rows.column_names
+    if isinstance(rows, datasets.Dataset):
+        if not len(rows):
+            what = "data file" if Path(source).is_file() else "data set"
+            raise DataError(f"the {what} {source} is empty; it needs a row for each example")
+    elif columns is None:
+        first = next(iter(rows), None)
+        if first is None:
+            raise DataError(f"the data set {source} is empty; it needs a row for each example")
+        columns = list(first)
+    return Table(rows, source, list(columns), lines)
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _one_sentence(source: str) -> Iterator[None]:
+    """What ``datasets`` raises as one DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (
+        OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, NotImplementedError, pyarrow.ArrowException,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        why = " ".join(str(cause or error).split())
+        why = why if len(why) < 240 else why[:236] + " ..."
+        if Path(source).is_dir():
+            raise DataError(f"the data folder {source} cannot be read: {why}") from error
+        if Path(source).is_file():
+            raise DataError(f"the data file {source} cannot be read: {why}") from error
+        raise DataError(
+            f"data set {source!r} is no local file or folder and could not be read from the hub; give a path, or go "
+            f"online to fetch it once ({why})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no log of ``datasets``: what matters is in the error."""
+    bars, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    try:
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
