@@ -173,7 +173,7 @@ def _absolute(tree: dict[str, Any], folder: Path) -> None:
     if isinstance(task, dict):
         for split in ("train", "tune", "report"):
             if isinstance(task.get(split), str):
-                task[split] = str((folder / task[split]).absolute())
+                task[split] = _data_at(task[split], folder)
     if isinstance(training, dict):
         away = training.get("away_from")
         if isinstance(away, str):
@@ -188,6 +188,19 @@ def _absolute(tree: dict[str, Any], folder: Path) -> None:
             model["name"] = _model_at(model["name"], folder)
     elif isinstance(model, str):
         tree["model"] = _model_at(model, folder)
+
+
+def _data_at(source: str, folder: Path) -> str:
+    """A set on the hub looks like a relative path; it is one if nothing is there, and it is no file's name."""
+    bare = source.partition("[")[0]
+    if re.fullmatch(r"[\w-]+/[\w.-]+(:[\w.-]+)?", bare) and Path(bare).suffix.lower() not in _DATA_FILES:
+        owner, _, _ = bare.partition("/")
+        if not (folder / owner).exists():
+            return source
+    return str((folder / source).absolute())
+
+
+_DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
 
 
 def _model_at(model: str, folder: Path) -> str:
