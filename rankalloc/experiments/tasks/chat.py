@@ -90,18 +90,17 @@ class ChatTemplate:
         """The tokens of a conversation, and its labels: -100 for what is not learnt.
 
         Args:
-            loss_on: "assistant" for all that the assistant says, "completion" for its last turn, "all".
+            loss_on: "assistant" for all that the assistant says (in a turn at least), "completion" for its last turn,
+                or "all".
 
         Raises:
-            Mistake: there is no such turn, or the template refuses the conversation.
+            Mistake: the template refuses the conversation, or marks nothing in it.
             PrefixBroken: the turns cannot be found in the text.
         """
         if loss_on == "all":
             ids = self.ids(messages, options)
             return ids, list(ids)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if not turns:
-            raise Mistake("there is no turn of the assistant to learn from")
         if loss_on == "completion":
             turns = turns[-1:]
         ids, mask = self._marked(messages, options) if self.marked else self._by_prefixes(messages, options, turns)
