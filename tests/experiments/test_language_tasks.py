@@ -64,7 +64,7 @@ def by_tokens(task, *splits):
 @pytest.mark.parametrize(
     "kind, rows, options",
     [
-        ("chat", TWO_TURNS, {"assistant_only_loss": True}),
+        ("chat", conversations(12), {"assistant_only_loss": True}),
         ("prompt-completion", PAIRS, {}),
         ("prompt-completion", said(PAIRS), {}),
     ],
