@@ -295,7 +295,7 @@ HELLO = chat(("user", "w1"), ("assistant", "w2"))
         ("chat", {"messages": []}, "'messages' should be a list of messages, got []"),
         ("chat", {"messages": "w1 w2"}, "'messages' should be a list of messages, got 'w1 w2'"),
         ("chat", {"prompt": ["w1"], "completion": "w2"}, "'prompt' should"),
-        ("prompt-completion", {"prompt": "w1", "completion": [{"role": "user", "content": "w"}]}, "both be texts or"),
+        ("prompt-completion", {"prompt": "w1", "completion": [{"role": "user", "content": "w"}]}, "both be texts"),
         ("prompt-completion", {"prompt": "w1", "completion": ""}, "'completion' should be text, got ''"),
         ("preference", {"prompt": "w1", "chosen": "w2", "rejected": "w2"}, "'chosen' and 'rejected' are the same"),
         ("preference", {"prompt": None, "chosen": "a1", "rejected": "b3"}, "begin differently"),
