@@ -12,7 +12,7 @@ import torch
 from rankalloc.errors import ConfigError, RankallocError
 from rankalloc.experiments import trainer
 from rankalloc.experiments.config import load_config
-from rankalloc.experiments.runner import preview, train
+from rankalloc.experiments.runner import train
 from rankalloc.experiments.tasks import prepare
 from rankalloc.storage.tensors import read_tensors
 from rankalloc.trace import RankTrace
