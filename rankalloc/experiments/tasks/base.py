@@ -143,7 +143,7 @@ def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_s
     extra = {"use_cache": False} if prepared.kind in LANGUAGE_KINDS else {}
 
     with evaluating(model), torch.no_grad(), progress_of(split, len(examples)) as progress:
-        for rows in batches_of(prepared, examples, batch_size):
+        for rows in batches_of(prepared.kind, prepared.tokenizer, examples, batch_size):
             batch = on_device(prepared.collator([examples[i] for i in rows]), device)
             labels = batch.pop("labels")
             if prepared.kind == "seq2seq":  # a model that gets no labels does not shift them
@@ -176,13 +176,13 @@ def progress_of(split: str, examples: int) -> tqdm:
     )  # fmt: skip
 
 
-def batches_of(prepared: PreparedTask, examples: Features, batch_size: int) -> list[list[int]]:
+def batches_of(kind: str, tokenizer: Any, examples: Features, batch_size: int) -> list[list[int]]:
     """The examples' numbers in batches: long ones first, and as many as their logits have room for."""
-    if prepared.kind in MEDIA_KINDS:  # all of one size, and to look at one is to decode it
+    if kind in MEDIA_KINDS:  # all of one size, and to look at one is to decode it
         order = list(range(len(examples)))
     else:
         order = sorted(range(len(examples)), key=lambda i: (-len(examples[i]["input_ids"]), i))
-    if prepared.kind in DECODER_KINDS and order:
+    if kind in DECODER_KINDS and order:
         longest = len(examples[order[0]]["input_ids"])
-        batch_size = max(1, min(batch_size, _MOST_LOGITS // (longest * len(prepared.tokenizer))))
+        batch_size = max(1, min(batch_size, _MOST_LOGITS // (longest * len(tokenizer))))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

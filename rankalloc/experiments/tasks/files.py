@@ -19,8 +19,8 @@ from .encode import cut_note, encode_blocks, encode_texts, encode_words, limited
 from .metrics import classification_metrics, regression_metrics, token_metrics
 from .models import LoadedReference, builder, find_model
 from .reading import Table
-from .splitting import Row, read_splits
-
+from .splitting import Row, Splits, read_splits
+from .streams import streamed
 
 _METRICS = {"regression": regression_metrics, "causal-lm": token_metrics}
 
@@ -29,11 +29,13 @@ def prepare(config: RunConfig) -> PreparedTask:
     """The task ``config.task`` describes; see :func:`rankalloc.experiments.tasks.prepare`."""
     task = config.task
     assert isinstance(task, FileTask)  # named tasks have modules of their own
-    splits, notes = _read_splits(task)
+    limits = {split: getattr(config.data, f"limit_{split}") for split in SPLITS}
+    read = _read_splits(task, limits)
+    splits, notes = read.rows, read.notes
     # Labels are collected before data.limit_train applies: a limit must not make a label unknown.
     names = _label_names(splits["train"])
     _check_labels(task, splits, names)
-    splits = {split: limited(rows, getattr(config.data, f"limit_{split}")) for split, rows in splits.items()}
+    splits = {split: limited(rows, limits[split]) for split, rows in splits.items()}
 
     found = find_model(config, task.kind)
     features: dict[str, Features] = {}
@@ -42,6 +44,12 @@ def prepare(config: RunConfig) -> PreparedTask:
         notes += cut_note(split, cut, len(rows), config.data.max_length)
         if not features[split]:
             raise DataError(f"the {split} split has fewer than two tokens; give more text")
+    if read.stream is not None:  # only causal-lm
+        features["train"] = streamed(
+            read.stream, lambda rows, table: encode_blocks(
+                found.tokenizer, [_read_text(task, row, table)["text"] for row in rows], config.data.max_length
+            ), limits["train"], config.seed, notes,
+        )
     words_or_tokens = task.kind in ("token-classification", "causal-lm")
     collator = (DataCollatorForTokenClassification if words_or_tokens else DataCollatorWithPadding)(found.tokenizer)
     return PreparedTask(
@@ -62,14 +70,14 @@ def prepare(config: RunConfig) -> PreparedTask:
     )
 
 
-def _read_splits(task: FileTask) -> tuple[dict[str, list[Row]], list[str]]:
+def _read_splits(task: FileTask, limits: dict[str, int | None]) -> Splits:
     wanted = (task.text, task.text_pair, task.label if task.kind != "causal-lm" else None)
 
     def read(values: dict[str, Any], table: Table) -> dict[str, Any]:
         return _READERS[task.kind](task, values, table)
 
     columns = [column for column in wanted if column is not None]
-    return read_splits(task, columns, read, lambda row: json.dumps(row.values["text"]), _row_labels)
+    return read_splits(task, columns, read, lambda row: json.dumps(row.values["text"]), _row_labels, limits)
 
 
 # A reader turns a row's columns into "text" (and "pair", "label"), or raises a Mistake.

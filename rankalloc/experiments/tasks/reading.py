@@ -40,6 +40,7 @@ class Table:
         lines: each row's line in the file; None where rows are counted.
         notes: remarks on how it was read.
         decimal_comma: whether "1,5" is one and a half, as the columns are parted by another sign.
+        first: how many rows of the set come before its own.
     """
 
     rows: Any
@@ -48,6 +49,7 @@ class Table:
     lines: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
     decimal_comma: bool = False
+    first: int = 0
 
     def where(self, index: int) -> str:
         """The place of a row."""
@@ -55,7 +57,7 @@ class Table:
 
     def number(self, index: int) -> int:
         """A row's line, or its number from 1."""
-        return index + 1 if self.lines is None else self.lines[index]
+        return self.first + index + 1 if self.lines is None else self.lines[self.first + index]
 
 
 def read_tables(task: FileTask, needed: Sequence[str]) -> dict[str, Table]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import DataError
@@ -32,25 +32,69 @@ Reader = Callable[[dict[str, Any], Table], dict[str, Any]]
 """Turns a row's columns into what the task needs, or raises a Mistake."""
 
 
+HELD_OUT = 200
+"""Rows kept from the beginning of a stream for a split that has none of its own and no limit."""
+
+
+@dataclass
+class Splits:
+    """What was read.
+
+    Attributes:
+        rows: "train", "tune" and "report"; of a train set that is streamed its first rows, to look at.
+        stream: the train set that is streamed, without what is held out of it.
+        notes: remarks on how it was read.
+    """
+
+    rows: dict[str, list[Row]]
+    stream: Table | None
+    notes: list[str]
+
+
 def read_splits(
-    task: FileTask, needed: Sequence[str], read: Reader, key: Callable[[Row], str], labels: Callable[[Row], set[str]]
-) -> tuple[dict[str, list[Row]], list[str]]:
-    """"train", "tune" and "report" as lists of rows, and notes on how they were read.
+    task: FileTask,
+    needed: Sequence[str],
+    read: Reader,
+    key: Callable[[Row], str],
+    labels: Callable[[Row], set[str]],
+    limits: Mapping[str, int | None],
+) -> Splits:
+    """"train", "tune" and "report" as lists of rows.
 
     Args:
         needed: columns that every table must have.
         read: what becomes of a row's columns.
         key: rows of equal keys are never in two splits.
         labels: the classes of a row, all of which training must see.
+        limits: of each split; of what is streamed only so many rows are read for "tune" and "report".
 
     Raises:
         DataError: a table cannot be read; rows are wrong, of which the first is told, with the others' lines; or the
             train set is too small to be split.
     """
     tables = read_tables(task, needed)
-    splits = {split: checked(table, read) for split, table in tables.items()}
+    stream = tables["train"] if task.streaming else None
+    splits = {
+        split: checked(_beginning(table, limits[split] or HELD_OUT) if task.streaming else table, read)
+        for split, table in tables.items()
+    }
     missing = {split: getattr(task, f"{split}_share") for split in SPLITS[1:] if split not in splits}
-    if missing:
+    notes = [note for table in tables.values() for note in table.notes]
+    if missing and stream is not None:
+        sizes = {split: limits[split] or HELD_OUT for split in missing}
+        first = checked(_beginning(stream, sum(sizes.values()) + 1), read)
+        if len(first) <= sum(sizes.values()):
+            raise DataError(
+                f"{task.train} ends within the first {sum(sizes.values())} rows, which are held out of a stream for "
+                f"{' and '.join(missing)}; set data.limit_tune and data.limit_report lower, or give separate files"
+            )
+        for split, size in sizes.items():
+            splits[split], first = first[:size], first[size:]
+        stream = replace(stream, rows=stream.rows.skip(sum(sizes.values())), first=sum(sizes.values()))
+        splits["train"] = checked(_beginning(stream, limits["train"] or HELD_OUT), read)
+        held = " and ".join(f"{size} for {split}" for split, size in sizes.items())
+        notes.append(f"the first rows of the stream are held out: {held}")
+    elif missing:
         rows = splits["train"]
         splits |= split_rows(rows, missing, key, labels)
         if not all(splits.values()):
@@ -58,8 +102,11 @@ def read_splits(
                 f"{task.train} is too small to split into train, {' and '.join(missing)}: its {len(rows)} rows should "
                 f"have at least {len(missing) + 1} distinct texts and each label more than once; or give separate files"
             )
-    notes = [note for table in tables.values() for note in table.notes]
-    return {split: splits[split] for split in SPLITS}, list(dict.fromkeys(notes))
+    return Splits({split: splits[split] for split in SPLITS}, stream, list(dict.fromkeys(notes)))
+
+
+def _beginning(table: Table, rows: int) -> Table:
+    return replace(table, rows=table.rows.take(rows))
 
 
 def checked(table: Table, read: Reader) -> list[Row]:

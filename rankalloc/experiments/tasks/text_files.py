@@ -103,8 +103,12 @@ def check_columns(path: Path, text: str, wanted: Iterable[str], delimiter: str |
     own = delimiter or DELIMITERS[path.suffix.lower()]
     if len(own) != 1:
         raise DataError(f"task.delimiter should be one character, got {own!r}")
-    if delimiter is None and not set(wanted) <= set(_header(text, own)):
-        others = [one for one in _OTHERS if one != own and set(wanted) <= set(_header(text, one))]
+    wanted = set(wanted)
+    if delimiter is None and (not wanted <= set(_header(text, own)) or (not wanted and len(_header(text, own)) == 1)):
+        others = [
+            one for one in _OTHERS
+            if one != own and wanted <= set(_header(text, one)) and len(_header(text, one)) > 1 - bool(wanted)
+        ]
         own = others[0] if len(others) == 1 else own
     names: list[str] | None = None
     lines: list[int] = []
