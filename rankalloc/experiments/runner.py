@@ -212,6 +212,7 @@ def preview(config: RunConfig) -> Preview:
     """Everything :func:`train` would check and choose before its first step; writes nothing."""
     prepared = prepare(config)
     require_length(config, prepared)
+    arguments_for(config, prepared, config.folder)
     set_seed(config.seed)
     model = prepared.build_model()
     shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
