@@ -67,8 +67,8 @@ class FileTask(Section):
     test splits are used, or else a share of ``train`` is split off.
 
     ``text`` and ``label`` name the columns where they are not the kind's own. ``loss_on`` says which tokens of a
-    conversation or of prompt and completion are learnt. ``metric`` is what runs are compared by: null is the kind's, and
-    ``module:function`` scores generated texts. ``beta`` is DPO's."""
+    conversation or of prompt and completion are learnt. ``metric`` is what runs are compared by: null is the kind's,
+    and ``module:function`` scores generated texts. ``beta`` is DPO's."""
 
     kind: Literal[
         "text-classification", "regression", "token-classification", "causal-lm", "chat", "prompt-completion",

@@ -10,15 +10,17 @@ The tokens are those of the tokenizer's own chat template. What the assistant sa
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from ...errors import ConfigError
 from ...layers.batches import IGNORED
@@ -90,48 +92,53 @@ class ChatTemplate:
         """The tokens of a conversation, and its labels: -100 for what is not learnt.
 
         Args:
-            loss_on: "assistant" for all that the assistant says, "completion" for its last turn, "all".
+            loss_on: "assistant" for all that the assistant says (in a turn at least), "completion" for its last turn,
+                or "all".
 
         Raises:
-            Mistake: there is no such turn, or the template refuses the conversation.
+            Mistake: the template refuses the conversation, or marks nothing in it.
             PrefixBroken: the turns cannot be found in the text.
         """
         if loss_on == "all":
             ids = self.ids(messages, options)
             return ids, list(ids)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if not turns:
-            raise Mistake("there is no turn of the assistant to learn from")
         if loss_on == "completion":
             turns = turns[-1:]
-        ids, mask = self._marked(messages, options) if self.marked else self._by_prefixes(messages, options, turns)
-        if self.marked and loss_on == "completion":
-            end = max((i for i, one in enumerate(mask) if one), default=-1)
-            start = end
-            while start > 0 and mask[start - 1]:
-                start -= 1
-            mask = [int(start <= i <= end) for i in range(len(mask))]
+        whole = self.text(messages, options)
+        if self.marked:
+            spans = self._marks(messages, options)
+            if loss_on == "completion":
+                before = self.text(messages[: turns[0]], options) if turns[0] else ""
+                spans = [span for span in spans if span[0] >= len(before)] if whole.startswith(before) else spans[-1:]
+        else:
+            spans = [(self._start(messages, i, options, whole), self._end(messages, i, options, whole)) for i in turns]
+        ids, mask = self._tokens(whole, spans)
         if not any(mask):
             raise Mistake("the chat template marks nothing that the assistant says; mend model.chat_template")
         return ids, [token if one else IGNORED for token, one in zip(ids, mask, strict=True)]
 
-    def _marked(self, messages: Sequence[Message], options: dict[str, Any]) -> tuple[list[int], list[int]]:
-        found = self._applied(messages, options, return_dict=True, return_assistant_tokens_mask=True)
-        return list(found["input_ids"]), list(found["assistant_masks"])
+    def _marks(self, messages: Sequence[Message], options: dict[str, Any]) -> list[tuple[int, int]]:
+        """Where the marked parts of the text are. The mask of ``apply_chat_template`` is not taken: a part that ends
+        in a blank which no token covers is marked up to the text's end there."""
+        variables = {**self.tokenizer.special_tokens_map, **options}
+        with self._refusals():
+            _, marks = render_jinja_template(
+                [list(messages)], chat_template=self.template, return_assistant_tokens_mask=True, **variables
+            )
+        return [(start, end) for start, end in marks[0]]
 
-    def _by_prefixes(
-        self, messages: Sequence[Message], options: dict[str, Any], turns: list[int]
-    ) -> tuple[list[int], list[int]]:
-        whole = self.text(messages, options)
-        spans = [(self._start(messages, i, options, whole), self._end(messages, i, options, whole)) for i in turns]
+    def _tokens(self, whole: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """The text's tokens, and whether each has a part in one of the spans."""
         if not self.tokenizer.is_fast:
             return self._by_tokens(whole, spans)
         found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        mask = [int(any(a <= first < b for a, b in spans)) for first, _ in found["offset_mapping"]]
+        mask = [int(any(first < b and last > a for a, b in spans)) for first, last in found["offset_mapping"]]
         return list(found["input_ids"]), mask
 
     def _by_tokens(self, whole: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """As by prefixes of the text, for a tokenizer that does not tell where its tokens are."""
+        """The same for a tokenizer that does not tell where its tokens are: by the tokens of the text up to a place."""
+
         def tokens(text: str) -> list[int]:
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -162,10 +169,16 @@ class ChatTemplate:
         )
 
     def _applied(self, messages: Sequence[Message], options: dict[str, Any], **settings: Any) -> Any:
-        try:
+        with self._refusals():
             return self.tokenizer.apply_chat_template(
                 list(messages), chat_template=self.template, **{**settings, **options}
             )
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What a template raises as a Mistake."""
+        try:
+            yield
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             why = " ".join(str(error).split())
             raise Mistake(f"the chat template refuses this conversation: {why}") from error

@@ -51,8 +51,9 @@ def form_of(kind: str, columns: Iterable[str], text: str | None, label: str | No
         if preferred:
             return "chosen", []
         raise Mistake(f"preference needs the columns 'chosen' and 'rejected' (and 'prompt'), and {_has(columns)}")
-    if preferred and not paired and text not in have:
+    if preferred and not paired and not (kind == "chat" and text in have):
         raise Mistake(f"{kind} data has one answer, and this has 'chosen' and 'rejected'; use kind: preference")
+    forms: tuple[tuple[str, set[str]], ...]
     if kind == "chat":
         forms = (("messages", {text or "messages"}), ("conversations", {"conversations"}),
                  ("prompt", {"prompt", "completion"}), ("instruction", {"instruction", "output"}))  # fmt: skip

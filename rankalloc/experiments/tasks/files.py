@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..config import RunConfig
 from ..sections import FileTask
 from .base import SPLITS, Features, PreparedTask
 from .cells import Mistake, class_in, number_in, text_in, words_in
+from .classes import check_labels, label_names, named_label, row_labels
 from .encode import cut_note, encode_blocks, encode_texts, encode_words, limited
 from .metrics import classification_metrics, regression_metrics, token_metrics
 from .models import LoadedReference, builder, find_model
@@ -33,8 +33,8 @@ def prepare(config: RunConfig) -> PreparedTask:
     read = _read_splits(task, limits)
     splits, notes = read.rows, read.notes
     # Labels are collected before data.limit_train applies: a limit must not make a label unknown.
-    names = _label_names(splits["train"])
-    _check_labels(task, splits, names)
+    names = label_names(splits["train"])
+    check_labels(task, splits, names)
     splits = {split: limited(rows, limits[split]) for split, rows in splits.items()}
 
     found = find_model(config, task.kind)
@@ -77,7 +77,7 @@ def _read_splits(task: FileTask, limits: dict[str, int | None]) -> Splits:
         return _READERS[task.kind](task, values, table)
 
     columns = [column for column in wanted if column is not None]
-    return read_splits(task, columns, read, lambda row: json.dumps(row.values["text"]), _row_labels, limits)
+    return read_splits(task, columns, read, lambda row: json.dumps(row.values["text"]), row_labels, limits)
 
 
 # A reader turns a row's columns into "text" (and "pair", "label"), or raises a Mistake.
@@ -89,7 +89,8 @@ def _read_text(task: FileTask, values: dict[str, Any], table: Table) -> dict[str
 
 
 def _read_classified(task: FileTask, values: dict[str, Any], table: Table) -> dict[str, Any]:
-    return _read_text(task, values, table) | {"label": class_in(_label(task, values, table), str(task.label))}
+    label = str(task.label)
+    return _read_text(task, values, table) | {"label": class_in(named_label(values, label, table), label)}
 
 
 def _read_number(task: FileTask, values: dict[str, Any], table: Table) -> dict[str, Any]:
@@ -107,44 +108,12 @@ def _read_words(task: FileTask, values: dict[str, Any], table: Table) -> dict[st
     return {"text": words, "label": [class_in(label, str(task.label)) for label in labels]}
 
 
-def _label(task: FileTask, values: dict[str, Any], table: Table) -> Any:
-    """A row's label: of a column of classes their name, as the set's own features have it."""
-    given = values[str(task.label)]
-    feature = (table.rows.features or {}).get(task.label)
-    return feature.int2str(given) if hasattr(feature, "int2str") and isinstance(given, int) else given
-
-
 _READERS: dict[str, Callable[[FileTask, dict[str, Any], Table], dict[str, Any]]] = {
     "text-classification": _read_classified,
     "regression": _read_number,
     "token-classification": _read_words,
     "causal-lm": _read_text,
 }
-
-
-def _row_labels(row: Row) -> set[str]:
-    label = row.values.get("label")
-    return set(label) if isinstance(label, list) else {label} if isinstance(label, str) else set()
-
-
-def _label_names(rows: list[Row]) -> list[str]:
-    labels = set().union(*map(_row_labels, rows))
-    whole = all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels)
-    return sorted(labels, key=lambda label: (int(label), label) if whole else label)
-
-
-def _check_labels(task: FileTask, splits: dict[str, list[Row]], names: list[str]) -> None:
-    if task.kind in ("regression", "causal-lm"):
-        return
-    if len(names) < 2:
-        raise DataError(f"{task.train}: all rows have the label {names[0]!r}; there is nothing to tell apart")
-    for split in SPLITS[1:]:
-        for row in splits[split]:
-            unseen = sorted(_row_labels(row) - set(names))
-            if unseen:
-                raise DataError(
-                    f"{row.where}: label {unseen[0]!r} does not occur in training; known: {', '.join(names)}"
-                )
 
 
 def _encode(

@@ -66,7 +66,8 @@ class Generation:
         """What ``model`` answers to the prompts of a split, greedily, in their order."""
         prompts = [ids for ids, _ in self.prompts[split]]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        found, writer = [""] * len(prompts), getattr(model, "module", model)
+        found = [""] * len(prompts)
+        writer: Any = getattr(model, "module", model)  # of a wrapper that spreads it over processes
         pad, device = self.tokenizer.pad_token_id, next(model.parameters()).device
         with evaluating(model), quiet(), torch.no_grad(), progress_of(f"{split} by generation", len(prompts)) as bar:
             for start in range(0, len(order), batch_size):
@@ -78,8 +79,8 @@ class Generation:
                     [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=device
                 )
                 written = writer.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1,
-                    pad_token_id=pad, eos_token_id=self.tokenizer.eos_token_id, use_cache=True,
+                    input_ids=ids, attention_mask=mask, max_new_tokens=self.max_new_tokens, do_sample=False,
+                    num_beams=1, pad_token_id=pad, eos_token_id=self.tokenizer.eos_token_id, use_cache=True,
                 )  # fmt: skip
                 new = written if writer.config.is_encoder_decoder else written[:, longest:]
                 for i, text in zip(rows, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
@@ -109,7 +110,7 @@ def scorer(metric: str) -> Score | None:
         sys.path.remove(here)
     if not callable(found):
         raise ConfigError(f"task.metric {metric!r} should be a function of two lists of texts, and is {found!r}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> list[float]:

@@ -103,7 +103,10 @@ class _Form:
         further = {"tools": tools_in(values), "chat_template_kwargs": options_in(values)}
         further = {name: value for name, value in further.items() if value}
         if task.kind == "chat":
-            return {"messages": conversation(form, values, task.text), **further}
+            messages = conversation(form, values, task.text)
+            if task.loss_on != "all" and not any(message["role"] == "assistant" for message in messages):
+                raise Mistake("there is no turn of the assistant to learn from")
+            return {"messages": messages, **further}
         if task.kind == "preference":
             return {**preference(values), **further}
         prompt, completion = pair(form, values, task.text, task.label)
@@ -140,7 +143,7 @@ def _length_notes(writer: Writer, split: str, dropped: int, total: int, longest:
     cut, writer.cut = writer.cut, 0
     notes = [f"{cut} of {total} {split} examples were cut at data.max_length {longest} tokens"] if cut else []
     if dropped:
-        notes.append(f"{dropped} of {total} {split} examples were left out: nothing to learn is within {longest} tokens")
+        notes.append(f"{dropped} of {total} {split} examples have nothing to learn within {longest} tokens: left out")
     return notes
 
 

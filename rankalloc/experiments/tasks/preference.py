@@ -47,7 +47,9 @@ class Preferences:
         """"loss", "reward_accuracy" (the share of pairs of a margin above 0) and "reward_margin" (the mean)."""
         if split not in self._references:
             with torch.random.fork_rng():
-                base = self.build_model().to(next(model.parameters()).device)
+                base: Any = self.build_model()
+            if not getattr(base, "is_quantized", False):  # which stays where it was loaded
+                base = base.to(next(model.parameters()).device)
             self._references[split] = self._log_probabilities(base, split, batch_size)
         gained = self._log_probabilities(model, split, batch_size) - self._references[split]
         margins = self.beta * (gained[:, 0] - gained[:, 1])

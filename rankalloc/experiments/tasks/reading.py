@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
 
 from ...errors import DataError, did_you_mean
 from ..sections import FileTask
@@ -79,6 +78,7 @@ def read_tables(task: FileTask, needed: Sequence[str]) -> dict[str, Table]:
             tables[split] = own
             tables["train"].notes.append(f"the {split} split is the set's own {own.source.rpartition('[')[2]}"[:-1])
     for table in tables.values():
+        table.rows = _undecoded(table.rows)
         for column in needed:
             if column not in table.columns:
                 first = f", line {table.number(0)}" if table.lines else ""
@@ -226,6 +226,14 @@ def _table(rows: Any, source: str, lines: Sequence[int] | None = None) -> Table:
     return Table(rows, source, list(columns), lines)
 
 
+def _undecoded(rows: Any) -> Any:
+    """Rows whose images and sounds are their files' content: to decode them is for whom it may concern."""
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)):
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows
+
+
 def _exists(source: str) -> bool:
     try:
         return Path(source).exists()
@@ -241,7 +249,7 @@ def _one_sentence(source: str) -> Iterator[None]:
     except DataError:
         raise
     except (
-        OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, NotImplementedError, pyarrow.ArrowException,
+        OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError,
         datasets.exceptions.DatasetsError,
     ) as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error

@@ -110,8 +110,8 @@ def _beginning(table: Table, rows: int) -> Table:
 
 
 def checked(table: Table, read: Reader) -> list[Row]:
-    """All rows of a table as ``read`` reads them. Raises DataError on the first that it cannot, with the places of up to
-    five others."""
+    """All rows of a table as ``read`` reads them. Raises DataError on the first that it cannot, with the places of up
+    to five others."""
     rows: list[Row] = []
     first: str | None = None
     others: list[int] = []

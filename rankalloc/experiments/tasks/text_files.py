@@ -26,8 +26,10 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
-_BINARY = ((b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip or Excel"),
-           (b"SQLite format 3", "SQLite"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"%PDF", "PDF"))  # fmt: skip
+_BINARY = (
+    (b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip or Excel"),
+    (b"SQLite format 3", "SQLite"), (b"\x89PNG", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"%PDF", "PDF"),
+)  # fmt: skip
 
 # The csv module's own limit of 128 KiB is less than a long document.
 _LONGEST_CELL = 2**27
@@ -74,7 +76,7 @@ def read_text(path: Path, encoding: str | None) -> tuple[str, str]:
     try:
         text = path.read_bytes().decode(found)
     except LookupError:
-        raise DataError(f"task.encoding {found!r} is unknown; known are utf-8, utf-16, cp1252, latin-1 and so on") from None
+        raise DataError(f"task.encoding {found!r} is unknown; known are utf-8, utf-16, cp1252 and latin-1") from None
     except UnicodeDecodeError as error:
         if encoding:
             raise DataError(f"the data file {path} is not {encoding} text (byte {error.start})") from None

@@ -1,7 +1,7 @@
 """Prompts and answers to features: the tokens that a model reads, and those that it learns to write.
 
-Tokens are TRL's: a text's end token is added to what is to be learnt; a completion begins where the tokens of the prompt
-and those of both together part. A test compares them.
+Tokens are TRL's: a text's end token is added to what is to be learnt; a completion begins where the tokens of the
+prompt and those of both together part. A test compares them.
 """
 
 from __future__ import annotations
