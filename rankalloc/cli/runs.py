@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shlex
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,10 @@ def _training() -> Iterator[None]:
 
     if not torch.accelerator.is_available():
         keep_freed_memory()
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        # what libraries tell each other about names to come, and DDP about the layout of thin matrices
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
         yield
 
 

@@ -22,7 +22,7 @@ def processes() -> int:
 
 def is_first() -> bool:
     """Whether this process is the one that writes and prints; the only one is."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return processes() == 1 or int(os.environ.get("RANK", 0)) == 0
 
 
 def require_alone(command: str) -> None:

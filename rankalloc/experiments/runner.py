@@ -28,7 +28,7 @@ from .config import RunConfig
 from .launched import processes, processes_note, together
 from .run_folder import RunFolder
 from .tasks import prepare
-from .tasks.base import PreparedTask, evaluate
+from .tasks.base import PreparedTask, base_of, evaluate
 from .tracking import trackers
 from .trainer import (
     Progress,
@@ -81,9 +81,7 @@ def train(
     run, first = RunFolder(folder), arguments.process_index == 0
     checkpoint = last_checkpoint(folder) if resume else None
     set_seed(config.seed)
-    model = prepared.build_model()
-    if prepared.comparison is not None:
-        prepared.comparison.remember(model)
+    model = base_of(prepared)
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
     require_trainable(prepared, model, adapters)
     ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
@@ -154,7 +152,7 @@ def _evaluated(config: RunConfig, prepared: PreparedTask, model: torch.nn.Module
 def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, split: str) -> EvaluationRecord:
     """Quality of an adapter on disk on one split, on a fresh model."""
     set_seed(config.seed)
-    model = prepared.build_model()
+    model = base_of(prepared)
     load(model, adapter)
     return evaluate(prepared, model, split, config.training.eval_batch_size)
 
@@ -214,6 +212,7 @@ def preview(config: RunConfig) -> Preview:
     """Everything :func:`train` would check and choose before its first step; writes nothing."""
     prepared = prepare(config)
     require_length(config, prepared)
+    arguments_for(config, prepared, config.folder)
     set_seed(config.seed)
     model = prepared.build_model()
     shapes = layer_shapes(model, config.adapter.rank, **_targets(config))

@@ -31,6 +31,10 @@ from .tasks.base import PreparedTask, evaluate
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
+# transformers' name for recomputing activations, which is changing
+_CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
+)
 _SHARED_NAME = "preferences"  # in a run's folder while several processes train on them
 
 
@@ -57,8 +61,13 @@ def trainer_for(
             kind = trl.SFTTrainer if prepared.trainer == "sft" else trl.DPOTrainer
             with _no_bars():
                 trainer = kind(model, train_dataset=data, processing_class=prepared.tokenizer, **options)
+            trainer.create_model_card = _no_card
         trainer.remove_callback(PrinterCallback)
         yield trainer
+
+
+def _no_card(*given: Any, **named: Any) -> None:
+    """In place of the model card that TRL leaves beside every checkpoint: the run's own trace says more."""
 
 
 def arguments_for(config: RunConfig, prepared: PreparedTask, folder: Path) -> TrainingArguments:
@@ -69,7 +78,7 @@ def arguments_for(config: RunConfig, prepared: PreparedTask, folder: Path) -> Tr
         RankallocError: one process would spread the model over several GPUs.
     """
     training = config.training
-    optional: dict[str, Any] = {"gradient_checkpointing": True} if training.gradient_checkpointing else {}
+    optional: dict[str, Any] = {_CHECKPOINTING: True} if training.gradient_checkpointing else {}
     if training.steps is not None:
         optional["max_steps"] = training.steps
     else:
@@ -99,11 +108,11 @@ def _kind_of_arguments(config: RunConfig, prepared: PreparedTask) -> tuple[Any, 
     if prepared.trainer == "sft":
         # the features are cut and labelled; their collator pads them
         return trl.SFTConfig, {
-            "gradient_checkpointing": False, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True},
+            _CHECKPOINTING: False, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True},
         }
     assert isinstance(config.task, FileTask)  # no named task has preferences
     return trl.DPOConfig, {
-        "gradient_checkpointing": False, "beta": config.task.beta, "max_length": config.data.max_length,
+        _CHECKPOINTING: False, "beta": config.task.beta, "max_length": config.data.max_length,
         "precompute_ref_log_probs": True,
     }
 
@@ -138,7 +147,8 @@ def _train_split(prepared: PreparedTask, arguments: TrainingArguments) -> Iterat
     try:
         if first:
             shutil.rmtree(folder, ignore_errors=True)
-            data.save_to_disk(str(folder))
+            with _no_bars():
+                data.save_to_disk(str(folder))
         together(arguments)
         yield load_from_disk(str(folder))
     finally:

@@ -165,16 +165,15 @@ def test_weights_of_another_size_elsewhere_are_refused(home, three):
 
 
 def test_a_name_and_a_mapping_say_the_same(home, tmp_path):
-    (tmp_path / "run.yaml").write_text("task: {kind: causal-lm, train: a.jsonl}\nmodel: {name: ./base, dtype: bfloat16}")
+    task = "task: {kind: causal-lm, train: a.jsonl}\n"
+    (tmp_path / "run.yaml").write_text(f"{task}model: {{name: ./base, dtype: bfloat16}}")
     (tmp_path / "template.jinja").write_text(TEMPLATE)
     config = load_config(tmp_path / "run.yaml", ["model.revision=v2"])
     assert config.model_settings.name == str(tmp_path / "base") and config.model_settings.revision == "v2"
-    (tmp_path / "run.yaml").write_text(
-        "task: {kind: causal-lm, train: a.jsonl}\nmodel: {name: owner/name, chat_template: template.jinja}"
-    )
+    (tmp_path / "run.yaml").write_text(f"{task}model: {{name: owner/name, chat_template: template.jinja}}")
     config = load_config(tmp_path / "run.yaml")
     assert config.model_settings.chat_template == str(tmp_path / "template.jinja")
-    (tmp_path / "run.yaml").write_text("task: {kind: causal-lm, train: a.jsonl}\nmodel: owner/name")
+    (tmp_path / "run.yaml").write_text(f"{task}model: owner/name")
     named = load_config(tmp_path / "run.yaml", ["model.load_in_4bit=true"])
     assert named.model_settings.name == "owner/name" and named.model_settings.load_in_4bit
     assert load_config(tmp_path / "run.yaml").model == "owner/name"

@@ -99,6 +99,14 @@ class PreparedTask:
         return not hasattr(self.splits["train"], "__len__")
 
 
+def base_of(prepared: PreparedTask) -> PreTrainedModel:
+    """A fresh model, which a task that compares with the base has seen before anything is attached."""
+    model = prepared.build_model()
+    if prepared.comparison is not None:
+        prepared.comparison.remember(model)
+    return model
+
+
 def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_size: int) -> EvaluationRecord:
     """Losses and metrics of ``model`` on a split, without gradients and without dropout.
 
