@@ -7,6 +7,7 @@ where it is known, the line.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -227,7 +228,12 @@ def _json(task: FileTask, path: Path, text: str, encoding: str) -> Table:
 
 
 def _builder(task: FileTask, name: str, path: Path, **options: Any) -> Any:
-    return datasets.load_dataset(name, data_files=str(path), split="train", streaming=task.streaming, **options)
+    # datasets knows a cached file by its path and time; a copy that keeps the time would be taken for the old one.
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return datasets.load_dataset(
+        name, name=content, data_files=str(path), split="train", streaming=task.streaming, **options
+    )
 
 
 def _table(rows: Any, source: str, lines: Sequence[int] | None = None) -> Table:
