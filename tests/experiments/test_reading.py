@@ -111,7 +111,9 @@ def test_lists_in_cells_are_read_as_who_wrote_them_meant(cell):
     assert words_in(cell, "labels") == ["B-X", "I-X"]
 
 
-@pytest.mark.parametrize("cell", ["['B-X', I-X]", "['a', __import__('os')]", "[" * 9000 + "'a'" + "]" * 9000, "['a' ... 'b']"])
+@pytest.mark.parametrize("cell", [
+    "['B-X', I-X]", "['a', __import__('os')]", "[" * 9000 + "'a'" + "]" * 9000, "['a' ... 'b']",
+], ids=["unquoted", "code", "deep", "cut"])  # fmt: skip
 def test_lists_in_cells_are_never_guessed_or_run(cell):
     with pytest.raises(Mistake, match="looks like a list|should be a list"):
         words_in(cell, "labels")

@@ -17,7 +17,7 @@ from typing import Any
 _LONGEST_LIST = 1_000_000
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
-_QUOTED_LIST = re.compile(r"\s*\[\s*['\"].*\]\s*", re.DOTALL)
+_QUOTED_LIST = re.compile(r"\s*\[[\[\s]*['\"].*\]\s*", re.DOTALL)
 
 
 class Mistake(ValueError):

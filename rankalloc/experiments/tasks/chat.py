@@ -123,10 +123,10 @@ class ChatTemplate:
         in a blank which no token covers is marked up to the text's end there."""
         variables = {**self.tokenizer.special_tokens_map, **options}
         with self._refusals():
-            _, marks = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [list(messages)], chat_template=self.template, return_assistant_tokens_mask=True, **variables
             )
-        return [(start, end) for start, end in marks[0]]
+        return [(start, end) for start, end in rendered[1][0]]
 
     def _tokens(self, whole: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """The text's tokens, and whether each has a part in one of the spans."""

@@ -23,6 +23,7 @@ from .text_files import DELIMITERS, binary_kind, check_columns, json_rows, parag
 JSON = (".jsonl", ".ndjson", ".json")
 PLAIN = ".txt"
 _BINARY = {".parquet": ("parquet", "Parquet"), ".arrow": ("arrow", "Arrow")}
+_SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 _SAVED = ("state.json", "dataset_dict.json")
 _OTHER_NAMES = {"tune": ("validation", "valid", "dev", "tune"), "report": ("test", "report")}
 _SPLIT_OF_SET = re.compile(r"(.+?)\[([^\[\]]+(?:\[[^\[\]]*\])?)\]")
@@ -129,11 +130,30 @@ def _loaded(task: FileTask, folder: Path | None, source: str) -> Any:
         name, _, config = source.partition(":")
         return datasets.load_dataset(name, config or None, streaming=task.streaming)
     if task.kind in MEDIA_KINDS and not any(folder.rglob("*.parquet")) and not any(folder.rglob("*.arrow")):
-        return datasets.load_dataset(task.kind.partition("-")[0] + "folder", data_dir=str(folder))
+        return _sounds(folder) if task.kind == "audio-classification" else datasets.load_dataset(
+            "imagefolder", data_dir=str(folder)
+        )  # fmt: skip
     options: dict[str, Any] = {}
     if any(folder.glob("*.csv")):  # a cell that says NA is no gap
         options = {"na_filter": False, "sep": task.delimiter or ",", "encoding": task.encoding}
     return datasets.load_dataset(str(folder), streaming=task.streaming, **options)
+
+
+def _sounds(folder: Path) -> dict[str, datasets.Dataset]:
+    """A folder of sounds as ``datasets`` reads one of images: the class is the folder that a file is in, below
+    "train", "validation" and "test" where there are such. Its own reader needs a decoder even to look."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder).parts
+        if path.suffix.lower() in _SOUNDS and len(place) > 1:
+            split = place[0] if len(place) > 2 and place[0] in ("train", "validation", "test") else "train"
+            found.setdefault(split, []).append((str(path), place[-2]))
+    if not found:
+        raise DataError(f"the data folder {folder} holds no sounds ({', '.join(_SOUNDS)}) in folders, one a class")
+    return {
+        split: datasets.Dataset.from_dict({"audio": [path for path, _ in rows], "label": [name for _, name in rows]})
+        for split, rows in found.items()
+    }
 
 
 def _part(sets: dict[str, Any], source: str, split: str) -> Any:
