@@ -18,6 +18,7 @@ import torch
 from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.triplets import Triplets
 from ..errors import RankallocError
+from ..layers.tied import partners
 from . import fingerprint
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .layout import Layout
@@ -69,7 +70,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         )
     heads = {
         f"{head}.{key}": value
-        for head, module in adapters.heads.items() for key, value in module.state_dict().items()
+        for head in saved_whole(adapters) for key, value in adapters.model.get_submodule(head).state_dict().items()
     }
     base = fingerprint.fingerprint(adapters)
     about = {} if base is None else {fingerprint.KEY: base.encode()}
@@ -78,6 +79,13 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     return write_folder(
         path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
     )
+
+
+def saved_whole(adapters: Adapters) -> list[str]:
+    """Names of the modules that are written whole: the heads, and whatever shares a weight with one. PEFT gives every
+    module in the file its own copy, and keeps that of any other as it was."""
+    found = {*adapters.heads, *(name for head in adapters.heads for name in partners(adapters.model, head))}
+    return sorted(name for name in found if not any(name.startswith(f"{outer}.") for outer in found))
 
 
 def _factors(adapter: Triplets) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,7 +106,8 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     model = adapters.model
     class_name = type(model).__name__
     task_type = next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None)
-    if not adapters.heads and task_type in WITH_HEAD:
+    in_text = getattr(model, "main_input_name", "input_ids") == "input_ids"  # PEFT's classes for tasks call it so
+    if not in_text or not adapters.heads and task_type in WITH_HEAD:
         task_type = None
     parameters = as_parameters(getattr(getattr(model, "config", None), "model_type", None), written)
     modules = [name for name in written if not is_parameter(name, parameters)]
@@ -106,7 +115,7 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     return lora_config(
         rank, _target_modules(adapters, modules), **others, base_model_name_or_path=fingerprint.name_of(model),
         task_type=task_type,
-        modules_to_save=sorted(adapters.heads) or None, fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
+        modules_to_save=saved_whole(adapters) or None, fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
     )
 
 
