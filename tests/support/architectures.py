@@ -7,7 +7,7 @@ Hidden size 32, two layers, a vocabulary of 64, no dropout. A new architecture i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ import transformers
 from torch import nn
 
 VOCAB, LENGTH, ROWS, LABELS = 64, 8, 2, 3
+IMAGE = VOCAB - 1
+"""The token that stands for (a part of) an image."""
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -22,8 +24,9 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def token_ids(seed: int, length: int = LENGTH) -> torch.Tensor:
-    """(rows, length): no special token but a 1 at the end, which models that pool at an end-of-text token look for."""
-    ids = torch.randint(5, VOCAB, (ROWS, length), generator=_generator(seed))
+    """(rows, length): no special token, nor the last of the vocabulary, which stands for images, but a 1 at the end,
+    which models that pool at an end-of-text token look for."""
+    ids = torch.randint(5, VOCAB - 1, (ROWS, length), generator=_generator(seed))
     ids[:, -1] = 1
     return ids
 
@@ -73,11 +76,11 @@ def pairs(seed: int) -> dict[str, Any]:
     return {"input_ids": ids, "pixel_values": _numbers(seed, 3, 16, 16), "return_loss": True}
 
 
-def images_in_text(image_token: int, count: int, *places: int) -> Callable[[int], dict[str, torch.Tensor]]:
+def images_in_text(count: int, *places: int) -> Callable[[int], dict[str, torch.Tensor]]:
     """Language whose first ``count`` tokens stand for an image of 16 pixels a side (``places``: further dimensions)."""
 
     def made(seed: int) -> dict[str, torch.Tensor]:
-        ids = torch.cat([torch.full((ROWS, count), image_token), token_ids(seed)], 1)
+        ids = torch.cat([torch.full((ROWS, count), IMAGE), token_ids(seed)], 1)
         return {
             "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids,
             "pixel_values": _numbers(seed, *places, 3, 16, 16),
@@ -103,7 +106,6 @@ class Architecture:
     options: Mapping[str, Any]
     inputs: Callable[[int], dict[str, Any]]
     generates: bool = False
-    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self) -> transformers.PreTrainedConfig:
         made = getattr(transformers, self.model).config_class(**self.options)
@@ -288,29 +290,29 @@ VISION_LANGUAGE = {
         {
             "text_config": _GROUPED | {"model_type": "llama"}, "vision_config": _VISION | {
                 "model_type": "clip_vision_model", "projection_dim": 16},
-            "image_token_index": 63, "vision_feature_layer": -2,
+            "image_token_index": IMAGE, "vision_feature_layer": -2,
         },
-        images_in_text(63, 4), generates=True,
+        images_in_text(4), generates=True,
     ),
     "paligemma": Architecture(
         "Vision and language", "PaliGemmaForConditionalGeneration",
         {
             "text_config": _GROUPED | {"model_type": "gemma", "head_dim": 8},
             "vision_config": _VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
-            "image_token_index": 63, "projection_dim": 32, "hidden_size": 32,
+            "image_token_index": IMAGE, "projection_dim": 32, "hidden_size": 32,
         },
         lambda seed: {
-            **(made := images_in_text(63, 4)(seed)), "token_type_ids": torch.ones_like(made["input_ids"]),
+            **(made := images_in_text(4)(seed)), "token_type_ids": torch.ones_like(made["input_ids"]),
         },
     ),
     "idefics3": Architecture(
         "Vision and language", "Idefics3ForConditionalGeneration",
         {
             "text_config": _GROUPED | {"model_type": "llama"},
-            "vision_config": _VISION | {"model_type": "idefics3_vision"}, "image_token_id": 63, "scale_factor": 2,
+            "vision_config": _VISION | {"model_type": "idefics3_vision"}, "image_token_id": IMAGE, "scale_factor": 2,
             "pad_token_id": 0,
         },
-        images_in_text(63, 1, 1), generates=True,
+        images_in_text(1, 1), generates=True,
     ),
 }
 _MAMBA = _MARKS | {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
