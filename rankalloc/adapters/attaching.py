@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
+from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads, unadapted
 from ..layers.tuners import is_peft_model, is_tuner_layer
 from ..options import choice, integer, number
@@ -52,7 +53,7 @@ def attach(
             begin with.
         exclude_modules: names or suffixes never to adapt.
         modules_to_save: modules trained whole and saved with the adapter; None for the task heads
-            (classifier, score, ...) that the model has, () for none.
+            (classifier, score, ...) that the model has and normalisation layers with running statistics, () for none.
         dropout: input dropout of the adapters while training.
         init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapters.adapter.Adapter`; None for
             the plan's, and else "svd".
@@ -92,9 +93,13 @@ def attach(
             "ones in every layer; pass ranks=dict(plan) for its ranks alone"
         )
     heads = find_heads(model) if modules_to_save is None else named_heads(model, modules_to_save)
+    statistics = with_running_statistics(model, heads)
+    if modules_to_save is None:
+        heads += statistics
     targets = find_targets(model, target_modules, exclude_modules, heads)
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     notes = unadapted(model, target_modules, exclude_modules)
+    notes += said_of_statistics(statistics, saved=modules_to_save is None)
     for note in notes:
         warnings.warn(note, stacklevel=3)  # past the attach that everyone calls
 

@@ -14,7 +14,10 @@ from .kinds import LINEAR
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 ALL_LINEAR = "all-linear"
-HEAD_NAMES = ("classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head")
+HEAD_NAMES = (
+    "classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head", "decode_head",
+    "cls_classifier", "distillation_classifier",
+)
 LM_HEAD_NAMES = ("lm_head", "embed_out")
 
 

@@ -98,7 +98,8 @@ class Architecture:
         model: name of the class in transformers.
         options: of its configuration.
         inputs: {argument: tensor} of one batch, labels included, for a seed.
-        generates: whether ``generate`` continues a text.
+        generates: whether ``generate`` continues a text, the same with and without a cache.
+        targets: of its adapter, where the defaults find nothing.
     """
 
     family: str
@@ -106,6 +107,7 @@ class Architecture:
     options: Mapping[str, Any]
     inputs: Callable[[int], dict[str, Any]]
     generates: bool = False
+    targets: Any = "all-linear"
 
     def config(self) -> transformers.PreTrainedConfig:
         made = getattr(transformers, self.model).config_class(**self.options)
@@ -163,7 +165,8 @@ def _translator(model: str, options: Mapping[str, Any] = _TRANSLATOR, **more: An
 
 
 def _vision(model: str, options: Mapping[str, Any] = _IMAGE, inputs: Any = None, **more: Any) -> Architecture:
-    return Architecture("Vision", model, {**options, **more}, inputs or images(16))
+    targets = more.pop("targets", "all-linear")
+    return Architecture("Vision", model, {**options, **more}, inputs or images(16), targets=targets)
 
 
 DECODERS = {
@@ -261,7 +264,7 @@ VISION = {
     ),
     "resnet": _vision(
         "ResNetForImageClassification", {}, images(32), embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1],
-        num_labels=LABELS, layer_type="basic",
+        num_labels=LABELS, layer_type="basic", targets=["convolution"],
     ),
 }
 SPEECH = {
@@ -328,7 +331,6 @@ STATE_SPACE = {
     "rwkv": Architecture(
         "State space", "RwkvForCausalLM",
         _MAMBA | {"attention_hidden_size": 32, "context_length": 64, "intermediate_size": 64}, language,
-        generates=True,
     ),
     "falcon_mamba": Architecture(
         "State space", "FalconMambaForCausalLM", _MAMBA | {"state_size": 4, "time_step_rank": 2}, language,
@@ -339,6 +341,7 @@ STATE_SPACE = {
         _DECODER | {
             "num_hidden_layers": 3, "num_key_value_heads": 4, "mamba_d_state": 4, "mamba_dt_rank": 2, "n_mamba_heads": 2,
             "layers_block_type": ["mamba", "hybrid", "hybrid"], "use_mamba_kernels": False,
+            "initializer_range": 0.2,
         }, language, generates=True,
     ),
     "bamba": Architecture(
