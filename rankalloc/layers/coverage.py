@@ -87,8 +87,8 @@ def coverage(weights: Collection[Weight]) -> float | None:
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
-    """(name of the module, module, name of the parameter in it, parameter); vectors, whatever their shape, apart. The
-    parameters that a weight is computed from are those of the layer that has the weight."""
+    """(name of the module, module, name of the parameter in it, parameter); vectors, whatever their shape, apart. A
+    parameter that a weight is computed from (:mod:`torch.nn.utils.parametrize`) stands for that weight."""
     for name, module in model.named_modules():
         for key, tensor in module.named_parameters(recurse=False):
             if not (sum(side > 1 for side in tensor.shape) > 1 or (key == "weight" and is_quantized(module))):

@@ -26,7 +26,8 @@ def said_of_statistics(names: Sequence[str], saved: bool) -> list[str]:
     """What a run says about them, in one sentence; nothing where there are none."""
     if not names:
         return []
-    what = f"{len(names)} normalisation layers keep running statistics, which training changes ({names[0]} is the first)"
+    what = f"running statistics, which training changes, are kept by {names[0]}"
+    what += f" and {len(names) - 1} more" if names[1:] else ""
     if saved:
-        return [f"{what}: they are trained whole and saved with the adapter"]
-    return [f"{what}, and no file will hold them: name them in modules_to_save, or keep them in evaluation"]
+        return [f"{what}: such a layer is trained whole and saved with the adapter"]
+    return [f"{what}, and no file will hold them: name such layers in modules_to_save, or keep them in evaluation"]

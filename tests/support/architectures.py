@@ -210,7 +210,8 @@ ENCODERS = {
     "xlm_roberta": _encoder("XLMRobertaForTokenClassification", inputs=token_classes),
     "deberta_v2": _encoder(
         "DebertaV2ForSequenceClassification", relative_attention=True, pos_att_type=["p2c", "c2p"],
-        position_buckets=8, max_relative_positions=-1, share_att_key=True, norm_rel_ebd="layer_norm", pooler_dropout=0.0,
+        position_buckets=8, max_relative_positions=-1, share_att_key=True, norm_rel_ebd="layer_norm",
+        pooler_dropout=0.0,
     ),
     "deberta": _encoder(
         "DebertaForSequenceClassification", relative_attention=True, pos_att_type=["p2c", "c2p"],
@@ -339,8 +340,8 @@ STATE_SPACE = {
     "zamba": Architecture(
         "State space", "ZambaForCausalLM",
         _DECODER | {
-            "num_hidden_layers": 3, "num_key_value_heads": 4, "mamba_d_state": 4, "mamba_dt_rank": 2, "n_mamba_heads": 2,
-            "layers_block_type": ["mamba", "hybrid", "hybrid"], "use_mamba_kernels": False,
+            "num_hidden_layers": 3, "num_key_value_heads": 4, "mamba_d_state": 4, "mamba_dt_rank": 2,
+            "n_mamba_heads": 2, "layers_block_type": ["mamba", "hybrid", "hybrid"], "use_mamba_kernels": False,
             "initializer_range": 0.2,
         }, language, generates=True,
     ),
