@@ -28,8 +28,9 @@ def page() -> str:
     lines = [PAGE.read_text(encoding="utf-8").partition(MARK)[0] + MARK]
     for family, tables in families.items():
         lines += [f"## {family}", ""]
-        for body, models in tables.items():
-            lines += [f"### {', '.join(name for name, _ in models)}", "", _listed(title for _, title in models), "", body]
+        for table, models in tables.items():
+            names, classes = zip(*models, strict=True)
+            lines += [f"### {', '.join(names)}", "", _listed(classes), "", table]
     return "\n".join(lines)
 
 
@@ -59,7 +60,8 @@ def _rows(found: Adaptable) -> Iterator[str]:
         shape = " × ".join(map(str, left.shape))
         shapes.setdefault((f"frozen: {left.why}", shape), []).append((left.suffix, left.weights))
     for (fate, shape), members in shapes.items():
-        yield f"| {fate} | {sum(amount for _, amount in members)} | {_listed(suffix for suffix, _ in members)} | {shape} |"
+        names, amounts = zip(*members, strict=True)
+        yield f"| {fate} | {sum(amounts)} | {_listed(names)} | {shape} |"
 
 
 def _listed(suffixes: Iterable[str]) -> str:
