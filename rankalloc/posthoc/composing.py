@@ -23,6 +23,7 @@ from ..budget import RankBudget
 from ..errors import ConfigError
 from ..lowrank import Factors, concatenate
 from ..storage.layout import Layout
+from ..storage.peft_names import KEY
 from ..storage.reading import FinishedAdapter
 from .combining import Combine, combiner, merged
 from .compatible import common_heads, require_composable
@@ -183,6 +184,7 @@ def _config(finished: Sequence[FinishedAdapter], heads: str) -> dict[str, Any]:
     config = dict(finished[0].config)
     if any(adapter.layers.keys() != finished[0].layers.keys() for adapter in finished):
         config.pop("target_modules", None)
+        config[KEY] = sorted({name for adapter in finished for name in adapter.config.get(KEY) or ()})
     if heads == "none":
         # with a classification task_type, PEFT expects the head to be in the file
         config |= {"modules_to_save": None, "task_type": None}

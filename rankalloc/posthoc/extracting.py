@@ -35,6 +35,7 @@ from ..options import integer
 from ..storage import fingerprint, plain_lora
 from ..storage.folder import require_destination
 from ..storage.layout import Layout
+from ..storage.peft_names import KEY, as_parameters, is_parameter
 from ..storage.plain_lora import PlainLora
 from .checkpoints import Checkpoint
 from .dense import frobenius, largest
@@ -114,6 +115,7 @@ def extract(
     lora.heads = {key: new[key].clone() for key in heads}
     lora.config["modules_to_save"] = sorted(modules_to_save) or None
     lora.config["base_model_name_or_path"] = str(base)
+    lora.config[KEY] = as_parameters(_config(old).get("model_type"), lora.pairs)
     mark = fingerprint.of_weights(turned, lambda name: old[f"{name}.weight"], _config(old))
     lora.metadata[fingerprint.KEY] = mark.encode()
     plain_lora.write(lora, out, written, _suffixes(lora, old))
@@ -256,6 +258,7 @@ def _suffixes(lora: PlainLora, old: Checkpoint) -> list[str] | None:
     written = {name for name, rank in lora.ranks().items() if rank}
     if written != set(lora.pairs):
         return None
+    written = {name for name in written if not is_parameter(name, lora.config[KEY])}
     suffixes = sorted({name.rsplit(".", 1)[-1] for name in written})
     modules = {key.rsplit(".", 1)[0] for key in old.shapes}
     hit = {name for name in modules if name.rsplit(".", 1)[-1] in suffixes}

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,6 +33,7 @@ from ..lowrank import Factors, Spectrum, cut, decompose, distance
 from ..methods.allocators import ALLOCATORS, Demand
 from ..storage.folder import NESTED_KEY, Heads, LayerToWrite, lora_config, write_folder
 from ..storage.layout import Layout
+from ..storage.peft_names import KEY, is_parameter, kept_as_parameters, pattern_of
 from .metric import KroneckerMetric
 from .results import LayerCut
 from .side_by_side import side_by_side
@@ -249,9 +249,11 @@ def config_of(
                     "fan_in_fan_out")
         if key in source
     }
+    parameters = kept_as_parameters(source, written)
+    if parameters:
+        same[KEY] = parameters
     kept = ("layers_to_transform", "layers_pattern", "exclude_modules")
-    if len(written) == len(layers) and source.get("target_modules"):
+    if len(written) == len(layers) and source.get("target_modules") is not None:
         return lora_config(rank, source["target_modules"], **same, **{k: source[k] for k in kept if k in source})
-    # PEFT reads a string as a regular expression for whole names. A list would be read as suffixes, and without
-    # the model, other modules with the same suffix are not known
-    return lora_config(rank, "|".join(re.escape(name) for name in sorted(written)), **same)
+    modules = [name for name in written if not is_parameter(name, parameters)]
+    return lora_config(rank, pattern_of(modules, parameters), **same)

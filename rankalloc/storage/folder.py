@@ -21,6 +21,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..files import replacing, sha256_of
 from .layout import Layout
+from .peft_names import KEY, is_parameter
 from .tensors import Spec, write_stream
 
 CONFIG_NAME = "adapter_config.json"
@@ -137,8 +138,14 @@ def write_folder(
         written = dict(list(layers.items())[:1])
     stored = {name: top if layout.uniform else max(1, layer.rank) for name, layer in written.items()}
     counted = {name: rank * written[name].copies for name, rank in stored.items()}
-    pattern = {f"^{re.escape(name)}": rank for name, rank in counted.items() if rank != top}
-    described = {**config(list(written), top), "rank_pattern": pattern, "alpha_pattern": dict(pattern)}
+    described = config(list(written), top)
+    by_weight = {name for name in counted if is_parameter(name, described.get(KEY) or ())}
+    pattern = {
+        # PEFT matches a pattern with the name of the parameter where it was told of one
+        f"^{re.escape(name)}" + r"(\.weight)?" * (name in by_weight): rank
+        for name, rank in counted.items() if rank != top
+    }
+    described |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
 
     specs: dict[str, Spec] = {}

@@ -7,7 +7,6 @@ that come from elsewhere: another folder, another tool's file, a decomposition.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from ..errors import AdapterFileError
 from ..layers.kinds import LAYER_KINDS
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .layout import Layout
+from .peft_names import KEY, is_parameter, kept_as_parameters, pattern_of
 from .reading import FinishedAdapter
 from .triplets import triplet_sizes
 
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike) -> PlainLora:
     finished = FinishedAdapter(path)
     lora = PlainLora(
         {}, {name: finished.head(name) for name in finished.heads},
-        config={key: finished.config[key] for key in (*_KEPT, "target_modules") if key in finished.config},
+        config={key: finished.config[key] for key in (*_KEPT, "target_modules", KEY) if key in finished.config},
         metadata={
             k: v for k, v in finished.metadata.items()
             # dropping zero triplets would change the scale that a nested cut uses
@@ -107,9 +107,11 @@ def write(
     """
     ranks = lora.ranks()
     written = [name for name in ranks if layout.uniform or ranks[name]] or list(ranks)[:1]
+    parameters = kept_as_parameters(lora.config, written)
     if target_modules is None:
         came_with = lora.config.get("target_modules") if set(written) == set(ranks) else None
-        target_modules = came_with or "|".join(re.escape(name) for name in sorted(written))
+        modules = [name for name in written if not is_parameter(name, parameters)]
+        target_modules = came_with or pattern_of(modules, parameters)
     layers, flat = {}, {}
     for name, (a, b) in lora.pairs.items():
         groups = lora.groups.get(name, 1)
@@ -119,7 +121,7 @@ def write(
             EMBEDDING.keys if name in lora.embeddings else LayerToWrite.keys,
             None if a.dim() == 2 else partial(_with_kernel, groups, a.shape[1:], b.shape[2:]), groups,
         )
-    kept = {key: lora.config[key] for key in _KEPT if key in lora.config}
+    kept = {key: lora.config[key] for key in _KEPT if key in lora.config} | ({KEY: parameters} if parameters else {})
     return write_folder(
         path, layers, flat.__getitem__, lora.heads, lambda _, rank: lora_config(rank, target_modules, **kept), layout,
         lora.metadata,

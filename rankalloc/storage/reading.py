@@ -28,6 +28,7 @@ from ..files import sha256_of
 from ..layer_names import natural_key
 from ..lowrank import Factors
 from .folder import CONFIG_NAME, NESTED_KEY, PREFIX, WEIGHTS_NAME
+from .peft_names import KEY, is_parameter
 from .tensors import Spec, TensorFile, refuse_pickles
 from .triplets import triplet_sizes
 
@@ -106,10 +107,12 @@ class FinishedAdapter:
             raise AdapterFileError(f"{self.folder}: the factors of {name} do not fit each other")
         d_in = math.prod(into)
         scaling = _adalora_scale if "E" in keys else _lora_scale
+        known_as = f"{name}.weight" if is_parameter(name, self.config.get(KEY) or ()) else name
+        scale = scaling(self.config, known_as, rank, self.folder)
         dtype = torch.promote_types(self._file.specs[keys["A"]].dtype, self._file.specs[keys["B"]].dtype)
         if not dtype.is_floating_point:
             raise AdapterFileError(f"{self.folder}: the weights of {name} are {dtype}, not floating-point numbers")
-        return StoredLayer(name, d_in, d_out, rank, scaling(self.config, name, rank, self.folder), dtype, keys, plain)
+        return StoredLayer(name, d_in, d_out, rank, scale, dtype, keys, plain)
 
     def raw(self, name: str, part: str) -> torch.Tensor:
         """Part A, B or E of a layer, in the shape it has in the file."""
@@ -214,8 +217,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("use_dora", "trainable_token_indices", "layer_replication", "megatron_config"):
         if config.get(key):
             raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
-    if config.get("target_parameters"):
-        named = ", ".join(map(str, config["target_parameters"]))
+    # a layer's own weight is a matrix, whose factors are those of the layer
+    if stacks := [str(name) for name in config.get(KEY) or () if not str(name).endswith(".weight")]:
+        named = ", ".join(stacks)
         raise AdapterFileError(
             f"{folder} adapts parameters ({named}) and not layers, as PEFT does with experts stacked in one tensor; a "
             "rank-one term of such a stack does not correspond to one of any single matrix"

@@ -22,6 +22,7 @@ from ..errors import RankallocError
 from . import fingerprint
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .layout import Layout
+from .peft_names import KEY, as_parameters, is_parameter
 
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
@@ -96,8 +97,11 @@ def caveats(adapters: Adapters) -> list[str]:
 
 def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]:
     model = adapters.model
+    parameters = as_parameters(getattr(getattr(model, "config", None), "model_type", None), written)
+    modules = [name for name in written if not is_parameter(name, parameters)]
+    others: dict[str, Any] = {KEY: parameters} if parameters else {}
     return lora_config(
-        rank, _target_modules(adapters, written), base_model_name_or_path=fingerprint.name_of(model),
+        rank, _target_modules(adapters, modules), **others, base_model_name_or_path=fingerprint.name_of(model),
         task_type=_task_type(model, bool(adapters.heads)),
         modules_to_save=sorted(adapters.heads) or None, fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
     )
