@@ -11,6 +11,7 @@ from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
 from ..layers.missing import left_frozen, missing_modules
+from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, HEAD_NAMES, Targets, find_heads, find_targets, named_heads, unadapted
 from ..layers.tied import partners
 from ..layers.tuners import is_peft_model, is_tuner_layer
@@ -54,7 +55,8 @@ def attach(
             begin with.
         exclude_modules: names or suffixes never to adapt.
         modules_to_save: modules trained whole and saved with the adapter; None for the task heads
-            (classifier, score, ...) that the model has and for what its checkpoint lacked, () for none.
+            (classifier, score, ...) that the model has, for what its checkpoint lacked, and for normalisation layers
+            with running statistics; () for none.
         dropout: input dropout of the adapters while training.
         init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapters.adapter.Adapter`; None for
             the plan's, and else "svd".
@@ -94,10 +96,14 @@ def attach(
             "ones in every layer; pass ranks=dict(plan) for its ranks alone"
         )
     heads = find_heads(model) if modules_to_save is None else named_heads(model, modules_to_save)
+    statistics = with_running_statistics(model, heads)
+    if modules_to_save is None:
+        heads += statistics
     targets = find_targets(model, target_modules, exclude_modules, heads)
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     _require_own_weights(model, targets, heads)
     notes = unadapted(model, target_modules, exclude_modules) + left_frozen(model, heads)
+    notes += said_of_statistics(statistics, saved=modules_to_save is None)
     if modules_to_save is None:
         notes += _new_modules(model)
     for note in notes:

@@ -1,12 +1,19 @@
-"""The adaptable layers of a model, which is built on the meta device from its configuration alone."""
+"""What becomes of a model's weights, which is built on the meta device from its configuration alone."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
+from torch import nn
+
+from ..errors import TargetError
 from ..experiments.tasks.packages import reference_of
 from ..layer_names import places
 from ..layers.adaptable import shape_of
+from ..layers.coverage import Weight, coverage, weights_of
+from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, find_heads, find_targets, unadapted
 from ..storage.skeletons import build_skeleton
 
@@ -25,36 +32,68 @@ class LayerGroup:
 
 
 @dataclass(frozen=True)
+class FrozenGroup:
+    """Weights with the same place in their block and the same shape that stay frozen, and why; ``numbers`` are those
+    of all of them."""
+
+    suffix: str
+    weights: int
+    shape: tuple[int, ...]
+    numbers: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Adaptable:
-    """The layers that "all-linear" adapts in a model, its heads with their parameters, and notes on what it cannot
-    adapt."""
+    """What becomes of a model's weights by default: the layers that "all-linear" adapts, the heads that train whole
+    with their parameters, what is left frozen, the share of linear weights that is adapted (0 to 1, None without any),
+    and notes on what it cannot adapt."""
 
     architecture: str
     groups: list[LayerGroup]
     heads: dict[str, int]
+    frozen: list[FrozenGroup]
+    coverage: float | None
     notes: list[str]
 
 
 def adaptable(model: str, trust_remote_code: bool = False) -> Adaptable:
-    """The adaptable layers of a model folder, a hub id or the named example model.
+    """What is adapted by default in a model folder, its config.json, a hub id or the named example model.
 
     Raises:
         ConfigError: there is no such model, or it cannot be built.
-        TargetError: it has no layer that can be adapted.
     """
-    skeleton = build_skeleton(reference_of(model), trust_remote_code)
-    heads = find_heads(skeleton)
-    found = find_targets(skeleton, ALL_LINEAR, heads=heads)
-    groups: dict[tuple[str, int, int], int] = {}
-    for module, (_, role) in zip(found.values(), places(list(found)), strict=True):
-        key = (role, *shape_of(module))
-        groups[key] = groups.get(key, 0) + 1
+    return fates(build_skeleton(reference_of(model), trust_remote_code))
+
+
+def fates(model: nn.Module) -> Adaptable:
+    """What is adapted by default in ``model``; a model in which nothing is has a note that says what could be."""
+    heads = find_heads(model)
+    notes = unadapted(model, ALL_LINEAR) + said_of_statistics(with_running_statistics(model, heads), saved=True)
+    try:
+        found = find_targets(model, ALL_LINEAR, heads=heads)
+    except TargetError as error:
+        found, notes = {}, [*notes, str(error)]
+    weights = weights_of(model, found, heads)
     return Adaptable(
-        architecture=type(skeleton).__name__,
+        architecture=type(model).__name__,
         groups=[
             LayerGroup(role, amount, d_in, d_out, d_in + d_out, amount * (d_in + d_out))
-            for (role, d_in, d_out), amount in groups.items()
+            for (role, d_in, d_out), amount in Counter(
+                (role, *shape_of(module)) for module, (_, role) in zip(found.values(), places(list(found)), strict=True)
+            ).items()
         ],
-        heads={name: sum(p.numel() for p in skeleton.get_submodule(name).parameters()) for name in heads},
-        notes=unadapted(skeleton, ALL_LINEAR),
+        heads={name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in heads},
+        frozen=_frozen([weight for weight in weights if weight.fate == "frozen"]),
+        coverage=coverage(weights),
+        notes=notes,
     )
+
+
+def _frozen(weights: list[Weight]) -> list[FrozenGroup]:
+    roles = (role for _, role in places([weight.name for weight in weights]))
+    groups = Counter((role, weight.shape, weight.why) for role, weight in zip(roles, weights, strict=True))
+    return [
+        FrozenGroup(role, amount, shape, amount * math.prod(shape), why)
+        for (role, shape, why), amount in groups.items()
+    ]

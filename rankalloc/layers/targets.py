@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 
 from torch import nn
 
@@ -15,7 +16,10 @@ from .missing import missing_modules
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 ALL_LINEAR = "all-linear"
-HEAD_NAMES = ("classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head")
+HEAD_NAMES = (
+    "classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head", "decode_head",
+    "cls_classifier", "distillation_classifier",
+)
 LM_HEAD_NAMES = ("lm_head", "embed_out")
 
 
@@ -115,9 +119,11 @@ def named_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
     """The full names of the modules that ``modules_to_save`` names (names or suffixes).
 
     Raises:
-        TargetError: a name matches no module with parameters.
+        TargetError: a name matches no module with parameters or buffers.
     """
-    modules = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
+    modules = {
+        n: m for n, m in model.named_modules() if n and next(chain(m.parameters(), m.buffers()), None) is not None
+    }
     if isinstance(names, str):
         raise TargetError(f"modules_to_save takes a list of names, got {names!r}")
     found: list[str] = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.triplets import Triplets
@@ -104,19 +105,26 @@ def caveats(adapters: Adapters) -> list[str]:
 
 def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]:
     model = adapters.model
-    class_name = type(model).__name__
-    task_type = next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None)
-    in_text = getattr(model, "main_input_name", "input_ids") == "input_ids"  # PEFT's classes for tasks call it so
-    if not in_text or not adapters.heads and task_type in WITH_HEAD:
-        task_type = None
     parameters = as_parameters(getattr(getattr(model, "config", None), "model_type", None), written)
     modules = [name for name in written if not is_parameter(name, parameters)]
     others: dict[str, Any] = {KEY: parameters} if parameters else {}
     return lora_config(
         rank, _target_modules(adapters, modules), **others, base_model_name_or_path=fingerprint.name_of(model),
-        task_type=task_type,
-        modules_to_save=saved_whole(adapters) or None, fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
+        task_type=_task_type(model, bool(adapters.heads)), modules_to_save=saved_whole(adapters) or None,
+        fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
     )
+
+
+def _task_type(model: nn.Module, heads: bool) -> str | None:
+    """PEFT's name of the model's task; None where PEFT's class for that task cannot call the model: it passes
+    ``input_ids`` by name, which a Whisper's forward pass does not take, and it expects a head in the file."""
+    class_name = type(model).__name__
+    task_type = next((t for end, t in _TASK_TYPES.items() if class_name.endswith(end)), None)
+    if getattr(model, "main_input_name", "input_ids") != "input_ids" or (task_type in WITH_HEAD and not heads):
+        return None
+    if task_type == "SEQ_2_SEQ_LM" and not getattr(getattr(model, "config", None), "is_encoder_decoder", True):
+        return "CAUSAL_LM"  # a decoder that sees images or hears speech, such as a LLaVA
+    return task_type
 
 
 def _target_modules(adapters: Adapters, written: list[str]) -> list[str] | str:

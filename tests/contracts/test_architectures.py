@@ -1,0 +1,122 @@
+"""The contract over many architectures: adapt by default, train to a budget, resume, save, load, merge, generate."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import peft
+import pytest
+import torch
+
+import rankalloc as ra
+from rankalloc.cli.layers import fates
+from tests.support.architectures import ARCHITECTURES, IMAGE
+from tests.support.models import assert_same, tensors_of
+from tests.support.training import train
+
+STEPS, STOP = 6, 3
+QUICK = ("qwen2", "gpt2", "falcon", "deberta_v2", "t5", "segformer", "whisper", "llava", "mamba")
+"""One of each kind, which every run of the suite sees; the others are among the long tests."""
+PARTLY = {"siglip": 0.90, "zamba": 0.94, "resnet": None}
+"""The coverage of those that hold weights outside of layers, or have no linear layer at all; else it is 1."""
+TIED_LAYERS = ("zamba",)
+"""Architectures whose layers share one weight while each has an adapter of its own, so that none can be merged."""
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@torch.no_grad()
+def answer(model, inputs):
+    """What the model computes in evaluation: its logits."""
+    out = model.eval()(**inputs)
+    return (out.logits if "logits" in out else out.logits_per_image).clone()
+
+
+def begin(architecture):
+    """(model, adapters, optimizer, controller) of a run that has not begun, on the defaults of attach."""
+    model = architecture.build().train()
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what is left out is tested in tests/layers/test_targets.py
+        adapters = ra.attach(model, target_modules=architecture.targets)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2)
+    return model, adapters, optimizer, ra.RankController(adapters, ra.RankBudget(fraction=0.5, every=1), STEPS)
+
+
+def go_on(architecture, model, controller, optimizer, steps):
+    def loss_of(step):
+        torch.manual_seed(step)
+        return model(**architecture.inputs(step)).loss
+
+    train(controller, optimizer, steps, loss_of)
+
+
+def check_the_budget(adapters, controller):
+    plan = controller.schedule
+    spent = plan.spent(list(adapters.ranks().values()))
+    assert controller.finish().final_ranks == list(adapters.ranks().values())
+    assert 0 <= plan.target - spent < max(plan.costs) and any(adapters.ranks().values())
+
+
+def check_resuming(architecture, saved, whole):
+    model, _, optimizer, controller = begin(architecture)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    controller.load_state_dict(saved["controller"])
+    go_on(architecture, model, controller, optimizer, STEPS)
+    assert_same(whole, tensors_of(model))
+
+
+def check_generation(model, inputs):
+    """Continuing a text with and without the cache of what was computed gives the same tokens."""
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    settings = {
+        "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "suppress_tokens": [IMAGE],
+    }
+    cached, whole = (model.generate(**given, **settings, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, whole)
+
+
+def check_the_coverage(name, model):
+    expected, found = PARTLY.get(name, 1.0), fates(model).coverage
+    assert found == expected if expected in (None, 1.0) else expected <= found < 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in ARCHITECTURES
+])
+def test_an_architecture_keeps_the_whole_contract(name, tmp_path):
+    architecture = ARCHITECTURES[name]
+    inputs = architecture.inputs(100)
+    base = architecture.build()
+    before = answer(base, inputs)
+    check_the_coverage(name, base)
+
+    model, adapters, optimizer, controller = begin(architecture)
+    go_on(architecture, model, controller, optimizer, STOP)
+    saved = copy.deepcopy({
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "controller": controller.state_dict(),
+    })
+    go_on(architecture, model, controller, optimizer, STEPS)
+    check_the_budget(adapters, controller)
+    check_resuming(architecture, saved, tensors_of(model))
+
+    trained = answer(model, inputs)
+    assert not torch.allclose(trained, before, rtol=0, atol=1e-3)
+    if architecture.generates:
+        check_generation(model, inputs)
+    for layout in ("uniform", "compact"):
+        ra.save(adapters, tmp_path / layout, layout)
+        read = peft.PeftModel.from_pretrained(architecture.build(), tmp_path / layout)
+        torch.testing.assert_close(answer(read, inputs), trained, **CLOSE)
+    again = architecture.build()
+    loaded = ra.load(again, tmp_path / "compact")
+    torch.testing.assert_close(answer(again, inputs), trained, **CLOSE)
+    assert {n: r for n, r in loaded.ranks().items() if r} == {n: r for n, r in adapters.ranks().items() if r}
+    if name in TIED_LAYERS:
+        with pytest.raises(ra.RankallocError, match="shares its weight with another module"):
+            ra.merge(loaded)
+        return
+    ra.merge(loaded)
+    torch.testing.assert_close(answer(again, inputs), trained, **CLOSE)
