@@ -341,6 +341,38 @@ def test_no_chat_template_is_one_sentence(tmp_path, model):
     assert prepared(folder, "prompt-completion", write_rows(tmp_path / "b.jsonl", PAIRS)).splits["train"]
 
 
+def trls(name):
+    """A template of TRL's collection, the original of a model family."""
+    from trl import chat_template_utils
+
+    return getattr(chat_template_utils, f"{name}_chat_template")
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2_5", "phi3", "gemma", "qwen3"])
+def test_templates_of_real_models_teach_all_that_the_assistant_says(tmp_path, model, family):
+    """The own ones of phi3 and qwen3 write earlier turns anew; TRL's version is used, and it is said."""
+    (tmp_path / "t.jinja").write_text(trls(family))
+    path = write_rows(tmp_path / "a.jsonl", TWO_TURNS)
+    sets = ("data.max_length=64", f"model.name={model}", f"model.chat_template={tmp_path / 't.jinja'}")
+    task = prepare(file_config("chat", path, *sets, model="''"))
+    assert any("TRL's version" in note for note in task.notes) == (family in ("phi3", "qwen3"))
+    unknown, words = task.tokenizer.unk_token_id, 44
+    learnt = sorted([one for one in row["labels"] if 0 <= one < words] for row in task.splits["train"])
+    plain = prepared(model, "chat", path).splits["train"]
+    known = sorted([one for one in row["labels"] if 0 <= one < words] for row in plain)
+    for mine, whole in zip(learnt, known, strict=True):
+        assert set(mine) <= set(whole) and len(mine) >= len(whole) - 2  # where marks touch words they are unknown
+    assert all(unknown in row["labels"] for row in task.splits["train"])  # a turn's end is learnt too
+
+
+def test_a_template_that_looks_for_parts_is_told(tmp_path, model):
+    (tmp_path / "t.jinja").write_text(trls("smolvlm"))
+    path = write_rows(tmp_path / "a.jsonl", TWO_TURNS)
+    sets = (f"model.name={model}", f"model.chat_template={tmp_path / 't.jinja'}", "data.max_length=64")
+    with pytest.raises(DataError, match="leaves out what the assistant says.*write content as"):
+        prepare(file_config("chat", path, *sets, model="''"))
+
+
 def test_a_template_that_refuses_a_row_is_quoted(tmp_path, model):
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + TEMPLATE
     rows = [*conversations(11), chat(("system", "w1"), ("user", "w1"), ("assistant", "w2"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import datasets
@@ -96,6 +97,18 @@ def test_cells_that_say_na_are_words(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(lines(labels=("NA", "None")))
     assert prepare(file_config("text-classification", path)).labels == ["NA", "None"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_changed_file_with_its_old_time_is_read_anew(tmp_path, suffix):
+    found = []
+    for word in ("Anna", "Otto"):
+        rows = datasets.Dataset.from_list([{**row, "text": row["text"].replace("Anna", word)} for row in ROWS])
+        path = tmp_path / f"a.{suffix}"
+        {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[suffix](path)
+        os.utime(path, (1e9, 1e9))
+        found.append(prepare(file_config("text-classification", path)).fingerprint)
+    assert found[0] != found[1]
 
 
 def test_decimal_commas_where_columns_are_parted_otherwise(tmp_path):

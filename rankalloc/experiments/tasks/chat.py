@@ -24,7 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ...errors import ConfigError
 from ...layers.batches import IGNORED
-from .cells import Mistake
+from .cells import Mistake, shown
 from .conversations import Message
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -113,6 +113,13 @@ class ChatTemplate:
                 spans = [span for span in spans if span[0] >= len(before)] if whole.startswith(before) else spans[-1:]
         else:
             spans = [(self._start(messages, i, options, whole), self._end(messages, i, options, whole)) for i in turns]
+        said = messages[turns[-1]]["content"]
+        words = re.findall(r"[A-Za-z0-9]+", said) if isinstance(said, str) else []
+        if words and words[-1] not in whole:  # a template of images and texts looks for parts
+            raise Mistake(
+                f"the chat template leaves out what the assistant says, {shown(said)}; if it is one for images and "
+                'texts, write content as [{"type": "text", "text": ...}]'
+            )
         ids, mask = self._tokens(whole, spans)
         if not any(mask):
             raise Mistake("the chat template marks nothing that the assistant says; mend model.chat_template")

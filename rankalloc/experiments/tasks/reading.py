@@ -7,8 +7,9 @@ where it is known, the line.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import datasets
 from ...errors import DataError, did_you_mean
 from ..sections import FileTask
 from ..task_names import MEDIA_KINDS
+from .faults import one_sentence, quiet_datasets
 from .text_files import DELIMITERS, binary_kind, check_columns, json_rows, paragraphs, read_start, read_text
 
 JSON = (".jsonl", ".ndjson", ".json")
@@ -111,13 +113,13 @@ def _sets_of(task: FileTask, source: str, needed: Sequence[str]) -> dict[str, Ta
     if path.is_absolute() and not _exists(source):
         raise DataError(f"no data file at {path}")
     if path.is_dir() and any((path / name).is_file() for name in _SAVED):
-        with _one_sentence(source), _quiet():
+        with one_sentence(source), quiet_datasets():
             loaded = datasets.load_from_disk(source)
             if task.streaming:
                 loaded = {name: one.to_iterable_dataset() for name, one in loaded.items()} \
                     if isinstance(loaded, dict) else loaded.to_iterable_dataset()
     else:
-        with _one_sentence(source), _quiet():
+        with one_sentence(source), quiet_datasets():
             loaded = _loaded(task, path if path.is_dir() else None, source)
     sets = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     if split is not None:
@@ -185,7 +187,7 @@ def _file(task: FileTask, path: Path, needed: Sequence[str]) -> Table:
         builder, name = _BINARY[suffix]
         if suffix == ".parquet" and binary_kind(path) != name:
             raise DataError(f"the data file {path} is no {name} file, or is damaged: it does not begin like one")
-        with _one_sentence(str(path)), _quiet():
+        with one_sentence(str(path)), quiet_datasets():
             return _table(_builder(task, builder, path), str(path))
     text, encoding = read_text(path, task.encoding)
     if suffix == PLAIN:
@@ -196,7 +198,7 @@ def _file(task: FileTask, path: Path, needed: Sequence[str]) -> Table:
         return _json(task, path, text, encoding)
     columns = check_columns(path, text, needed, task.delimiter)
     strings = datasets.Features({name: datasets.Value("string") for name in columns.names})
-    with _one_sentence(str(path)), _quiet():
+    with one_sentence(str(path)), quiet_datasets():
         rows = _builder(
             task, "csv", path, sep=columns.delimiter, encoding=encoding, na_filter=False, features=strings, header=0,
             names=columns.names,
@@ -214,20 +216,25 @@ def _json(task: FileTask, path: Path, text: str, encoding: str) -> Table:
     rows = None
     if encoding == "utf-8" and not text.lstrip().startswith("["):
         # Whatever it fails of, the lines are looked at then.
-        with contextlib.suppress(Exception), _quiet():
+        with contextlib.suppress(Exception), quiet_datasets():
             rows = _builder(task, "json", path)
     as_written = rows is not None and "timestamp[" not in str(rows.features)  # texts that look like dates become dates
     if not as_written or (isinstance(rows, datasets.Dataset) and len(rows) != len(lines)):
         values, numbered = json_rows(path, text)
         lines = numbered or []
-        with _one_sentence(str(path)):
+        with one_sentence(str(path)):
             rows = datasets.Dataset.from_list(values, on_mixed_types="use_json")
         rows = rows.to_iterable_dataset() if task.streaming and values else rows
     return _table(rows, str(path), lines or None)
 
 
 def _builder(task: FileTask, name: str, path: Path, **options: Any) -> Any:
-    return datasets.load_dataset(name, data_files=str(path), split="train", streaming=task.streaming, **options)
+    # datasets knows a cached file by its path and time; a copy that keeps the time would be taken for the old one.
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return datasets.load_dataset(
+        name, name=content, data_files=str(path), split="train", streaming=task.streaming, **options
+    )
 
 
 def _table(rows: Any, source: str, lines: Sequence[int] | None = None) -> Table:
@@ -259,41 +266,3 @@ def _exists(source: str) -> bool:
         return Path(source).exists()
     except (OSError, ValueError):
         return False
-
-
-@contextlib.contextmanager
-def _one_sentence(source: str) -> Iterator[None]:
-    """What ``datasets`` raises as one DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (
-        OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError,
-        datasets.exceptions.DatasetsError,
-    ) as error:
-        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
-        why = " ".join(str(cause or error).split())
-        why = why if len(why) < 240 else why[:236] + " ..."
-        if Path(source).is_dir():
-            raise DataError(f"the data folder {source} cannot be read: {why}") from error
-        if Path(source).is_file():
-            raise DataError(f"the data file {source} cannot be read: {why}") from error
-        raise DataError(
-            f"data set {source!r} is no local file or folder and could not be read from the hub; give a path, or go "
-            f"online to fetch it once ({why})"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no log of ``datasets``: what matters is in the error."""
-    bars, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
-    try:
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
