@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
+from ..layers.experts import ExpertMatrix
 from ..layers.missing import left_frozen, missing_modules
 from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, HEAD_NAMES, Targets, find_heads, find_targets, named_heads, unadapted
@@ -19,6 +20,7 @@ from ..options import choice, integer, number
 from .adapter import Adapter
 from .adapter_set import SCALES, Adapters, parents_of
 from .ddp import leave_out_empty
+from .experts import ExpertAdapter, unwrap_experts, wrap_experts
 from .plan import RankPlan, initialise
 from .triplets import INITS, Triplets
 from .vera import shared_pair
@@ -115,7 +117,8 @@ def attach(
     shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
     for name, base in targets.items():
         exponent = SCALES[scale]
-        adapter = Adapter(
+        kind = ExpertAdapter if isinstance(base, ExpertMatrix) else Adapter
+        adapter = kind(
             base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=shared, exponent=exponent
         )
         adapter.train(base.training)
@@ -123,6 +126,7 @@ def attach(
             if parent is not adapter:
                 parent._modules[attribute] = adapter
         modules[name] = adapter
+    wrap_experts(model, {name: adapter for name, adapter in modules.items() if isinstance(adapter, ExpertAdapter)})
     head_modules = {name: model.get_submodule(name) for name in heads}
     for head in head_modules.values():
         head.requires_grad_(True)
@@ -146,6 +150,7 @@ def detach(adapters: Adapters) -> nn.Module:
     for adapter in adapters.own("PEFT takes them out: call model.unload()").values():
         for parent, attribute in parents_of(adapters.model, adapter):
             parent._modules[attribute] = adapter.base_layer
+    unwrap_experts(adapters.model)
     for name, parameter in adapters.model.named_parameters():
         parameter.requires_grad_(name in adapters.trainable_before)
     adapters.modules.clear()

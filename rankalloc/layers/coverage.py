@@ -16,13 +16,15 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .adaptable import is_quantized, kind_of, shape_of, stacked_weights, why_not
+from .adaptable import is_quantized, kind_of, shape_of, why_not
+from .experts import ExpertMatrix, stacked_weights
 from .targets import LM_HEAD_NAMES, _bypassed, output_embeddings
 
 _WHEN_NAMED = "adapted if target_modules names it"
 EMBEDDING = f"an embedding: {_WHEN_NAMED}"
 TOKEN_HEAD = f"gives the scores over the vocabulary: {_WHEN_NAMED}"
 CONVOLUTION = f"a convolution: {_WHEN_NAMED}"
+EXPERTS = f"experts in one tensor: {_WHEN_NAMED}"
 ROUTER = "a router or gate, which decides and does not compute"
 BARE = "not a layer: {owner} holds it as a parameter of its own"
 PACKED = "packed: nn.MultiheadAttention keeps the weights of queries, keys and values in one tensor"
@@ -56,7 +58,10 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
         found: the layers that are adapted, by name (:func:`rankalloc.layers.targets.find_targets`).
         heads: names of the modules that are trained whole.
     """
-    adapted = {id(module) for module in found.values()}
+    adapted = {
+        (id(module.owner), module.parameter) if isinstance(module, ExpertMatrix) else (id(module), "weight")
+        for module in found.values()
+    }
     tokens = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     passed_by = _bypassed(model)
     output = output_embeddings(model)
@@ -68,7 +73,7 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
         seen.add(id(tensor))
         own = name if key == "weight" and name else f"{name}.{key}".lstrip(".")
         whole = any(name == head or name.startswith(f"{head}.") for head in heads)
-        fate = "whole" if whole else "adapted" if id(module) in adapted and key == "weight" else "frozen"
+        fate = "whole" if whole else "adapted" if (id(module), key) in adapted else "frozen"
         is_head = module is output or name.rpartition(".")[2] in LM_HEAD_NAMES
         if fate == "frozen" and (is_head or (id(tensor) in tokens and not isinstance(module, nn.Embedding))):
             why, linear = TOKEN_HEAD, False
@@ -108,7 +113,7 @@ def _why(module: nn.Module, key: str, passed_by: Mapping[int, str]) -> tuple[str
     if isinstance(module, nn.modules.conv._ConvNd):
         return CONVOLUTION if kind else why_not(module) or CONVOLUTION, False
     if key in stacked_weights(module):
-        return "stacked in one tensor for all experts", True
+        return EXPERTS, True
     if isinstance(module, nn.MultiheadAttention) and "proj_weight" in key:
         return PACKED, True
     if key == "weight" and _decides(module):

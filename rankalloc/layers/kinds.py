@@ -8,6 +8,7 @@ the pair is laid out in a PEFT file:
     conv1d        transformers' Conv1D: W transposed   the same
     embedding     W = Eᵀ, (dim, num_embeddings)        lora_embedding_A (r, num)    lora_embedding_B (dim, r)
     convolution   W (out, in / groups · kernel)        lora_A (r, in, *kernel)      lora_B (out, r, 1, ...)
+    expert        W of one expert in a stack           :mod:`rankalloc.storage.experts`
 
 A new kind is one subclass of :class:`Kind` and one entry in :data:`LAYER_KINDS`, before those that would match its
 layers too: the first that matches a layer is its kind.
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import RankallocError
+from .experts import ExpertMatrix
 from .quantized import scheme_of
 
 Base = TypeVar("Base", bound=nn.Module)
@@ -170,6 +172,17 @@ class Embedding(Conv1D[nn.Embedding]):
         return F.linear(F.embedding(x, q.T, padding_idx=base.padding_idx), p)
 
 
+class Expert(Kind[ExpertMatrix]):
+    """One expert's matrix in a stacked parameter: a linear layer that is computed by the module of all experts."""
+
+    name = "expert"
+    titles = ("stacked experts",)
+    types = (ExpertMatrix,)
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, ExpertMatrix)
+
+
 Convolving = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -253,7 +266,7 @@ class Convolution(Kind[Convolving]):
 
 
 LAYER_KINDS: dict[str, Kind[Any]] = {
-    kind.name: kind for kind in (Linear(), Conv1D[nn.Module](), Embedding(), Convolution())
+    kind.name: kind for kind in (Linear(), Conv1D[nn.Module](), Embedding(), Convolution(), Expert())
 }
 """The kinds by name; a layer is of the first that matches it."""
 

@@ -9,7 +9,8 @@ from itertools import chain
 from torch import nn
 
 from ..errors import TargetError, did_you_mean
-from .adaptable import is_quantized, kind_of, stacked_weights, supported, why_not
+from .adaptable import is_quantized, kind_of, supported, why_not
+from .experts import ExpertMatrix, expert_matrices, stack_of, stacked_weights
 from .kinds import LINEAR
 from .missing import missing_modules
 
@@ -38,19 +39,25 @@ def find_targets(
         TargetError: nothing matches, or a match cannot be adapted; the message lists what can be.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    _require_known("exclude_modules", exclude, [*modules, *stacked_in(model)])
+    experts = expert_matrices(model)
+    _require_known("exclude_modules", exclude, [*modules, *map(stack_of, experts)])
     if targets == ALL_LINEAR:
         found = _all_linear(model, modules, heads)
+        found |= {name: matrix for name, matrix in experts.items() if not _under(name, heads)}
     else:
         matches = _matcher(targets)
         found = {name: module for name, module in modules.items() if matches(name, module)}
+        found |= {
+            name: matrix for name, matrix in experts.items()
+            if matches(name, matrix) or not callable(targets) and matches(stack_of(name), matrix)
+        }
         inside_heads = [name for name in found if _under(name, heads)]
         if inside_heads:
             raise TargetError(
                 f"{inside_heads[0]} is a task head that is trained whole, so it cannot be adapted too; leave it out of "
                 "target_modules, or pass modules_to_save without it"
             )
-    found = {name: module for name, module in found.items() if not _has_suffix(name, exclude)}
+    found = {name: module for name, module in found.items() if not _excluded(name, module, exclude)}
     bypassed = _bypassed(model)
     callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed}
     reasons = {name: why_not(module) or bypassed.get(id(module)) for name, module in found.items()}
@@ -59,14 +66,6 @@ def find_targets(
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise TargetError(f"cannot adapt {name}{more}: {reason}. {_could_be(callable_layers)}")
-    if not callable(targets) and not isinstance(targets, str):
-        asked = [n for n in stacked_in(model) if _has_suffix(n, targets)]
-        if asked:
-            more = f" and {len(asked) - 1} more" if asked[1:] else ""
-            raise TargetError(
-                f"target_modules names weights of experts, {asked[0]}{more}: stacked in one tensor for all experts, "
-                "they are not a layer and stay frozen; leave them out"
-            )
     if not found:
         hint = ""
         if isinstance(targets, str) and targets != ALL_LINEAR:
@@ -76,30 +75,43 @@ def find_targets(
             hint = next((h for h in (did_you_mean(t, sorted(suffixes)) for t in targets) if h), "")
         raise TargetError(f"target_modules={_shown(targets)} matches no layer{hint}. {_could_be(callable_layers)}")
     if not callable(targets) and not isinstance(targets, str):
-        _require_known("target_modules", targets, modules)
-    return found
+        _require_known("target_modules", targets, [*modules, *experts, *map(stack_of, experts)])
+    return _in_order(model, found)
+
+
+def _in_order(model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The experts' matrices where the module of the experts is in the model."""
+    places = {name: i for i, (name, _) in enumerate(model.named_modules())}
+
+    def place(name: str) -> int:
+        return places[stack_of(stack_of(name)) if isinstance(found[name], ExpertMatrix) else name]
+
+    return {name: found[name] for name in sorted(found, key=place)}
+
+
+def _excluded(name: str, module: nn.Module, exclude: Sequence[str]) -> bool:
+    """Whether a layer is excluded by its name, or an expert's matrix by that of its stack or of the experts."""
+    names = [name]
+    if isinstance(module, ExpertMatrix):
+        names += [stack_of(name), stack_of(stack_of(name))]
+    return any(_has_suffix(each, exclude) for each in names)
 
 
 def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
-    """The weights that "all-linear" cannot adapt, in one sentence: those of experts, stacked in one tensor."""
+    """The weights of experts that "all-linear" cannot adapt, in one sentence: those in packed numbers."""
     if targets != ALL_LINEAR:
         return []
-    stacks = {
-        name: count for name, count in stacked_in(model).items()
-        if not any(_has_suffix(part, exclude) for part in (name, name.rpartition(".")[0]))
-    }
+    stacks = [
+        f"{name}.{key}" for name, module in model.named_modules() for key in stacked_weights(module)
+        if not getattr(module, key).is_floating_point()
+    ]
+    stacks = [name for name in stacks if not any(_has_suffix(part, exclude) for part in (name, stack_of(name)))]
     if not stacks:
         return []
     return [
-        f"{len(stacks)} stacked expert weights ({sum(stacks.values())} matrices; {next(iter(stacks))} is the first) "
-        "are not adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
+        f"{len(stacks)} stacked expert weights ({stacks[0]} is the first) are not adapted: their numbers are packed in "
+        "a way that is not known here"
     ]
-
-
-def stacked_in(model: nn.Module) -> dict[str, int]:
-    """{full name of a parameter that stacks the weights of experts: the number of experts}."""
-    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
-    return {f"{n}{w}": len(getattr(module, w)) for n, module in modules for w in stacked_weights(module)}
 
 
 def find_heads(model: nn.Module) -> list[str]:
