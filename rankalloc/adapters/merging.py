@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import RankallocError
 from ..layers.adaptable import weight_view
+from ..layers.experts import ExpertMatrix
 from ..layers.quantized import no_longer_quantized, plain_linear, scheme_of
 from ..layers.sharding import is_sharded
 from .adapter import Adapter
@@ -56,7 +57,7 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
         owners.setdefault(id(parameter), set()).add(name)
     deltas = {}
     for name, adapter in own.items():
-        if "weight" not in adapter.base_layer._parameters:
+        if not _is_stored(adapter.base_layer):
             raise RankallocError(
                 f"the weight of {name} is computed from other parameters, so nothing can be folded into it; remove its "
                 "parametrization first, or keep the adapter unmerged"
@@ -94,6 +95,13 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
     model = detach(adapters)
     no_longer_quantized(model)
     return model
+
+
+def _is_stored(layer: nn.Module) -> bool:
+    """Whether the weight is a parameter, or part of one, and not computed from others."""
+    if isinstance(layer, ExpertMatrix):
+        return layer.parameter in layer.owner._parameters
+    return "weight" in layer._parameters
 
 
 def _fold(model: nn.Module, adapter: Adapter, delta: torch.Tensor) -> float:
