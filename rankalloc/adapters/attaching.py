@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
+from ..layers.coverage import little_covered
 from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads, unadapted
 from ..layers.tuners import is_peft_model, is_tuner_layer
@@ -100,6 +101,8 @@ def attach(
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     notes = unadapted(model, target_modules, exclude_modules)
     notes += said_of_statistics(statistics, saved=modules_to_save is None)
+    if target_modules == ALL_LINEAR and not exclude_modules:
+        notes += little_covered(model, targets, heads)
     for note in notes:
         warnings.warn(note, stacklevel=3)  # past the attach that everyone calls
 

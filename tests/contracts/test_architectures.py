@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import peft
@@ -18,8 +19,11 @@ from tests.support.training import train
 STEPS, STOP = 6, 3
 QUICK = ("qwen2", "gpt2", "falcon", "deberta_v2", "t5", "segformer", "whisper", "llava", "mamba")
 """One of each kind, which every run of the suite sees; the others are among the long tests."""
-PARTLY = {"siglip": 0.90, "zamba": 0.94, "resnet": None}
-"""The coverage of those that hold weights outside of layers, or have no linear layer at all; else it is 1."""
+PARTLY = {
+    "xlnet": 0.44, "squeezebert": 0.1, "convbert": 0.56, "resnet": 0.0, "mobilevit": 0.80, "wav2vec2_conformer": 0.81,
+    "siglip": 0.90, "zamba": 0.94, "recurrent_gemma": 0.95,
+}
+"""The coverage of those that compute with convolutions or with bare parameters, cut to two digits; else it is 1."""
 TIED_LAYERS = ("zamba",)
 """Architectures whose layers share one weight while each has an adapter of its own, so that none can be merged."""
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -78,8 +82,7 @@ def check_generation(model, inputs):
 
 
 def check_the_coverage(name, model):
-    expected, found = PARTLY.get(name, 1.0), fates(model).coverage
-    assert found == expected if expected in (None, 1.0) else expected <= found < 1
+    assert math.floor(100 * fates(model).coverage) / 100 == PARTLY.get(name, 1.0)
 
 
 @pytest.mark.filterwarnings("ignore")
