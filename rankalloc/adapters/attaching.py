@@ -11,8 +11,10 @@ from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
 from ..layers.coverage import little_covered
+from ..layers.missing import left_frozen, missing_modules
 from ..layers.statistics import said_of_statistics, with_running_statistics
-from ..layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads, unadapted
+from ..layers.targets import ALL_LINEAR, HEAD_NAMES, Targets, find_heads, find_targets, named_heads, unadapted
+from ..layers.tied import partners
 from ..layers.tuners import is_peft_model, is_tuner_layer
 from ..options import choice, integer, number
 from .adapter import Adapter
@@ -54,7 +56,8 @@ def attach(
             begin with.
         exclude_modules: names or suffixes never to adapt.
         modules_to_save: modules trained whole and saved with the adapter; None for the task heads
-            (classifier, score, ...) that the model has and normalisation layers with running statistics, () for none.
+            (classifier, score, ...) that the model has, for what its checkpoint lacked, and for normalisation layers
+            with running statistics; () for none.
         dropout: input dropout of the adapters while training.
         init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapters.adapter.Adapter`; None for
             the plan's, and else "svd".
@@ -99,10 +102,13 @@ def attach(
         heads += statistics
     targets = find_targets(model, target_modules, exclude_modules, heads)
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
-    notes = unadapted(model, target_modules, exclude_modules)
+    _require_own_weights(model, targets, heads)
+    notes = unadapted(model, target_modules, exclude_modules) + left_frozen(model, heads)
     notes += said_of_statistics(statistics, saved=modules_to_save is None)
     if target_modules == ALL_LINEAR and not exclude_modules:
         notes += little_covered(model, targets, heads)
+    if modules_to_save is None:
+        notes += _new_modules(model)
     for note in notes:
         warnings.warn(note, stacklevel=3)  # past the attach that everyone calls
 
@@ -163,6 +169,30 @@ def require_free(model: nn.Module) -> None:
             "ranks use rankalloc.adopt(model) or RankCallback(budget=...), else merge or remove them first "
             "(merge_and_unload, unload, delete_adapter)"
         )
+
+
+def _require_own_weights(model: nn.Module, targets: Mapping[str, nn.Module], heads: Sequence[str]) -> None:
+    """Raise TargetError when a layer to adapt shares its weight with a module that is trained whole."""
+    for head in heads:
+        for name in partners(model, head):
+            if name in targets:
+                raise TargetError(
+                    f"{name} shares its weight with {head}, which is trained whole, so it cannot be adapted too; leave "
+                    "one of them out of target_modules or modules_to_save"
+                )
+
+
+def _new_modules(model: nn.Module) -> list[str]:
+    """One sentence when modules other than task heads are trained whole, since the checkpoint lacked them."""
+    known = find_heads(model)
+    new = [name for name in missing_modules(model) if name.rsplit(".", 1)[-1] not in HEAD_NAMES and name in known]
+    if not new:
+        return []
+    were, they_are = ("was", "it is") if len(new) == 1 else ("were", "they are")
+    return [
+        f"{', '.join(new)} {were} not in the model's checkpoint, so {they_are} trained whole and saved with the "
+        "adapter; modules_to_save=() leaves everything frozen"
+    ]
 
 
 def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]) -> dict[str, int]:

@@ -63,7 +63,8 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
 
 
 def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) -> list[tuple[str, str]]:
-    examples = ", ".join(f"{number(amount)} {split}" for split, amount in found.examples.items())
+    amounts = {split: "streamed" if amount is None else number(amount) for split, amount in found.examples.items()}
+    examples = ", ".join(f"{amount} {split}" for split, amount in amounts.items())
     heads = ", ".join(f"{name} ({params:,} parameters, trained whole)" for name, params in found.heads.items())
     params = f"{found.params_initial:,} at the start"
     if found.params_final is not None:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from ..errors import ConfigError, RankallocError
+from ..experiments.launched import speaks
 from .output import say
 
 INTERRUPTED = 130
@@ -32,13 +33,14 @@ class CleanEndings(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             debug = ctx.params.get("debug")
-            if debug:
-                for line in traceback.format_exc().splitlines():
-                    say(line)
-            first, *more = _sentences(error, "" if debug else ctx.invoked_subcommand)
-            say(f"error: {first}", style="red")
-            for line in more:
-                say(f"  {line}")
+            if speaks("error"):
+                if debug:
+                    for line in traceback.format_exc().splitlines():
+                        say(line, anywhere=True)
+                first, *more = _sentences(error, "" if debug else ctx.invoked_subcommand)
+                say(f"error: {first}", style="red", anywhere=True)
+                for line in more:
+                    say(f"  {line}", anywhere=True)
             raise typer.Exit(error.exit_code if isinstance(error, RankallocError) else 1) from None
 
 

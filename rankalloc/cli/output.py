@@ -1,4 +1,5 @@
-"""Output for people and for programs. Results go to stdout, everything else to stderr.
+"""Output for people and for programs. Results go to stdout, everything else to stderr. Of several processes that a
+launcher started, the first one prints.
 
 Names of layers, runs and files are untrusted text: they are never read as markup, and control characters in
 them are printed as escapes, so that no file can control the terminal.
@@ -13,6 +14,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from ..experiments.launched import is_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,9 +42,12 @@ def console(*, stderr: bool = False) -> Console:
     )
 
 
-def say(text: str = "", *, style: str | None = None, stderr: bool = True) -> None:
-    """Print one line, by default on stderr."""
+def say(text: str = "", *, style: str | None = None, stderr: bool = True, anywhere: bool = False) -> None:
+    """Print one line, by default on stderr. ``anywhere``: in every process, not in the first one alone."""
     from rich.text import Text
+
+    if not (anywhere or is_first()):
+        return
 
     console(stderr=stderr).print(Text(clean(text), style=style or ""), soft_wrap=True)
 
@@ -56,6 +62,8 @@ def show_table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), *, rig
     from rich.table import Table
     from rich.text import Text
 
+    if not is_first():
+        return
     table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index in range(max(map(len, rows), default=len(header))):
         title = Text(header[index]) if header else ""
@@ -73,7 +81,8 @@ def show_json(value: Any) -> None:
     """Print one strict JSON document on stdout, in ASCII, which is safe in every terminal and locale."""
     from ..records import finite
 
-    sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+    if is_first():
+        sys.stdout.write(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager

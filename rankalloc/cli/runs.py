@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shlex
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, RankallocError
+from ..experiments.launched import is_first, processes, require_alone
 from ..experiments.run_folder import REPORT_NAME, RunFolder, SweepFolder, content
 from .endings import INTERRUPTED
 from .output import count, results_only, say
@@ -45,7 +47,8 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
     steps = Steps(first=RunFolder(Path(folder)).discard if overwrite else None)
     how = functools.partial(_how_to_continue, request, folder, steps, overwrite)
     with _resumable(how), results_only():
-        say(f"training {_task_name(config)} with {config.method} into {folder}")
+        together = f" in {processes()} processes" if processes() > 1 else ""
+        say(f"training {_task_name(config)} with {config.method} into {folder}{together}")
         from ..experiments.runner import train
 
         with _training(), steps:
@@ -79,6 +82,7 @@ def _show_finished(config: RunConfig, folder: str, as_json: bool) -> bool:
 
 def run_sweep(request: Request) -> None:
     """``rankalloc sweep``."""
+    require_alone("sweep")
     config = request.load()
     folder = request.folder(config)
     refusal = _no_sweep_in(folder)
@@ -125,7 +129,10 @@ def _training() -> Iterator[None]:
 
     if not torch.accelerator.is_available():
         keep_freed_memory()
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        # what libraries tell each other about names to come, and DDP about the layout of thin matrices
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
         yield
 
 
@@ -180,6 +187,8 @@ def _how_to_continue(request: Request, folder: str, steps: Steps, overwrite: boo
 def _report(folder: str) -> tuple[str | None, Exception | None]:
     """Write the folder's report. An error is returned, not raised: the run's own summary comes first."""
     page = os.path.join(folder, REPORT_NAME)
+    if not is_first():
+        return page, None
     try:
         from ..report import write_report
 

@@ -22,6 +22,7 @@ from .sections import (
     FileTask,
     FloatRange,
     Int,
+    ModelConfig,
     OneOrMapping,
     SearchConfig,
     Section,
@@ -37,7 +38,7 @@ class RunConfig(Section):
 
     name: str = "run"
     task: OneOrMapping[str, FileTask] = "punctuation"
-    model: str | None = None
+    model: OneOrMapping[str | None, ModelConfig] = None
     trust_remote_code: bool = False
     adapter: AdapterConfig = AdapterConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -66,9 +67,10 @@ class RunConfig(Section):
 
     @field_validator("model")
     @classmethod
-    def _model_for_files(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if not value and isinstance(info.data.get("task"), FileTask):
-            raise ValueError(f"a task from a file needs one: a local folder or a hub id, got {value!r}")
+    def _model_for_files(cls, value: str | ModelConfig | None, info: ValidationInfo) -> str | ModelConfig | None:
+        name = value.name if isinstance(value, ModelConfig) else value
+        if not name and isinstance(info.data.get("task"), FileTask):
+            raise ValueError(f"a task from a file needs one: a local folder or a hub id, got {name!r}")
         return value or None
 
     @field_validator("budget")
@@ -83,6 +85,11 @@ class RunConfig(Section):
     @classmethod
     def _known_method(cls, value: str) -> str:
         return known_method(value)
+
+    @property
+    def model_settings(self) -> ModelConfig:
+        """``model`` as a mapping, whichever way it was given."""
+        return self.model if isinstance(self.model, ModelConfig) else ModelConfig(name=self.model)
 
     @property
     def folder(self) -> Path:
@@ -166,21 +173,49 @@ def _absolute(tree: dict[str, Any], folder: Path) -> None:
     if isinstance(task, dict):
         for split in ("train", "tune", "report"):
             if isinstance(task.get(split), str):
-                task[split] = str((folder / task[split]).absolute())
+                task[split] = _data_at(task[split], folder)
     if isinstance(training, dict):
         away = training.get("away_from")
         if isinstance(away, str):
             training["away_from"] = str((folder / away).absolute())
         elif isinstance(away, list):
             training["away_from"] = [str((folder / one).absolute()) if isinstance(one, str) else one for one in away]
-    # A hub id looks like a relative path; it is a folder if it begins like one or if the folder exists.
-    if isinstance(model, str) and model and (model.startswith(("./", "../")) or (folder / model).is_dir()):
-        tree["model"] = str((folder / model).absolute())
+    if isinstance(model, dict):
+        template = model.get("chat_template")
+        if isinstance(template, str) and template.strip() and "{" not in template:
+            model["chat_template"] = str((folder / template).absolute())
+        if isinstance(model.get("name"), str):
+            model["name"] = _model_at(model["name"], folder)
+    elif isinstance(model, str):
+        tree["model"] = _model_at(model, folder)
+
+
+def _data_at(source: str, folder: Path) -> str:
+    """A set on the hub looks like a relative path; it is one if nothing is there, and it is no file's name."""
+    bare = source.partition("[")[0]
+    if re.fullmatch(r"[\w-]+/[\w.-]+(:[\w.-]+)?", bare) and Path(bare).suffix.lower() not in _DATA_FILES:
+        owner, _, _ = bare.partition("/")
+        if not (folder / owner).exists():
+            return source
+    return str((folder / source).absolute())
+
+
+_DATA_FILES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
+
+
+def _model_at(model: str, folder: Path) -> str:
+    """A hub id looks like a relative path; it is a folder if it begins like one or if the folder exists."""
+    local = model and (model.startswith(("./", "../")) or (folder / model).is_dir())
+    return str((folder / model).absolute()) if local else model
 
 
 def _put(tree: dict[str, Any], parts: Sequence[str], value: Any) -> None:
     for depth, part in enumerate(parts[:-1], start=1):
         if not isinstance(tree.get(part), dict):
+            if depth == 1 and part == "model" and isinstance(tree.get(part), str):
+                tree[part] = {"name": tree[part]}  # which says the same
+                tree = tree[part]
+                continue
             # An override of one part of a range keeps the default's other parts.
             in_search = list(parts[: depth - 1]) == ["sweep", "search"] and part not in tree
             default = SearchConfig().model_dump().get(part) if in_search else None
@@ -219,8 +254,27 @@ def _sentence(mistake: dict[str, Any]) -> str:
         shapes = {"<one>": "a single value", "<list>": "a list", "<mapping>": "a mapping"}
         message = "should be " + " or ".join(shapes[tag] for tag in shapes if tag in mistake["ctx"]["expected_tags"])
     value = repr(got)
-    message = message.removeprefix("Input ").partition(", unable")[0]
+    message = _wanted(kind, mistake.get("ctx", {})) or message.removeprefix("Input ")
     return f"{'.'.join(keys)}: {message}, got {value if len(value) < 80 else value[:76] + ' ...'}"
+
+
+_WANTED = {
+    "int": "should be a whole number", "float": "should be a number", "finite": "should be a finite number",
+    "string": "should be text", "bool": "should be true or false", "list": "should be a list",
+}
+_BOUNDS = {
+    "greater_than": "above", "greater_than_equal": "at least", "less_than": "below", "less_than_equal": "at most",
+}
+
+
+def _wanted(kind: str, context: Mapping[str, Any]) -> str | None:
+    """What a value of another type or size should have been; None for other kinds of mistakes."""
+    if kind in _BOUNDS:
+        bound = next(iter(context.values()))
+        return f"should be {_BOUNDS[kind]} {bound:g}" if bound < 10**6 else f"should be {_BOUNDS[kind]} {bound}"
+    if kind == "too_short":
+        return "should hold at least one value"
+    return _WANTED.get(kind.partition("_")[0])
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:
@@ -228,7 +282,7 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
     for part in location:
         field = section.model_fields.get(part)
         if part == "<mapping>":
-            section = FileTask if location[0] == "task" else FloatRange
+            section = {"task": FileTask, "model": ModelConfig}.get(location[0], FloatRange)
         elif field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             section = field.annotation
     return list(section.model_fields)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from ..adapters.attaching import detach
 from ..errors import RankallocError
+from ..methods.planners.planning import first_batches
 from ..storage.loading import load
-from .tasks.base import PreparedTask, evaluate
+from .tasks.base import PreparedTask, base_of, evaluate
 
 
 class TaskEvaluator:
@@ -23,7 +25,7 @@ class TaskEvaluator:
 
     def __init__(self, task: PreparedTask, split: str = "tune", batch_size: int = 16) -> None:
         self.task, self.split, self.batch_size = task, split, batch_size
-        self.model = task.build_model()
+        self.model = base_of(task)
         self.higher_is_better = task.direction == "maximize"
         self.fingerprint = f"{task.name} {task.fingerprint} {task.model_name} {split} {task.metric}"
 
@@ -39,6 +41,4 @@ class TaskEvaluator:
 
     def batches(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
         """The first ``count`` training batches, for calibration."""
-        rows = self.task.splits["train"]
-        for start in range(0, min(len(rows), count * self.batch_size), self.batch_size):
-            yield self.task.collator(rows[start : start + self.batch_size])
+        return islice(first_batches(self.task.splits["train"], self.task.collator, self.batch_size), count)

@@ -23,12 +23,22 @@ from ..storage.model_saving import attach
 from ..storage.saving import save
 from ..trace import EvaluationRecord, RankTrace
 from ..training.callback import RankCallback
+from ..training.processes import check_agreement
 from .config import RunConfig
+from .launched import processes, processes_note, together
 from .run_folder import RunFolder
 from .tasks import prepare
-from .tasks.base import PreparedTask, evaluate
+from .tasks.base import PreparedTask, base_of, evaluate
 from .tracking import trackers
-from .trainer import Progress, Watch, last_checkpoint, trainer_for
+from .trainer import (
+    Progress,
+    Watch,
+    arguments_for,
+    last_checkpoint,
+    require_length,
+    require_trainable,
+    trainer_for,
+)
 
 # Arguments of RankCallback and RankController that only the runner may give.
 _RESERVED = ("adapters", "budget", "method", "total_steps", "fresh", "resume_from", "loss_fn", "save_trace")
@@ -46,6 +56,9 @@ def train(
 ) -> RankTrace:
     """Train one run into ``folder``; :mod:`rankalloc.experiments.run_folder` lists the files.
 
+    Under torchrun or ``accelerate launch`` every process calls it: all train and evaluate alike, and the first one
+    alone writes, tracks and reports progress.
+
     The trace is written once, last: a run that fails, or whose process is killed, before its evaluations and its
     adapter are complete leaves no trace, and can be resumed from its last checkpoint.
 
@@ -55,7 +68,7 @@ def train(
         command: recorded in the trace as the command that reproduces the run.
         resume: continue from the last checkpoint in ``folder`` (``training.save_every`` writes them). A run that has
             finished stays as it is, and its trace is returned.
-        progress: called after every step with (step, total steps, newest values).
+        progress: called after every step with (step, total steps, newest values), in the first process.
 
     Raises:
         RankallocError: the configuration, the data or the run is at fault; the message is one sentence.
@@ -63,26 +76,35 @@ def train(
     if resume and (done := finished(config, folder)) is not None:
         return done
     prepared = prepared or prepare(config)
-    run = RunFolder(folder)
+    require_length(config, prepared)
+    arguments = arguments_for(config, prepared, folder)
+    run, first = RunFolder(folder), arguments.process_index == 0
     checkpoint = last_checkpoint(folder) if resume else None
     set_seed(config.seed)
-    model = prepared.build_model()
+    model = base_of(prepared)
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
+    require_trainable(prepared, model, adapters)
     ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
-    write_text(run.config, config.to_yaml())  # only once everything that can be refused has been checked
-    tracking = trackers(config, folder, ranking)
-    callbacks = [ranking, Watch(config, prepared, ranking, progress), *tracking]
-    trainer = trainer_for(config, model, adapters, prepared, folder, callbacks)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    together(arguments)  # what a process refuses is refused before the first one writes
+    if first:
+        write_text(run.config, config.to_yaml())  # only once everything that can be refused has been checked
+    tracking = trackers(config, folder, ranking) if first else []
+    callbacks = [ranking, Watch(config, prepared, ranking, progress if first else None), *tracking]
+    with trainer_for(config, model, adapters, prepared, arguments, callbacks) as trainer:
+        trainer.train(resume_from_checkpoint=checkpoint)
 
     trace = ranking.trace
+    check_agreement(adapters, trace.steps_done)
     _describe(trace, config, prepared, command)
+    trace.alerts += processes_note(config, arguments)
     trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
-    run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
-    save(adapters, run.adapter)
-    trace.save(run.trace)
-    for tracker in tracking:
-        tracker.finish(trace)
+    if first:
+        run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
+        save(adapters, run.adapter)
+        trace.save(run.trace)
+        for tracker in tracking:
+            tracker.finish(trace)
+    together(arguments)
     return trace
 
 
@@ -130,7 +152,7 @@ def _evaluated(config: RunConfig, prepared: PreparedTask, model: torch.nn.Module
 def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, split: str) -> EvaluationRecord:
     """Quality of an adapter on disk on one split, on a fresh model."""
     set_seed(config.seed)
-    model = prepared.build_model()
+    model = base_of(prepared)
     load(model, adapter)
     return evaluate(prepared, model, split, config.training.eval_batch_size)
 
@@ -173,14 +195,14 @@ def budget_from(config: RunConfig) -> RankBudget:
 @dataclass(frozen=True)
 class Preview:
     """What a run would do: the layers it would adapt (``rank`` is their first rank), heads with their parameters,
-    the budget's plan, optimizer steps, examples by split, and adapter parameters at the start and, where they are
-    known beforehand, at the end."""
+    the budget's plan, optimizer steps, examples by split (None: streamed), and adapter parameters at the start and,
+    where they are known beforehand, at the end."""
 
     layers: list[LayerShape]
     heads: dict[str, int]
     plan: BudgetPlan
     total_steps: int
-    examples: dict[str, int]
+    examples: dict[str, int | None]
     model: str
     params_initial: int
     params_final: int | None
@@ -189,13 +211,16 @@ class Preview:
 def preview(config: RunConfig) -> Preview:
     """Everything :func:`train` would check and choose before its first step; writes nothing."""
     prepared = prepare(config)
+    require_length(config, prepared)
+    arguments_for(config, prepared, config.folder)
     set_seed(config.seed)
     model = prepared.build_model()
     shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
-    total_steps = steps_of(config, len(prepared.splits["train"]))
+    total_steps = steps_of(config, 0 if prepared.streaming else len(prepared.splits["train"]))
     if find_method(config.method).when == "before":
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
+    require_trainable(prepared, model, adapters)
     # a rank pattern may exceed the peak
     shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
@@ -205,18 +230,19 @@ def preview(config: RunConfig) -> Preview:
         final = adapters.num_params()
     return Preview(
         layers=adapters.shapes(), heads=adapters.head_params(), plan=plan, total_steps=total_steps,
-        examples={split: len(rows) for split, rows in prepared.splits.items()}, model=prepared.model_name,
+        examples={s: None if s == "train" and prepared.streaming else len(rows) for s, rows in prepared.splits.items()},
+        model=prepared.model_name,
         params_initial=adapters.num_params(), params_final=final,
     )
 
 
 def steps_of(config: RunConfig, examples: int) -> int:
-    """Optimizer steps of the run, from ``training.steps`` or ``training.epochs``."""
+    """Optimizer steps of the run, from ``training.steps`` or ``training.epochs``; several processes share an epoch."""
     training = config.training
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None, "a configuration has steps or epochs"
-    batches = math.ceil(examples / training.batch_size)
+    batches = math.ceil(examples / (training.batch_size * processes()))
     return math.ceil(training.epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
 
 

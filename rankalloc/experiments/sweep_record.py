@@ -129,8 +129,8 @@ def compare_on_report(record: SweepRecord, sweep: Sweep) -> PairRecord | None:
     if uniform is None:
         return None
     first, second = (_on_report(sweep, trial.number) for trial in (adaptive, uniform))
-    if first.example_losses is None or second.example_losses is None:
-        return None
+    if first.example_losses is None or second.example_losses is None or first.examples < 2:
+        return None  # one example says nothing of the next
     return PairRecord(
         adaptive=adaptive.number, uniform=uniform.number, metric=record.metric, adaptive_metrics=first.metrics,
         uniform_metrics=second.metrics, examples=first.examples,

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Direction = Literal["maximize", "minimize"]
+
 
 @dataclass(frozen=True)
 class KindInfo:
-    """The metric of a kind of task, and its direction."""
+    """The metric of a kind of task, its direction, and the trainer it is for: transformers' own, or TRL's SFTTrainer
+    or DPOTrainer."""
 
     metric: str
-    direction: Literal["maximize", "minimize"]
+    direction: Direction
+    trainer: Literal["plain", "sft", "dpo"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,36 @@ TASK_KINDS: dict[str, KindInfo] = {
     "regression": KindInfo("mse", "minimize"),
     "token-classification": KindInfo("accuracy", "maximize"),
     "causal-lm": KindInfo("loss", "minimize"),
+    "chat": KindInfo("loss", "minimize", "sft"),
+    "prompt-completion": KindInfo("loss", "minimize", "sft"),
+    "preference": KindInfo("loss", "minimize", "dpo"),
+    "seq2seq": KindInfo("loss", "minimize"),
+    "image-classification": KindInfo("accuracy", "maximize"),
+    "audio-classification": KindInfo("accuracy", "maximize"),
 }
 """Kinds of tasks from files."""
+
+DECODER_KINDS = ("causal-lm", "chat", "prompt-completion", "preference")
+"""Kinds of which the model predicts the next token."""
+
+LANGUAGE_KINDS = (*DECODER_KINDS, "seq2seq")
+"""Kinds of which the model writes text."""
+
+MEDIA_KINDS = ("image-classification", "audio-classification")
+"""Kinds of which the examples are files of their own."""
+
+LANGUAGE_METRICS: dict[str, Direction] = {
+    "loss": "minimize", "perplexity": "minimize", "token_accuracy": "maximize", "exact_match": "maximize",
+    "rouge_l": "maximize",
+}
+"""Metrics that a kind that writes text can be judged by; "exact_match" and "rouge_l" are of generated text."""
+
+PREFERENCE_METRICS: dict[str, Direction] = {
+    "loss": "minimize", "reward_accuracy": "maximize", "reward_margin": "maximize",
+}
+"""Metrics that a preference task can be judged by."""
+
+GENERATED_METRICS = ("exact_match", "rouge_l")
 
 TASKS: dict[str, TaskInfo] = {
     "punctuation": TaskInfo(

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import TargetError, did_you_mean
 from .adaptable import is_quantized, kind_of, stacked_weights, supported, why_not
 from .kinds import LINEAR
+from .missing import missing_modules
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -102,8 +103,8 @@ def stacked_in(model: nn.Module) -> dict[str, int]:
 
 
 def find_heads(model: nn.Module) -> list[str]:
-    """Names of the task heads to train in full: known names at the top level of the model, such as ``classifier`` and
-    ``score``, except a language-modelling head."""
+    """Names of the modules to train in full: those that the model's checkpoint lacked, and the task heads: known names
+    at the top level of the model, such as ``classifier`` and ``score``, except a language-modelling head."""
     output = output_embeddings(model)
     heads = []
     for name, child in model.named_children():
@@ -111,7 +112,7 @@ def find_heads(model: nn.Module) -> list[str]:
         is_output = output is not None and any(module is output for module in child.modules())
         if name in HEAD_NAMES and has_parameters and not is_output:
             heads.append(name)
-    return heads
+    return [name for name in missing_modules(model) if not _under(name, heads)] + heads
 
 
 def named_heads(model: nn.Module, names: Sequence[str]) -> list[str]:

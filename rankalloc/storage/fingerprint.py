@@ -34,6 +34,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
 from ..errors import AdapterFileError
 from ..files import sha256_of
+from ..layers.missing import missing_parameters
 from ..layers.quantized import dequantized, scheme_of
 from ..layers.sharding import has_shards
 from ..layers.targets import output_embeddings
@@ -233,11 +234,14 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
     """{name without wrappers: layer} of layers with a readable weight matrix, without embeddings and output heads."""
     output = output_embeddings(model)
     inside = {id(part) for m in model.modules() if _is_adapted(m) for part in m.modules() if part is not m}
+    drawn = {id(parameter) for parameter in missing_parameters(model).values()}  # at random, so not the base's
     found = {}
     for name, module in model.named_modules():
         layer = _base_of(module) if _is_adapted(module) else module
         weight = getattr(layer, "_parameters", {}).get("weight")
-        if weight is None or id(module) in inside or layer is output or isinstance(layer, nn.Embedding):
+        if weight is None or id(weight) in drawn or id(module) in inside:
+            continue
+        if layer is output or isinstance(layer, nn.Embedding):
             continue
         plain = type(weight) is nn.Parameter and weight.is_floating_point() and weight.dim() >= 2
         if (plain or scheme_of(layer)) and weight.numel() and weight.device.type != "meta":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.attaching import require_free
 from ..errors import AdapterFileError
 from ..layers.adaptable import why_not
+from ..layers.tied import untie
 from . import fingerprint
 from .fitting import at_full_rank, fit
 from .folder import WEIGHTS_NAME
@@ -55,6 +57,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     }
     for head, state in states.items():
         _check_head(head, state, modules[head], folder)
+    _untie(model, _separate(model, states))
     rank = max(1, *(part.rank for part in factors.values()))
     scale = next((key for key, value in SCALES.items() if value == exponent), "lora")
     adapters = attach(
@@ -73,6 +76,33 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
         for head, state in states.items():
             modules[head].load_state_dict(state)
     return adapters
+
+
+def _separate(model: nn.Module, states: Mapping[str, Mapping[str, torch.Tensor]]) -> list[str]:
+    """The heads that share a weight with another module here and did not where the file was made: the file has several
+    values for it, or one that a module which is not in the file must not get."""
+    given: dict[int, list[torch.Tensor]] = {}
+    for head, state in states.items():
+        for key, parameter in model.get_submodule(head).named_parameters(remove_duplicate=False):
+            given.setdefault(id(parameter), []).append(state[key])
+    for name, module in model.named_modules():
+        if not any(f"{name}.".startswith(f"{head}.") for head in states):
+            for parameter in module.parameters(recurse=False):
+                given.get(id(parameter), []).append(parameter.detach().cpu())
+    apart = {key for key, values in given.items() if not all(_same(values[0], other) for other in values[1:])}
+    return [head for head in states if any(id(p) in apart for p in model.get_submodule(head).parameters())]
+
+
+def _same(theirs: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(theirs, other.to(theirs.dtype))
+
+
+def _untie(model: nn.Module, heads: list[str]) -> None:
+    for head in heads:
+        untie(model.get_submodule(head))
+    config: Any = getattr(model, "config", None)
+    if heads and getattr(config, "tie_word_embeddings", False):  # or transformers would tie them again
+        config.tie_word_embeddings = False
 
 
 def _without_copies(finished: FinishedAdapter, modules: Mapping[str, nn.Module]) -> dict[str, str]:

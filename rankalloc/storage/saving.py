@@ -19,6 +19,7 @@ from torch import nn
 from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.triplets import Triplets
 from ..errors import RankallocError
+from ..layers.tied import partners
 from . import fingerprint
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .layout import Layout
@@ -70,7 +71,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         )
     heads = {
         f"{head}.{key}": value
-        for head, module in adapters.heads.items() for key, value in module.state_dict().items()
+        for head in saved_whole(adapters) for key, value in adapters.model.get_submodule(head).state_dict().items()
     }
     base = fingerprint.fingerprint(adapters)
     about = {} if base is None else {fingerprint.KEY: base.encode()}
@@ -79,6 +80,13 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     return write_folder(
         path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
     )
+
+
+def saved_whole(adapters: Adapters) -> list[str]:
+    """Names of the modules that are written whole: the heads, and whatever shares a weight with one. PEFT gives every
+    module in the file its own copy, and keeps that of any other as it was."""
+    found = {*adapters.heads, *(name for head in adapters.heads for name in partners(adapters.model, head))}
+    return sorted(name for name in found if not any(name.startswith(f"{outer}.") for outer in found))
 
 
 def _factors(adapter: Triplets) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,8 +110,8 @@ def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]
     others: dict[str, Any] = {KEY: parameters} if parameters else {}
     return lora_config(
         rank, _target_modules(adapters, modules), **others, base_model_name_or_path=fingerprint.name_of(model),
-        task_type=_task_type(model, bool(adapters.heads)),
-        modules_to_save=sorted(adapters.heads) or None, fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
+        task_type=_task_type(model, bool(adapters.heads)), modules_to_save=saved_whole(adapters) or None,
+        fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
     )
 
 

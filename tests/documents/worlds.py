@@ -82,6 +82,7 @@ WORLDS: dict[str, dict[int, Callable[[Path], Names]]] = {
     "docs/serving.md": {0: library},
     "docs/quantised.md": {0: quantised},
     "docs/trl.md": {0: language},
+    "docs/data.md": {0: language},
     "docs/qlora.md": {0: language},
     "docs/sentence-transformers.md": {0: language},
 }

@@ -67,15 +67,15 @@ def test_all_mistakes_come_at_once_with_path_value_and_nearest_name():
     expected = [
         "adaptor: unknown key 'adaptor' (did you mean 'adapter'?)",
         "adapter.rnk: unknown key 'rnk' (did you mean 'rank'?)",
-        "adapter.alpha: should be greater than 0, got 0",
-        "training.learning_rate: should be a valid number, got 'quick'",
+        "adapter.alpha: should be above 0, got 0",
+        "training.learning_rate: should be a number, got 'quick'",
         "tracking: unknown choice 'wandbb' (did you mean 'wandb'?)",
         "method: unknown method 'adalra' (did you mean 'adalora'?)",
         "task: unknown task 'punctuaton' (did you mean 'punctuation'?)",
         "seed: should be a number, got True",
         "name: should be one plain folder name (letters, digits, . _ - +), got '../up'",
         "'nonsense' is not an override",
-        "sweep.search.rank.0: should be greater than or equal to 1, got 0",
+        "sweep.search.rank.0: should be at least 1, got 0",
         "sweep.search.budget.hihg: unknown key 'hihg' (did you mean 'high'?)",
         "sweep.search.method: unknown method 'unifrm' (did you mean 'uniform'?)",
     ]

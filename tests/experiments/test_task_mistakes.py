@@ -20,8 +20,8 @@ GOOD = "text,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(SENTENCES
     "kind, name, content, words",
     [
         ("text-classification", "a.csv", None, "no data file at"),
-        ("text-classification", "a.parquet", "x", "reads .csv, .tsv, .jsonl, .ndjson"),
-        ("text-classification", "a.txt", "x", "reads .csv, .tsv, .jsonl, .ndjson"),
+        ("text-classification", "a.parquet", "x", "no Parquet file"),
+        ("text-classification", "a.txt", "x", "reads .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow"),
         ("text-classification", "a.csv", "", "is empty"),
         ("text-classification", "a.csv", "text,label\n", "is empty"),
         ("text-classification", "a.csv", "txt,y\nhi,1\n", "no column 'text' (did you mean 'txt'?); columns: 'txt'"),

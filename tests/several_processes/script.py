@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import rankalloc as ra
+from rankalloc.cli import app
+from rankalloc.storage.tensors import read_tensors
 from tests.support.models import assert_same, make_bert, make_gpt2, make_mlp, token_data, token_ids
 from tests.support.training import make_trainer, train
 
@@ -187,6 +190,37 @@ def refusals() -> dict[str, str]:
     return said
 
 
+def command(folder: Path) -> dict[str, torch.Tensor]:
+    """``rankalloc train`` in one folder for all processes, resumed from its checkpoint by the same command."""
+    output = folder / f"command-{WORLD}"
+    words = [
+        "train", str(folder / "run.yaml"), "--output", str(output), "--set", f"training.batch_size={8 // WORLD}",
+    ]
+    assert run_command(*words) == 0
+    adapter = read_tensors(output / "adapter" / "adapter_model.safetensors")[0]
+    together()
+    if RANK == 0:  # as if they had been killed in between
+        shutil.rmtree(output / "checkpoint-6")
+        (output / "trace.json").unlink()
+    together()
+    assert run_command(*words) == 1  # an unfinished run
+    together()
+    assert run_command(*words, "--resume") == 0
+    assert_same(adapter, read_tensors(output / "adapter" / "adapter_model.safetensors")[0])
+    assert not (output / "README.md").exists()
+    return adapter
+
+
+def run_command(*words: str) -> int:
+    """The exit code of the command line."""
+    return app(list(words), prog_name="rankalloc", standalone_mode=False) or 0
+
+
+def together() -> None:
+    if WORLD > 1:
+        dist.barrier()
+
+
 def runs(folder: Path, part: str) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Each run that two processes and one must end alike, by name; ``part`` is "whole" or "sharded"."""
     if part == "whole":
@@ -195,6 +229,7 @@ def runs(folder: Path, part: str) -> Iterator[tuple[str, dict[str, torch.Tensor]
         yield "trainer", trainer(folder)
         yield "peft loop", peft_loop()
         yield "peft trainer", peft_trainer(folder)
+        yield "command", command(folder)
     else:
         for name in ("bert", "gpt2"):
             yield name, sharded(folder, name)

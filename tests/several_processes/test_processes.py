@@ -16,7 +16,9 @@ import rankalloc as ra
 from rankalloc.storage.fingerprint import KEY
 from rankalloc.storage.tensors import read_tensors
 from tests.several_processes import script
+from tests.support.language import conversations, save_language_model
 from tests.support.models import assert_same, logits_of, make_bert, make_gpt2
+from tests.support.task_files import write_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,10 +35,23 @@ def start(name: str, folder: Path, *words: str, timeout: int = 240) -> subproces
     )
 
 
+def write_chat(folder: Path) -> None:
+    """What ``rankalloc train`` needs to teach a tiny model."""
+    save_language_model(folder / "base")
+    write_rows(folder / "chat.jsonl", conversations(24))
+    (folder / "run.yaml").write_text(
+        "task: {kind: chat, train: chat.jsonl}\nmodel: ./base\nadapter: {rank: 4}\nbudget: {every: 2}\n"
+        "training: {steps: 6, save_every: 3, log_every: 2, learning_rate: 1e-2}\ndata: {max_length: 32}\n"
+    )
+
+
 def both(folder: Path, part: str) -> Path:
     """What the script leaves behind, run by two processes and by this one."""
+    write_chat(folder)
     done = start("script", folder, part)
     assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
     script.main(folder, part)
     return folder
 
@@ -49,6 +64,22 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sharded_runs(tmp_path_factory):
     return both(tmp_path_factory.mktemp("sharded"), "sharded")
+
+
+def test_rankalloc_train_under_torchrun_is_one_run(runs):
+    """Both processes train it; one writes and prints, and an error is one sentence."""
+    one, two = tensors(runs / "command-2-0.pt"), tensors(runs / "command-2-1.pt")
+    assert_same(one, two)
+    trace = ra.RankTrace.load(runs / "command-2" / "trace.json")
+    assert trace.finished and sum(trace.final_ranks) == trace.budget.target < trace.budget.initial
+    assert "2 processes trained together: a step took 2 x 4 = 8 examples" in trace.alerts
+    assert {path.name for path in (runs / "command-2").iterdir()} == {
+        "adapter", "checkpoint-3", "checkpoint-6", "config.yaml", "report.html", "report.json", "trace.json",
+    }
+    printed, said = (runs / "stdout").read_text(), (runs / "stderr").read_text()
+    assert printed.count("ranks asked") == 2  # of two commands
+    assert said.count("training chat with auto") == 2 and said.count("in 2 processes") == 2
+    assert said.count("error: ") == said.count("holds an unfinished run") == 1
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:

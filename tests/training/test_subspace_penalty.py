@@ -321,7 +321,7 @@ def test_the_configuration_resolves_paths_and_tells_mistakes(given, tmp_path):
     ]:
         with pytest.raises(ConfigError, match=told.replace("[", r"\[")):
             load_config(None, [override])
-    with pytest.raises(ConfigError, match="training.away_weight: should be greater than 0"):
+    with pytest.raises(ConfigError, match="training.away_weight: should be above 0"):
         load_config(path, ["training.away_weight=-1"])
 
 

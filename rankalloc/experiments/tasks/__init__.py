@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..task_names import TASK_KINDS, TASKS, KindInfo, TaskInfo
+from ..task_names import LANGUAGE_KINDS, MEDIA_KINDS, TASK_KINDS, TASKS, KindInfo, TaskInfo
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -22,7 +22,7 @@ def metric_of(config: RunConfig) -> KindInfo:
     """The metric and direction of the configured task, without loading anything."""
     if isinstance(config.task, str):
         return KindInfo(TASKS[config.task].metric, TASKS[config.task].direction)
-    return TASK_KINDS[config.task.kind]
+    return config.task.judged_by
 
 
 def prepare(config: RunConfig) -> PreparedTask:
@@ -32,13 +32,20 @@ def prepare(config: RunConfig) -> PreparedTask:
         DataError: a data file is missing or unusable, or a data package is not installed.
         ConfigError: the model or its tokenizer cannot be loaded or does not fit the task.
     """
-    module = TASKS[config.task].module if isinstance(config.task, str) else "files"
+    module = TASKS[config.task].module if isinstance(config.task, str) else _module_of(config.task.kind)
     prepared = importlib.import_module(f".{module}", __name__).prepare(config)
     if config.data.prior_bias:
         from .prior_bias import with_prior_bias
 
         return with_prior_bias(prepared)
     return prepared
+
+
+def _module_of(kind: str) -> str:
+    """The file in this folder whose ``prepare`` builds tasks of this kind from the user's data."""
+    if kind in MEDIA_KINDS:
+        return "media"
+    return "language" if kind in LANGUAGE_KINDS and kind != "causal-lm" else "files"
 
 
 def load_task(name: str = "punctuation", **sets: Any) -> PreparedTask:

@@ -31,3 +31,8 @@ def regression_metrics(predicted: np.ndarray, expected: np.ndarray) -> dict[str,
     if len(predicted) > 1 and np.ptp(predicted) > 0 and np.ptp(expected) > 0:
         metrics["spearman"] = float(spearmanr(predicted, expected).statistic)
     return metrics
+
+
+def token_metrics(predicted: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """"token_accuracy": the share of tokens to be learnt that are the likeliest of all, given those before them."""
+    return {"token_accuracy": float((predicted == expected).mean()) if len(expected) else 0.0}

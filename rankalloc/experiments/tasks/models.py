@@ -6,37 +6,54 @@ Weights are read from safetensors only, and a model's own code is not run unless
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ...errors import ConfigError
 from ...storage.quiet import quiet
 from ..config import RunConfig
+from ..sections import ModelConfig
+from ..task_names import DECODER_KINDS
 from .packages import reference_of
+from .padding import choose_padding, pad_alike
 
-_AUTO_CLASSES = {
+_AUTO_CLASSES: dict[str, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "regression": transformers.AutoModelForSequenceClassification,
     "token-classification": transformers.AutoModelForTokenClassification,
-    "causal-lm": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "image-classification": transformers.AutoModelForImageClassification,
+    "audio-classification": transformers.AutoModelForAudioClassification,
+}
+_PROCESSORS = {
+    "image-classification": transformers.AutoImageProcessor,
+    "audio-classification": transformers.AutoFeatureExtractor,
+}
+_DTYPES: dict[str, Any] = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto",
 }
 
 
 @dataclass(frozen=True)
 class LoadedReference:
     """A model found but not yet loaded: its name for people, its reference for ``from_pretrained``, its
-    configuration and its tokenizer (which has a padding token)."""
+    configuration, its tokenizer (which has a padding token; for images and audio their processor), and what is
+    to be said of it, one sentence each."""
 
     name: str
     reference: str
     config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
+    notes: list[str] = field(default_factory=list)
 
     @property
     def short_name(self) -> str:
@@ -48,18 +65,25 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
     """Configuration and tokenizer of the configured model (or of ``default``).
 
     Raises:
-        ConfigError: there is no such model, its tokenizer does not fit ``kind``, or ``data.max_length`` exceeds
-            its positions.
+        ConfigError: there is no such model, its tokenizer does not fit ``kind``, ``data.max_length`` exceeds
+            its positions, or its chat template cannot be read.
         DataError: the default model's package is not installed.
     """
-    name = config.model or default or ""
+    settings = config.model_settings
+    name = settings.name or default or ""
     reference = reference_of(name)
-    options = {"trust_remote_code": config.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if settings.revision is not None:
+        options["revision"] = settings.revision
     # Byte-level tokenizers take words only when each is given its leading space.
     words = {"add_prefix_space": True} if kind == "token-classification" else {}
+    reader: Any = _PROCESSORS.get(kind, AutoTokenizer)
     with quiet(), _one_sentence(name, reference):
         model_config = AutoConfig.from_pretrained(reference, **options)
-        tokenizer = AutoTokenizer.from_pretrained(reference, **options, **words)
+        tokenizer = reader.from_pretrained(reference, **options, **words)
+    found = LoadedReference(name, reference, model_config, tokenizer)
+    if kind in _PROCESSORS:
+        return found
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of a folder without one
         raise ConfigError(
             f"the tokenizer of model {name!r} knows no words, so every text would be the same: {reference} has no "
@@ -67,54 +91,127 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
         )
     if kind == "token-classification" and not tokenizer.is_fast:
         raise ConfigError(f"model {name!r} has no fast tokenizer, which token-classification needs")
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError(f"the tokenizer of model {name!r} has neither a padding nor an end token; add one")
-        tokenizer.pad_token = tokenizer.eos_token
+    found.notes.extend(choose_padding(tokenizer, model_config, name))
+    if settings.chat_template is not None:
+        tokenizer.chat_template = template_text(settings.chat_template)
     positions = min(getattr(model_config, "max_position_embeddings", None) or 10**9, tokenizer.model_max_length)
     longest = config.data.max_length
     if longest > positions:
         raise ConfigError(f"data.max_length {longest} is more than the {positions} positions of {name!r}")
-    tokens = getattr(model_config, "vocab_size", None) or len(tokenizer)
+    tokens = getattr(model_config.get_text_config(), "vocab_size", None) or len(tokenizer)
     if len(tokenizer) > tokens:
         raise ConfigError(f"the tokenizer of {name!r} has {len(tokenizer)} tokens, more than the {tokens} of the model")
-    return LoadedReference(name, reference, model_config, tokenizer)
+    return found
+
+
+def template_text(given: str) -> str:
+    """A chat template as ``model.chat_template`` gives it: itself, or the content of the file that it names.
+
+    Raises:
+        ConfigError: there is no such file, or it is not text.
+    """
+    if "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(
+            f"model.chat_template {given!r} cannot be read: {why}; give a Jinja template or a file that holds one"
+        ) from None
 
 
 def builder(found: LoadedReference, config: RunConfig, kind: str, labels: list[str]) -> Callable[[], PreTrainedModel]:
     """A function that loads a fresh model for ``kind`` at each call.
 
-    Weights missing from the checkpoint (a new head) are drawn from torch's global seed. Weights are float32, or of
-    the checkpoint's dtype when ``training.bf16`` is set. The function raises ConfigError when there are no
-    safetensors weights or when a causal-lm model sees later tokens.
+    Weights missing from the checkpoint (a new head) are drawn from torch's global seed; so is a head that was made
+    for another number of labels, which ``found.notes`` then says. Weights are of ``model.dtype``; where it is
+    null float32, or of the checkpoint's dtype when ``training.bf16`` is set. The function raises ConfigError when
+    there are no safetensors weights, when a model that is to predict the next token sees later ones, or when
+    weights other than a head's are of another size than the model's.
     """
+    settings = _settings(kind, labels)
+    found.notes.extend(_fresh_head(found, kind, settings))
 
     def build() -> PreTrainedModel:
-        settings = _settings(kind, labels)
-        if getattr(found.config, "pad_token_id", None) is None:
-            settings["pad_token_id"] = found.tokenizer.pad_token_id
+        auto_class = _AUTO_CLASSES.get(kind, transformers.AutoModelForCausalLM)
+        options = _loading(config)
         with quiet(), _one_sentence(found.name, found.reference):
-            model = _AUTO_CLASSES[kind].from_pretrained(
-                found.reference,
-                trust_remote_code=config.trust_remote_code,
-                use_safetensors=True,
-                dtype="auto" if config.training.bf16 else torch.float32,
-                **settings,
+            model, loading = auto_class.from_pretrained(
+                found.reference, **options, **settings, ignore_mismatched_sizes=kind in _HEADS,
+                output_loading_info=True,
             )
-        if kind == "causal-lm" and _looks_ahead(model):
-            raise ConfigError(f"model {found.name!r} sees later tokens, so it cannot learn causal-lm; use a decoder")
+            _only_heads(model, loading["mismatched_keys"])
+        if kind not in _PROCESSORS:
+            pad_alike(model, found.tokenizer)
+        if kind in DECODER_KINDS and _looks_ahead(model):
+            raise ConfigError(f"model {found.name!r} sees later tokens, so it cannot learn {kind}; use a decoder")
         return model
 
     return build
 
 
-def _settings(kind: str, labels: list[str]) -> dict:
-    if kind == "causal-lm":
+def _loading(config: RunConfig) -> dict[str, Any]:
+    """What ``from_pretrained`` is told of how to hold the model, from the ``model`` section."""
+    settings = config.model_settings
+    dtype = _DTYPES[settings.dtype] if settings.dtype else "auto" if config.training.bf16 else torch.float32
+    options: dict[str, Any] = {
+        "trust_remote_code": config.trust_remote_code, "use_safetensors": True, "dtype": dtype,
+        "attn_implementation": settings.attn_implementation, "revision": settings.revision or "main",
+    }
+    if settings.load_in_4bit or settings.load_in_8bit:
+        options["quantization_config"] = _few_bits(settings, torch.bfloat16 if config.training.bf16 else torch.float32)
+        if torch.accelerator.is_available():  # a quantised model stays where it is loaded
+            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
+    return options
+
+
+def _few_bits(settings: ModelConfig, otherwise: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """QLoRA's way to hold a base: NF4 with quantised constants (Dettmers et al. 2023), or eight bits."""
+    if find_spec("bitsandbytes") is None:
+        bits = 4 if settings.load_in_4bit else 8
+        raise ConfigError(f'model.load_in_{bits}bit needs bitsandbytes: pip install "rankalloc[quantized]"')
+    if settings.load_in_8bit:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    computed = _DTYPES.get(settings.dtype or "", otherwise)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=otherwise if computed == "auto" else computed,
+    )
+
+
+def _fresh_head(found: LoadedReference, kind: str, settings: dict[str, Any]) -> list[str]:
+    """A sentence when the checkpoint's own head was made for this kind and another number of labels."""
+    architectures = getattr(found.config, "architectures", None) or [""]
+    asked, held = settings.get("num_labels"), found.config.num_labels
+    has_head = any(_HEADS[kind] in name for name in architectures) if kind in _HEADS else False
+    if asked is None or not has_head or asked == held:
+        return []
+    return [f"the head of model {found.short_name!r} is for {held} labels and the data has {asked}: it begins afresh"]
+
+
+_HEADS = {
+    "text-classification": "SequenceClassification", "regression": "SequenceClassification",
+    "token-classification": "TokenClassification", "image-classification": "ImageClassification",
+    "audio-classification": "SequenceClassification",
+}
+
+
+def _only_heads(model: PreTrainedModel, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise ValueError when a weight of another size than the model's lies outside its head."""
+    prefix = f"{model.base_model_prefix}."
+    for name, held, asked in sorted(mismatched, key=str):
+        if name.startswith(prefix) or model.base_model is model:
+            raise ValueError(f"{name} is of size {list(held)} in its weights and {list(asked)} in its configuration")
+
+
+def _settings(kind: str, labels: list[str]) -> dict[str, Any]:
+    if kind not in _HEADS:
         return {}
     if kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    single = {"problem_type": "single_label_classification"} if kind == "text-classification" else {}
+    single = {} if kind == "token-classification" else {"problem_type": "single_label_classification"}
     return {"num_labels": len(labels), **named, **single}
 
 

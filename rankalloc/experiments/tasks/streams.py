@@ -1,0 +1,64 @@
+"""A train set that is streamed: its features are made while training goes on, and it has no length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import datasets
+
+from ...errors import DataError
+from .base import Features
+from .cells import Mistake
+from .reading import Table
+
+SHUFFLED = 1000
+"""Features that a stream is shuffled among."""
+
+_TOGETHER = 32  # rows that are tokenised at once, so that documents fill blocks
+
+
+def streamed(
+    table: Table,
+    encode: Callable[[Sequence[dict[str, Any]], Table], Features],
+    limit: int | None,
+    seed: int,
+    notes: list[str],
+) -> datasets.IterableDataset:
+    """The features of a table, shuffled among the next :data:`SHUFFLED` with ``seed``.
+
+    Args:
+        encode: rows' columns to features, which may be fewer or more; raises Mistake.
+        limit: the rows that are read; None for all.
+        notes: gets what is to be said of it.
+
+    Raises:
+        DataError: in training, when a row is wrong; it names the row.
+    """
+    rows = table.rows if limit is None else table.rows.take(limit)
+    notes.append(f"the train set is streamed, and shuffled among the next {SHUFFLED} examples at a time")
+
+    def features() -> Iterator[dict[str, Any]]:
+        gathered: list[dict[str, Any]] = []
+        for index, values in enumerate(rows):
+            gathered.append(values)
+            if len(gathered) == _TOGETHER:
+                yield from _encoded(table, encode, gathered, index + 1 - len(gathered))
+                gathered = []
+        yield from _encoded(table, encode, gathered, index + 1 - len(gathered) if gathered else 0)
+
+    return datasets.IterableDataset.from_generator(features).shuffle(seed=seed, buffer_size=SHUFFLED)
+
+
+def _encoded(
+    table: Table, encode: Callable[[Sequence[dict[str, Any]], Table], Features], rows: list[dict[str, Any]], first: int
+) -> Features:
+    try:
+        return encode(rows, table) if rows else []
+    except Mistake:
+        for index, values in enumerate(rows, start=first):  # to tell which
+            try:
+                encode([values], table)
+            except Mistake as mistake:
+                raise DataError(f"{table.where(index)}: {mistake}") from None
+        raise
