@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
+from ..layers.coverage import little_covered
 from ..layers.experts import ExpertMatrix
 from ..layers.missing import left_frozen, missing_modules
 from ..layers.statistics import said_of_statistics, with_running_statistics
@@ -106,6 +107,8 @@ def attach(
     _require_own_weights(model, targets, heads)
     notes = unadapted(model, target_modules, exclude_modules) + left_frozen(model, heads)
     notes += said_of_statistics(statistics, saved=modules_to_save is None)
+    if target_modules == ALL_LINEAR and not exclude_modules:
+        notes += little_covered(model, targets, heads)
     if modules_to_save is None:
         notes += _new_modules(model)
     for note in notes:

@@ -1,14 +1,16 @@
 """What becomes of each weight of a model: adapted, trained whole or left frozen, and why; and how much that covers.
 
 The coverage is the share of linear weights that is adapted. A linear weight is one that inputs are multiplied by: that
-of a linear layer (nn.Linear and what derives from it, transformers' Conv1D, a quantised layer), the packed one of
-nn.MultiheadAttention, and the stacked ones of experts. Embeddings, output heads, convolutions, what is trained whole,
-routers and gates with one output are not among them, nor are tables that are added or looked up.
+of a linear layer (nn.Linear and what derives from it, transformers' Conv1D, a quantised layer), of a convolution with a
+kernel of one, the packed one of nn.MultiheadAttention, the stacked ones of experts, and bare parameters of modules.
+Embeddings, output heads, wider convolutions, what is trained whole, routers and gates with one output are not among
+them, nor are bare parameters whose name says that they are a table to add or look up (positions, tokens, biases).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +51,8 @@ class Weight:
     fate: str
     why: str
     linear: bool
+
+_TABLE = re.compile("position|embed|token|bias|table|probe|codevector|mask|scale|_log$|^D$", re.IGNORECASE)
 
 
 def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence[str]) -> list[Weight]:
@@ -91,6 +95,19 @@ def coverage(weights: Collection[Weight]) -> float | None:
     return sum(w.numbers for w in weights if w.linear and w.fate == "adapted") / linear if linear else None
 
 
+def little_covered(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence[str]) -> list[str]:
+    """What a run says when less than half of the linear weights is adapted, in one sentence; else nothing."""
+    weights = weights_of(model, found, heads)
+    share = coverage(weights)
+    if share is None or share >= 0.5:
+        return []
+    left = next(weight for weight in weights if weight.linear and weight.fate == "frozen")
+    return [
+        f"only {100 * share:.0f} % of this model's linear weights are adapted ({left.name} is the first that is not: "
+        f"{left.why}); rankalloc ls targets lists them"
+    ]
+
+
 def _stored(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
     """(name of the module, module, name of the parameter in it, parameter); vectors, whatever their shape, apart. A
     parameter that a weight is computed from (:mod:`torch.nn.utils.parametrize`) stands for that weight."""
@@ -111,7 +128,7 @@ def _why(module: nn.Module, key: str, passed_by: Mapping[int, str]) -> tuple[str
     if isinstance(module, nn.Embedding) or kind == "embedding":
         return EMBEDDING if kind else why_not(module) or EMBEDDING, False
     if isinstance(module, nn.modules.conv._ConvNd):
-        return CONVOLUTION if kind else why_not(module) or CONVOLUTION, False
+        return CONVOLUTION if kind else why_not(module) or CONVOLUTION, math.prod(module.kernel_size) == 1
     if key in stacked_weights(module):
         return EXPERTS, True
     if isinstance(module, nn.MultiheadAttention) and "proj_weight" in key:
@@ -120,7 +137,7 @@ def _why(module: nn.Module, key: str, passed_by: Mapping[int, str]) -> tuple[str
         return ROUTER, False
     if kind or (key == "weight" and (isinstance(module, nn.Linear) or is_quantized(module))):
         return passed_by.get(id(module)) or why_not(module) or "", True
-    return BARE.format(owner=type(module).__name__), "weight" in key
+    return BARE.format(owner=type(module).__name__), not _TABLE.search(key)
 
 
 def _decides(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 ALL_LINEAR = "all-linear"
 HEAD_NAMES = (
     "classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head", "decode_head",
-    "cls_classifier", "distillation_classifier",
+    "cls_classifier", "distillation_classifier", "logits_proj", "sequence_summary",
 )
 LM_HEAD_NAMES = ("lm_head", "embed_out")
 
