@@ -476,7 +476,7 @@ EXPERTS: dict[str, Architecture] = {
     "deepseek_v3": Architecture(
         "Mixtures of experts", "DeepseekV3ForCausalLM",
         _MOE | _ROUTED | {
-            "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+            "num_key_value_heads": 4, "head_dim": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
             "qk_nope_head_dim": 4, "v_head_dim": 8,
         }, language, generates=True,
     ),
