@@ -171,7 +171,7 @@ def _require_plain(config: Any, name: str) -> None:
     if getattr(config, "target_parameters", None):
         raise TargetError(
             f"adapter {name!r} adapts whole parameters (target_parameters={list(config.target_parameters)}), whose "
-            "experts share one A and B; leave them out, or use target_modules"
+            "experts have one rank; leave them out, or use rankalloc.attach, which gives each expert ranks of its own"
         )
 
 

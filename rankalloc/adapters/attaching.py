@@ -106,6 +106,10 @@ def attach(
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     _require_own_weights(model, targets, heads)
     notes = unadapted(model, target_modules, exclude_modules) + left_frozen(model, heads)
+    if dropout and any(isinstance(base, ExpertMatrix) for base in targets.values()):
+        notes.append(
+            "dropout is not applied to the updates of experts: they change a weight, and do not see its inputs"
+        )
     notes += said_of_statistics(statistics, saved=modules_to_save is None)
     if target_modules == ALL_LINEAR and not exclude_modules:
         notes += little_covered(model, targets, heads)

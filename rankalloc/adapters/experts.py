@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..layers.experts import ExpertMatrix, expert_of, stack_of
+from ..layers.experts import ExpertMatrix, Traffic, expert_of, stack_of
 from .adapter import Adapter
 
 
@@ -48,9 +48,12 @@ class AdaptedExperts(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.adapted = tuple(updates)
+        self.traffic = Traffic(max(len(getattr(base_layer, parameter)) for parameter in updates))
         for parameter, adapters in updates.items():
             # not add_module, which finds the experts' own parameter under that name
             self._modules[parameter] = nn.ModuleDict({str(a.base_layer.expert): a for a in adapters})
+            for adapter in adapters:
+                adapter.base_layer.traffic = self.traffic
         self.train(base_layer.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -64,6 +67,8 @@ class AdaptedExperts(nn.Module):
             return getattr(base, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.traffic.watched and self.training:
+            self.traffic.count([*args, *kwargs.values()])
         changed = {}
         for parameter in self.adapted:
             adapters: Any = self._modules[parameter]

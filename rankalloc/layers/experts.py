@@ -10,10 +10,47 @@ and is never called, since the module of the experts reads the whole parameter.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..errors import ConfigError
+
+
+class Traffic:
+    """How many tokens a module of experts sent to each of them since it was last asked.
+
+    Args:
+        experts: how many there are.
+
+    Attributes:
+        watched: whether to count; nothing is counted, and nothing is spent on it, until a method asks.
+        counts: (experts,) float32; None before the first counted pass.
+    """
+
+    def __init__(self, experts: int) -> None:
+        self.experts, self.watched = experts, False
+        self.counts: torch.Tensor | None = None
+
+    def count(self, arguments: Iterable[Any]) -> None:
+        """Add the tokens of one forward pass: the first argument of whole numbers says which expert gets which token.
+
+        Raises:
+            ConfigError: no argument does.
+        """
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        chosen = next((t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool), None)
+        if chosen is None:
+            raise ConfigError(
+                "routing=True counts the tokens of each expert, and this model does not tell its experts which token "
+                "is whose; leave routing out"
+            )
+        index = chosen.detach().flatten().clamp(0, self.experts)  # one past the last is a token for no expert here
+        found = torch.zeros(self.experts + 1, device=index.device)
+        found.scatter_add_(0, index.long(), torch.ones_like(index, dtype=torch.float32))
+        self.counts = found[:-1] if self.counts is None else self.counts + found[:-1]
 
 
 class ExpertMatrix(nn.Module):
@@ -29,6 +66,7 @@ class ExpertMatrix(nn.Module):
         super().__init__()
         self._owner = [owner]  # in a list, so that it is no submodule and a deep copy has the copy's own
         self.parameter, self.expert = parameter, expert
+        self.traffic: Traffic | None = None  # of its experts, once they are adapted
 
     @property
     def owner(self) -> nn.Module:

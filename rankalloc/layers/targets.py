@@ -47,9 +47,12 @@ def find_targets(
     else:
         matches = _matcher(targets)
         found = {name: module for name, module in modules.items() if matches(name, module)}
+        whole = {id(module) for module in found.values() if stacked_weights(module)}
+        found = {name: module for name, module in found.items() if id(module) not in whole}
         found |= {
             name: matrix for name, matrix in experts.items()
-            if matches(name, matrix) or not callable(targets) and matches(stack_of(name), matrix)
+            if id(matrix.owner) in whole or matches(name, matrix)
+            or (not callable(targets) and matches(stack_of(name), matrix))
         }
         inside_heads = [name for name in found if _under(name, heads)]
         if inside_heads:
