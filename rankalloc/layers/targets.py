@@ -62,7 +62,7 @@ def find_targets(
             )
     found = {name: module for name, module in found.items() if not _excluded(name, module, exclude)}
     bypassed = _bypassed(model)
-    callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed}
+    callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed} | experts
     reasons = {name: why_not(module) or bypassed.get(id(module)) for name, module in found.items()}
     refused = {name: reason for name, reason in reasons.items() if reason}
     if refused:
@@ -223,7 +223,7 @@ def _could_be(modules: dict[str, nn.Module]) -> str:
     suffixes: dict[str, int] = {}
     for name, module in modules.items():
         if kind_of(module):
-            suffix = name.rsplit(".", 1)[-1]
+            suffix = (stack_of(name) if isinstance(module, ExpertMatrix) else name).rsplit(".", 1)[-1]
             suffixes[suffix] = suffixes.get(suffix, 0) + 1
     if not suffixes:
         return f"This model has no layer that rankalloc adapts ({supported()})"

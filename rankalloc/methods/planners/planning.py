@@ -17,6 +17,7 @@ from ...adapters.plan import RankPlan, Start
 from ...budget import LayerShape, RankBudget
 from ...errors import ConfigError, TargetError
 from ...layers.adaptable import kind_of, shape_of
+from ...layers.experts import ExpertMatrix
 from ...layers.kinds import LINEAR
 from ...layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads
 from ...options import integer
@@ -146,6 +147,12 @@ def make_plan(
 
 def _require_linear(method: str, targets: Mapping[str, nn.Module]) -> None:
     others = [name for name, module in targets.items() if kind_of(module) not in LINEAR]
+    if others and isinstance(targets[others[0]], ExpertMatrix):
+        raise ConfigError(
+            f"method {method!r} looks at the inputs of linear layers, and those of one expert ({others[0]}) cannot be "
+            "watched; leave the experts out with exclude_modules, or choose their ranks by a method that trains or by "
+            "'manual'"
+        )
     if others:
         raise ConfigError(
             f"method {method!r} looks at the inputs of linear layers, and {others[0]} is a "
