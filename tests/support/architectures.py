@@ -274,7 +274,7 @@ TRANSLATORS = {
     "pegasus": _translator("PegasusForConditionalGeneration"),
     "mbart": _translator("MBartForConditionalGeneration"),
     "marian": _translator("MarianMTModel"),
-    "m2m_100": _translator("M2M100ForConditionalGeneration"),
+    "m2m_100": _translator("M2M100ForConditionalGeneration", encoder_layerdrop=0.0, decoder_layerdrop=0.0),
     "led": _translator(
         "LEDForConditionalGeneration", attention_window=4, max_encoder_position_embeddings=64,
         max_decoder_position_embeddings=64,
