@@ -19,7 +19,7 @@ from ..layers.tied import partners
 from ..layers.tuners import is_peft_model, is_tuner_layer
 from ..options import choice, integer, number
 from .adapter import Adapter
-from .adapter_set import SCALES, Adapters, parents_of
+from .adapter_set import SCALES, Adapters, parents_in
 from .ddp import leave_out_empty
 from .experts import ExpertAdapter, unwrap_experts, wrap_experts
 from .plan import RankPlan, initialise
@@ -122,6 +122,7 @@ def attach(
     model.requires_grad_(False)
     modules: dict[str, Triplets] = {}
     shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
+    parents = parents_in(model)
     for name, base in targets.items():
         exponent = SCALES[scale]
         kind = ExpertAdapter if isinstance(base, ExpertMatrix) else Adapter
@@ -129,9 +130,8 @@ def attach(
             base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=shared, exponent=exponent
         )
         adapter.train(base.training)
-        for parent, attribute in parents_of(model, base):
-            if parent is not adapter:
-                parent._modules[attribute] = adapter
+        for parent, attribute in parents.get(id(base), ()):
+            parent._modules[attribute] = adapter
         modules[name] = adapter
     wrap_experts(model, {name: adapter for name, adapter in modules.items() if isinstance(adapter, ExpertAdapter)})
     head_modules = {name: model.get_submodule(name) for name in heads}
@@ -154,8 +154,9 @@ def detach(adapters: Adapters) -> nn.Module:
     Returns the model, with the same parameters trainable as before attach. Raises RankallocError for the layers of a
     PeftModel.
     """
+    parents = parents_in(adapters.model)
     for adapter in adapters.own("PEFT takes them out: call model.unload()").values():
-        for parent, attribute in parents_of(adapters.model, adapter):
+        for parent, attribute in [] if isinstance(adapter, ExpertAdapter) else parents.get(id(adapter), ()):
             parent._modules[attribute] = adapter.base_layer
     unwrap_experts(adapters.model)
     for name, parameter in adapters.model.named_parameters():

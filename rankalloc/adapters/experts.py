@@ -81,24 +81,28 @@ class AdaptedExperts(nn.Module):
 
     def _changed(self, stack: torch.Tensor, adapters: Iterable[ExpertAdapter]) -> torch.Tensor | None:
         """W + ΔW in the stack's own dtype; None when no expert has a rank."""
-        experts, left, right = [], [], []
-        for adapter in adapters:
-            p, lam, q = (layer := adapter.layer()).factors
-            if lam.numel():
-                experts.append(adapter.base_layer.expert)
-                left.append((p * (lam * layer.scaling)).T)  # (r, d_out)
-                right.append(q)
-        if not experts:
+        layers = {adapter.base_layer.expert: adapter.layer() for adapter in adapters if adapter.rank}
+        if not layers:
             return None
-        # experts of a lower rank are padded with zeros: one batched product for all
-        b = nn.utils.rnn.pad_sequence(left, batch_first=True)
-        a = nn.utils.rnn.pad_sequence(right, batch_first=True)
+        experts, factors = list(layers), [layer.factors for layer in layers.values()]
+        # few operators for many experts, of which those with a lower rank are padded with zeros
+        b = _together([p.T for p, _, _ in factors])
+        a = _together([q for _, _, q in factors])
+        lam = _together([lam * layer.scaling for (_, lam, _), layer in zip(factors, layers.values(), strict=True)])
+        b = b * lam[:, :, None]
         if getattr(self.base_layer, "is_transposed", False):
             a, b = b, a
         delta = torch.bmm(b.transpose(1, 2), a).to(stack.dtype)
         if len(experts) == len(stack):
             return stack + delta
         return stack.index_add(0, torch.tensor(experts, device=stack.device), delta)
+
+
+def _together(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(r_e, …) of each expert as (experts, highest r, …)."""
+    if len({len(row) for row in rows}) == 1:
+        return torch.stack(list(rows))
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 def wrap_experts(model: nn.Module, adapters: Mapping[str, ExpertAdapter]) -> None:

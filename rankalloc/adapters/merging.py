@@ -55,6 +55,9 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
     owners: dict[int, set[str]] = {}
     for name, parameter in adapters.model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
+    holders: dict[int, list[nn.Module]] = {}
+    for module in adapters.model.modules():
+        holders.setdefault(id(module._parameters.get("weight")), []).append(module)
     deltas = {}
     for name, adapter in own.items():
         if not _is_stored(adapter.base_layer):
@@ -73,9 +76,7 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
                 "few bits; pass dequantize=True to merge into floating-point layers, or load the unquantised base and "
                 "merge there"
             )
-        holders = {id(m) for m in adapters.model.modules() if getattr(m, "_parameters", {}).get("weight")
-                   is adapter.base_layer.weight}
-        if len(holders) > 1:
+        if len(holders.get(id(adapter.base_layer.weight), ())) > 1:
             raise RankallocError(
                 f"{name} shares its weight with another module ({', '.join(sorted(owners[id(adapter.weight)]))}), "
                 "which merging would change too; untie them first, or keep the adapter unmerged"

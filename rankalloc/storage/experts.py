@@ -59,8 +59,8 @@ def stacked(bases: Mapping[str, nn.Module], factors: Mapping[str, Pair]) -> tupl
         stacks[stack] = Stack(stack_of(stack), len(base.stack))
         gathered.setdefault(stack, {})[expert_of(name)] = pair
         result[stack] = pair  # its place; filled below
-    for name, stack in stacks.items():
-        result[name] = _side_by_side(gathered[name], stack.experts)
+    for name, held in stacks.items():
+        result[name] = _side_by_side(gathered[name], held.experts)
     return stacks, result
 
 

@@ -19,7 +19,7 @@ from ..errors import AdapterFileError
 from ..layers.adaptable import why_not
 from ..layers.tied import untie
 from . import fingerprint
-from .expert_reading import read_stacks
+from .expert_reading import experts_in, read_stacks
 from .fitting import at_full_rank, fit
 from .folder import WEIGHTS_NAME
 from .model_saving import attach
@@ -43,7 +43,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
         TargetError: the model has adapters attached already.
     """
     require_free(model)
-    finished = FinishedAdapter(path, experts=True)
+    finished = FinishedAdapter(path, experts=experts_in(model))
     folder, modules = finished.folder, dict(model.named_modules())
     rest = _without_copies(finished, modules)
     heads = _head_names(rest, modules, folder)

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from ..adapters.adapter_set import SCALES
 from ..errors import AdapterFileError
 from ..files import sha256_of
 from ..layer_names import natural_key
-from ..layers.experts import stack_of
 from ..lowrank import Factors
 from .folder import CONFIG_NAME, NESTED_KEY, PREFIX, WEIGHTS_NAME
 from .peft_names import KEY, is_parameter, plain_name, stacks_in
@@ -79,8 +78,12 @@ class FinishedAdapter:
         layers: {layer name: :class:`StoredLayer`} in natural order, layer 10 after layer 9.
         heads: {name of a tensor that is not an adapter weight, as in the model's state dict: key in the file}.
         metadata: of the weights file.
-        stacks: {module of stacked experts, as in the file: {part: key}}, where ``experts`` asks for them
-            (:func:`rankalloc.storage.expert_reading.read_stacks`); without, an adapter of experts is refused.
+        stacks: {module of stacked experts, as in the file: {part: key}}
+            (:func:`rankalloc.storage.expert_reading.read_stacks`).
+
+    Args:
+        experts: names of the modules with stacked experts in the model to load into; without a model None, and an
+            adapter of experts is refused.
 
     Raises:
         AdapterFileError: a file is missing, truncated or pickled; the adapter is of a type other than those above, or
@@ -94,17 +97,13 @@ class FinishedAdapter:
         torch.Size([4, 2])
     """
 
-    def __init__(self, folder: str | os.PathLike, experts: bool = False) -> None:
+    def __init__(self, folder: str | os.PathLike, experts: Collection[str] | None = None) -> None:
         self.folder = _adapter_folder(Path(folder))
         self.config = read_config(self.folder, experts)
         self._file = _open_weights(self.folder)
         self.metadata = self._file.metadata
         parts, self.heads = _split(self._file, self.config["peft_type"], self.folder)
-        owners = {stack_of(name) for name in stacks_in(self.config)}
-        self.stacks = {
-            name: parts.pop(name) for name in list(parts)
-            if any(f".{plain_name(name)}".endswith(f".{owner}") for owner in owners)
-        }
+        self.stacks = {name: parts.pop(name) for name in list(parts) if plain_name(name) in (experts or ())}
         self.layers = {name: self._layer(name, parts[name]) for name in sorted(parts, key=natural_key)}
 
     def _layer(self, name: str, keys: Mapping[str, str]) -> StoredLayer:
@@ -221,8 +220,8 @@ def _adapter_folder(folder: Path) -> Path:
     return inner if not (folder / CONFIG_NAME).exists() and (inner / CONFIG_NAME).exists() else folder
 
 
-def read_config(folder: Path, experts: bool = False) -> dict[str, Any]:
-    """The adapter_config.json in ``folder``; one of stacked experts only where ``experts`` says so.
+def read_config(folder: Path, experts: Collection[str] | None = None) -> dict[str, Any]:
+    """The adapter_config.json in ``folder``; one of stacked experts only for a model that has some.
 
     Raises AdapterFileError when it is missing, damaged or not supported.
     """
@@ -240,6 +239,11 @@ def read_config(folder: Path, experts: bool = False) -> dict[str, Any]:
             raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
     if (stacks := stacks_in(config)) and not experts:
         more = f" and {len(stacks) - 1} more" if stacks[1:] else ""
+        if experts is not None:
+            raise AdapterFileError(
+                f"{folder} was made for another model: it adapts stacked experts ({stacks[0]}{more}), and this one has "
+                "none"
+            )
         raise AdapterFileError(
             f"{folder} adapts experts stacked in one tensor ({stacks[0]}{more}), whose number only the model tells; "
             "rankalloc.load puts it into its model, and tools that work on files alone cannot read it"

@@ -201,3 +201,20 @@ def test_ls_targets_counts_them(tmp_path):
     done = CliRunner().invoke(app, ["ls", "targets", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "mlp.experts.gate_up_proj" in done.output and "100" in done.output
+
+
+def test_projections_of_every_expert_as_peft_names_them_are_read(tmp_path):
+    """PEFT takes the names that older versions of transformers had for the stacked parameters."""
+    architecture = ARCHITECTURES["qwen3_moe"]
+    names = ["q_proj", "gate_proj", "up_proj", "down_proj"]
+    theirs = peft.get_peft_model(architecture.build(), peft.LoraConfig(r=2, target_modules=names))
+    for key, parameter in theirs.named_parameters():
+        if "lora_B" in key:
+            nn.init.normal_(parameter)
+    theirs.eval().save_pretrained(tmp_path)
+    model, inputs = architecture.build().eval(), architecture.inputs(0)
+    ra.load(model, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, theirs(**inputs).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(AdapterFileError, match="it adapts stacked experts .*, and this one has none"):
+        ra.load(make_bert(), tmp_path)

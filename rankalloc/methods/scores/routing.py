@@ -34,10 +34,11 @@ class Routed(Score):
         inner: the score to weigh.
     """
 
+    name = "routed"
+
     def __init__(self, adapters: Sequence[Triplets], inner: Score) -> None:
         super().__init__(adapters)
         self.inner = inner
-        self.name = inner.name
         self.share: dict[int, torch.Tensor] = {}
         self._traffic: dict[int, tuple[Traffic, int]] = {}
         for index, adapter in enumerate(self.adapters):
