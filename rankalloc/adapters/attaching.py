@@ -48,8 +48,8 @@ def attach(
 
     Args:
         model: any nn.Module; changed in place.
-        rank: triplets of each adapter, and the denominator of the scaling; None for the rank
-            that a plan in ``ranks`` was made at, and else 12.
+        rank: triplets of each adapter, or as many as its weight has rows or columns, and the denominator of the
+            scaling; None for the rank that a plan in ``ranks`` was made at, and else 12.
         alpha: numerator of the scaling; None for 2 · rank.
         target_modules: "all-linear" (not output heads and tied embeddings), a list of names or
             suffixes, a regular expression for whole names, or a callable (name, module) -> bool.
@@ -70,8 +70,8 @@ def attach(
         stacked in one tensor, are named in a warning and in ``adapters.notes``.
 
     Raises:
-        TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a
-            rank is above min(d_in, d_out).
+        TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a rank in ``ranks`` is
+            above min(d_in, d_out).
         ConfigError: a number is out of its range, ``init`` or ``scale`` is unknown, or the plan begins with factors
             that ``init`` does not have.
 
@@ -110,6 +110,7 @@ def attach(
         notes.append(
             "dropout is not applied to the updates of experts: they change a weight, and do not see its inputs"
         )
+    notes += said_of_full_ranks({n: r for n, r in layer_ranks.items() if r < rank and n not in (ranks or {})}, rank)
     notes += said_of_statistics(statistics, saved=modules_to_save is None)
     if target_modules == ALL_LINEAR and not exclude_modules:
         notes += little_covered(model, targets, heads)
@@ -209,11 +210,27 @@ def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str
     strangers = [name for name in ranks if name not in targets]
     if strangers:
         raise TargetError(unknown("layer in ranks=", strangers[0], targets))
-    layer_ranks = {name: integer(f"the rank of {name}", ranks.get(name, rank), 0) for name in targets}
-    for name, value in layer_ranks.items():
-        highest = min(shape_of(targets[name]))
+    layer_ranks = {}
+    for name, base in targets.items():
+        highest = min(shape_of(base))
+        value = integer(f"the rank of {name}", ranks[name], 0) if name in ranks else min(rank, highest)
         if value > highest:
             raise TargetError(
                 f"rank {value} is above min(d_in, d_out) = {highest} of {name}; lower the rank or exclude that layer"
             )
+        layer_ranks[name] = value
     return layer_ranks
+
+
+def said_of_full_ranks(full: Mapping[str, int], rank: int) -> list[str]:
+    """That layers begin at their full rank since ``rank`` is above a side of theirs, in one sentence; nothing when
+    there are none.
+
+    Args:
+        full: {layer name: its full rank}.
+    """
+    if not full:
+        return []
+    name = next(iter(full))
+    others = f", and {len(full) - 1} more at theirs" if len(full) > 1 else ""
+    return [f"{name} begins at its full rank {full[name]}{others}: {rank} is above the shorter side of its weight"]

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .adaptable import is_quantized, kind_of, shape_of, why_not
 from .experts import ExpertMatrix, stacked_weights
+from .routers import routers_in
 from .targets import LM_HEAD_NAMES, _bypassed, output_embeddings
 
 _WHEN_NAMED = "adapted if target_modules names it"
@@ -68,6 +69,7 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
     }
     tokens = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     passed_by = _bypassed(model)
+    routers = {id(module) for module in routers_in(model).values()}
     output = output_embeddings(model)
     seen: set[int] = set()
     weights = []
@@ -82,7 +84,7 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
         if fate == "frozen" and (is_head or (id(tensor) in tokens and not isinstance(module, nn.Embedding))):
             why, linear = TOKEN_HEAD, False
         else:
-            why, linear = _why(module, key, passed_by)
+            why, linear = (ROUTER, False) if id(module) in routers else _why(module, key, passed_by)
         shape = shape_of(module) if key == "weight" and kind_of(module) else tuple(tensor.shape)
         frozen = fate == "frozen"
         weights.append(Weight(own, shape, math.prod(shape), fate, why if frozen else "", linear and not whole))

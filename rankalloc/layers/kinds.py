@@ -34,6 +34,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import RankallocError
 from .experts import ExpertMatrix
+from .formula import is_linear
 from .quantized import scheme_of
 
 Base = TypeVar("Base", bound=nn.Module)
@@ -116,8 +117,9 @@ class Linear(Kind[nn.Linear]):
     types = (nn.Linear,)
 
     def matches(self, module: nn.Module) -> bool:
-        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-        return plain or scheme_of(module) is not None
+        if isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or is_linear(module)):
+            return True
+        return scheme_of(module) is not None
 
     def why_not(self, module: nn.Module) -> str | None:
         if isinstance(module, NonDynamicallyQuantizableLinear):

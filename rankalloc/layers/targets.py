@@ -13,6 +13,7 @@ from .adaptable import is_quantized, kind_of, supported, why_not
 from .experts import ExpertMatrix, expert_matrices, stack_of, stacked_weights
 from .kinds import LINEAR
 from .missing import missing_modules
+from .routers import routers_in, said_of_routers
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -22,6 +23,9 @@ HEAD_NAMES = (
     "cls_classifier", "distillation_classifier", "logits_proj", "sequence_summary",
 )
 LM_HEAD_NAMES = ("lm_head", "embed_out")
+_NEVER = "would never call an adapter"
+_ENCODER = f"nn.TransformerEncoderLayer reads this weight directly outside of training and {_NEVER}"
+_MIXER = f"the kernels of a state-space model read this weight directly and {_NEVER}"
 
 
 def find_targets(
@@ -101,7 +105,7 @@ def _excluded(name: str, module: nn.Module, exclude: Sequence[str]) -> bool:
 
 
 def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
-    """The weights of experts that "all-linear" cannot adapt, in one sentence: those in packed numbers."""
+    """What "all-linear" leaves out, one sentence each: routers, and weights of experts in packed numbers."""
     if targets != ALL_LINEAR:
         return []
     stacks = [
@@ -109,9 +113,11 @@ def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -
         if not getattr(module, key).is_floating_point()
     ]
     stacks = [name for name in stacks if not any(_has_suffix(part, exclude) for part in (name, stack_of(name)))]
+    routers = [name for name in routers_in(model) if not _has_suffix(name, exclude)]
+    said = said_of_routers(routers)
     if not stacks:
-        return []
-    return [
+        return said
+    return said + [
         f"{len(stacks)} stacked expert weights ({stacks[0]} is the first) are not adapted: their numbers are packed in "
         "a way that is not known here"
     ]
@@ -159,9 +165,10 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence
     output = output_embeddings(model)
     bypassed = _bypassed(model)
     tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    routers = routers_in(model)
     found = {}
     for name, module in modules.items():
-        head = module is output or name.rsplit(".", 1)[-1] in LM_HEAD_NAMES or _under(name, heads)
+        head = name in routers or module is output or name.rsplit(".", 1)[-1] in LM_HEAD_NAMES or _under(name, heads)
         if head or id(module) in bypassed or id(getattr(module, "weight", None)) in tied:
             continue
         if is_quantized(module):
@@ -187,10 +194,16 @@ def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
 
 
 def _bypassed(model: nn.Module) -> dict[int, str]:
-    """{id of module: why not} of linear layers whose parent reads their weight and never calls them."""
-    layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
-    reason = "nn.TransformerEncoderLayer reads this weight directly outside of training and would never call an adapter"
-    return {id(linear): reason for layer in layers for linear in (layer.linear1, layer.linear2)}
+    """{id of module: why not} of linear layers whose parent reads their weight and never calls them, always or in the
+    kernels that it takes where they are installed."""
+    found = {}
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            found |= dict.fromkeys((id(module.linear1), id(module.linear2)), _ENCODER)
+        if "A_log" in module._parameters:  # the mixer of a Mamba; PEFT refuses its out_proj for the same reason
+            own = (module._modules.get(name) for name in ("dt_proj", "out_proj"))
+            found |= {id(linear): _MIXER for linear in own if isinstance(linear, nn.Linear)}
+    return found
 
 
 def _require_known(argument: str, names: Sequence[str], modules: Collection[str]) -> None:

@@ -197,9 +197,13 @@ def test_attaching_twice_is_refused_and_possible_again_after_detach(bert):
     assert len(ra.attach(bert, rank=2)) == 12
 
 
-def test_a_rank_above_the_smaller_side_is_refused(mlp):
-    refused(TargetError, lambda: ra.attach(mlp, rank=9), "rank 9 is above min(d_in, d_out) = 8 of 4")
+def test_a_layer_smaller_than_the_rank_begins_at_its_full_rank(mlp):
+    refused(TargetError, lambda: ra.attach(mlp, ranks={"4": 9}), "rank 9 is above min(d_in, d_out) = 8 of 4")
     assert not any(isinstance(m, Adapter) for m in mlp.modules())
+    with pytest.warns(UserWarning, match="4 begins at its full rank 8: 9 is above the shorter side of its weight"):
+        adapters = ra.attach(mlp, rank=9, alpha=18)
+    assert adapters.ranks() == {"0": 9, "2": 9, "4": 8} and {a.scaling for a in adapters} == {2.0}
+    assert [a.initial_rank for a in adapters] == [9, 9, 8]
 
 
 @pytest.mark.parametrize(
