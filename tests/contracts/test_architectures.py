@@ -22,7 +22,7 @@ QUICK = ("qwen2", "gpt2", "falcon", "deberta_v2", "t5", "segformer", "whisper", 
 """One of each kind, which every run of the suite sees; the others are among the long tests."""
 PARTLY = {
     "xlnet": 0.44, "squeezebert": 0.1, "convbert": 0.56, "resnet": 0.0, "mobilevit": 0.80, "wav2vec2_conformer": 0.81,
-    "siglip": 0.90, "zamba": 0.94, "recurrent_gemma": 0.95,
+    "siglip": 0.90, "gemma3_vl": 0.97, "zamba": 0.94, "recurrent_gemma": 0.95,
 }
 """The coverage of those that compute with convolutions or with bare parameters, cut to two digits; else it is 1."""
 IDLE = {
