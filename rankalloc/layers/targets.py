@@ -7,11 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import TargetError, did_you_mean
 from .adaptable import is_quantized, kind_of, stacked_weights, supported, why_not
 from .kinds import LINEAR
 from .missing import missing_modules
+from .out_of_reach import out_of_reach
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -51,7 +53,7 @@ def find_targets(
                 "target_modules, or pass modules_to_save without it"
             )
     found = {name: module for name, module in found.items() if not _has_suffix(name, exclude)}
-    bypassed = _bypassed(model)
+    bypassed = out_of_reach(model)
     callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed}
     reasons = {name: why_not(module) or bypassed.get(id(module)) for name, module in found.items()}
     refused = {name: reason for name, reason in reasons.items() if reason}
@@ -81,19 +83,29 @@ def find_targets(
 
 
 def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
-    """The weights that "all-linear" cannot adapt, in one sentence: those of experts, stacked in one tensor."""
+    """What "all-linear" cannot adapt, one sentence a reason: layers that an adapter would not reach, and the weights
+    of experts, stacked in one tensor."""
     if targets != ALL_LINEAR:
         return []
     stacks = {
         name: count for name, count in stacked_in(model).items()
         if not any(_has_suffix(part, exclude) for part in (name, name.rpartition(".")[0]))
     }
-    if not stacks:
-        return []
-    return [
+    said = [
         f"{len(stacks)} stacked expert weights ({sum(stacks.values())} matrices; {next(iter(stacks))} is the first) "
         "are not adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
-    ]
+    ] if stacks else []
+    unreached = out_of_reach(model)
+    reasons: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        is_linear = kind_of(module) in LINEAR or isinstance(module, NonDynamicallyQuantizableLinear)
+        reason = unreached.get(id(module)) or why_not(module) if is_linear else None
+        if reason and not _has_suffix(name, exclude):
+            reasons.setdefault(reason, []).append(name)
+    for reason, (first, *others) in reasons.items():
+        more = f" and {len(others)} more are" if others else " is"
+        said.append(f"{first}{more} not adapted: {reason}")
+    return said
 
 
 def stacked_in(model: nn.Module) -> dict[str, int]:
@@ -142,7 +154,7 @@ def named_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence[str]) -> dict[str, nn.Module]:
     output = output_embeddings(model)
-    bypassed = _bypassed(model)
+    bypassed = out_of_reach(model)
     tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     found = {}
     for name, module in modules.items():
@@ -169,13 +181,6 @@ def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
     if not suffixes or not all(isinstance(s, str) and s for s in suffixes):
         raise TargetError(f"target_modules must be names, got {targets!r}")
     return lambda name, module: _has_suffix(name, suffixes)
-
-
-def _bypassed(model: nn.Module) -> dict[int, str]:
-    """{id of module: why not} of linear layers whose parent reads their weight and never calls them."""
-    layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
-    reason = "nn.TransformerEncoderLayer reads this weight directly outside of training and would never call an adapter"
-    return {id(linear): reason for layer in layers for linear in (layer.linear1, layer.linear2)}
 
 
 def _require_known(argument: str, names: Sequence[str], modules: Collection[str]) -> None:
