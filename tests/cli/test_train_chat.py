@@ -39,7 +39,9 @@ def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="rankalloc")
 
 
-@pytest.mark.parametrize("name", ["chat", "preference", "parquet", "stream"])
+@pytest.mark.parametrize(
+    "name", ["chat", "stream", *(pytest.param(name, marks=pytest.mark.long) for name in ("preference", "parquet"))]
+)
 def test_one_command_trains(home, name):
     done = run("train", home / f"{name}.yaml", "--output", home / "runs" / name, "--json")
     assert done.exit_code == 0, done.stderr

@@ -220,3 +220,19 @@ def test_loading_does_not_pay_for_torch():
     imports = "import sys; from rankalloc.experiments.config import load_config"
     code = f"{imports}; load_config(None); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("training.steps=2.5", "training.steps: should be a whole number, got 2.5"),
+    ("budget.ranks=many", "budget.ranks: should be a whole number, got 'many'"),
+    ("training.steps=[3]", "training.steps: should be a whole number, got [3]"),
+    ("data.max_length=1", "data.max_length: should be at least 2, got 1"),
+    ("adapter.dropout=1", "adapter.dropout: should be below 1, got 1"),
+    ("training.learning_rate=.inf", "training.learning_rate: should be a finite number, got inf"),
+    ("seed=4294967296", "seed: should be below 4294967296, got 4294967296"),
+    ("sweep.search.rank=[]", "sweep.search.rank: should hold at least one value, got []"),
+    ("trust_remote_code=often", "trust_remote_code: should be true or false, got 'often'"),
+    ("adapter.modules_to_save=3", "adapter.modules_to_save: should be a list, got 3"),
+])  # fmt: skip
+def test_a_mistake_is_told_in_plain_words(override, said):
+    assert mistakes(override) == [said]

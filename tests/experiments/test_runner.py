@@ -49,6 +49,15 @@ def test_a_run_meets_its_budget_and_leaves_everything_behind(first, home, config
     assert [log.values["loss"] for log in trace.logs if "loss" in log.values]
 
 
+def test_a_loss_is_told_with_the_step_it_is_of(first):
+    trace, seen = first
+    logged = {log.step: log.values["loss"] for log in trace.logs if "loss" in log.values}
+    assert 1 < len(logged) < 6
+    for step, _, values in seen:
+        of = max(known for known in logged if known <= step)
+        assert values["loss" if of == step else f"loss at step {of}"] == logged[of]
+
+
 def test_the_saved_adapter_has_the_quality_the_trace_tells(first, home, config):
     trace, _ = first
     again = evaluate_saved(config, prepare(config), home / "first" / "adapter", "tune")

@@ -101,6 +101,16 @@ def test_an_adapted_output_layer_which_trl_reads_past_is_refused(home, kind):
     assert not (home / "head").exists()
 
 
+def test_the_output_layer_can_be_trained_whole(home):
+    config, prepared = prepared_of(home, "sft")
+    trace = train(config.replaced({"adapter.modules_to_save": ["lm_head"]}), home / "whole", prepared=prepared)
+    assert list(trace.heads) == ["lm_head"]
+    written = read_tensors(home / "whole" / "adapter" / "adapter_model.safetensors")[0]
+    before = prepared.build_model().lm_head.weight
+    (learnt,) = (tensor for name, tensor in written.items() if "lm_head" in name)
+    assert (learnt - before).abs().max() > 1e-3
+
+
 def test_without_trl_one_sentence_says_what_to_install(home, monkeypatch):
     config, prepared = prepared_of(home, "sft")
     monkeypatch.setattr(trainer, "find_spec", lambda name: None)

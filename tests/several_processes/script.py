@@ -192,10 +192,8 @@ def refusals() -> dict[str, str]:
 
 def command(folder: Path) -> dict[str, torch.Tensor]:
     """``rankalloc train`` in one folder for all processes, resumed from its checkpoint by the same command."""
-    output = folder / f"command-{WORLD}"
-    words = [
-        "train", str(folder / "run.yaml"), "--output", str(output), "--set", f"training.batch_size={8 // WORLD}",
-    ]
+    output = folder / "command"
+    words = ["train", str(folder / "run.yaml"), "--output", str(output)]
     assert run_command(*words) == 0
     adapter = read_tensors(output / "adapter" / "adapter_model.safetensors")[0]
     together()
@@ -222,14 +220,16 @@ def together() -> None:
 
 
 def runs(folder: Path, part: str) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Each run that two processes and one must end alike, by name; ``part`` is "whole" or "sharded"."""
+    """Each run that two processes and one must end alike, by name; ``part`` is "whole" or "sharded". The command line,
+    whose order of the data is another with two, is for two alone."""
     if part == "whole":
         for method in ("auto", "adalora", "dylora"):
             yield method, plain_loop(method)
         yield "trainer", trainer(folder)
         yield "peft loop", peft_loop()
         yield "peft trainer", peft_trainer(folder)
-        yield "command", command(folder)
+        if WORLD > 1:
+            yield "command", command(folder)
     else:
         for name in ("bert", "gpt2"):
             yield name, sharded(folder, name)

@@ -41,7 +41,7 @@ def write_chat(folder: Path) -> None:
     write_rows(folder / "chat.jsonl", conversations(24))
     (folder / "run.yaml").write_text(
         "task: {kind: chat, train: chat.jsonl}\nmodel: ./base\nadapter: {rank: 4}\nbudget: {every: 2}\n"
-        "training: {steps: 6, save_every: 3, log_every: 2, learning_rate: 1e-2}\ndata: {max_length: 32}\n"
+        "training: {steps: 6, batch_size: 4, save_every: 3, learning_rate: 1e-2}\ndata: {max_length: 32}\n"
     )
 
 
@@ -70,10 +70,10 @@ def test_rankalloc_train_under_torchrun_is_one_run(runs):
     """Both processes train it; one writes and prints, and an error is one sentence."""
     one, two = tensors(runs / "command-2-0.pt"), tensors(runs / "command-2-1.pt")
     assert_same(one, two)
-    trace = ra.RankTrace.load(runs / "command-2" / "trace.json")
+    trace = ra.RankTrace.load(runs / "command" / "trace.json")
     assert trace.finished and sum(trace.final_ranks) == trace.budget.target < trace.budget.initial
     assert "2 processes trained together: a step took 2 x 4 = 8 examples" in trace.alerts
-    assert {path.name for path in (runs / "command-2").iterdir()} == {
+    assert {path.name for path in (runs / "command").iterdir()} == {
         "adapter", "checkpoint-3", "checkpoint-6", "config.yaml", "report.html", "report.json", "trace.json",
     }
     printed, said = (runs / "stdout").read_text(), (runs / "stderr").read_text()
