@@ -20,8 +20,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .adaptable import is_quantized, kind_of, shape_of, why_not
 from .experts import ExpertMatrix, stacked_weights
+from .out_of_reach import out_of_reach
 from .routers import routers_in
-from .targets import LM_HEAD_NAMES, _bypassed, output_embeddings
+from .targets import LM_HEAD_NAMES, output_embeddings
 
 _WHEN_NAMED = "adapted if target_modules names it"
 EMBEDDING = f"an embedding: {_WHEN_NAMED}"
@@ -68,7 +69,7 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
         for module in found.values()
     }
     tokens = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    passed_by = _bypassed(model)
+    passed_by = out_of_reach(model)
     routers = {id(module) for module in routers_in(model).values()}
     output = output_embeddings(model)
     seen: set[int] = set()
@@ -127,10 +128,11 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tenso
 def _why(module: nn.Module, key: str, passed_by: Mapping[int, str]) -> tuple[str, bool]:
     """(why this weight stays frozen, whether it is a linear one)."""
     kind = kind_of(module) if key == "weight" else None
+    unreached = passed_by.get(id(module)) if key == "weight" else None
     if isinstance(module, nn.Embedding) or kind == "embedding":
-        return EMBEDDING if kind else why_not(module) or EMBEDDING, False
+        return unreached or why_not(module) or EMBEDDING, False
     if isinstance(module, nn.modules.conv._ConvNd):
-        return CONVOLUTION if kind else why_not(module) or CONVOLUTION, math.prod(module.kernel_size) == 1
+        return unreached or why_not(module) or CONVOLUTION, math.prod(module.kernel_size) == 1
     if key in stacked_weights(module):
         return EXPERTS, True
     if isinstance(module, nn.MultiheadAttention) and "proj_weight" in key:
@@ -138,7 +140,7 @@ def _why(module: nn.Module, key: str, passed_by: Mapping[int, str]) -> tuple[str
     if key == "weight" and _decides(module):
         return ROUTER, False
     if kind or (key == "weight" and (isinstance(module, nn.Linear) or is_quantized(module))):
-        return passed_by.get(id(module)) or why_not(module) or "", True
+        return unreached or why_not(module) or "", True
     return BARE.format(owner=type(module).__name__), not _TABLE.search(key)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import TargetError, did_you_mean
 from .adaptable import is_quantized, kind_of, supported, why_not
 from .experts import ExpertMatrix, expert_matrices, stack_of, stacked_weights
 from .kinds import LINEAR
 from .missing import missing_modules
+from .out_of_reach import out_of_reach
 from .routers import routers_in, said_of_routers
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -23,9 +25,7 @@ HEAD_NAMES = (
     "cls_classifier", "distillation_classifier", "logits_proj", "sequence_summary",
 )
 LM_HEAD_NAMES = ("lm_head", "embed_out")
-_NEVER = "would never call an adapter"
-_ENCODER = f"nn.TransformerEncoderLayer reads this weight directly outside of training and {_NEVER}"
-_MIXER = f"the kernels of a state-space model read this weight directly and {_NEVER}"
+
 
 
 def find_targets(
@@ -65,7 +65,7 @@ def find_targets(
                 "target_modules, or pass modules_to_save without it"
             )
     found = {name: module for name, module in found.items() if not _excluded(name, module, exclude)}
-    bypassed = _bypassed(model)
+    bypassed = out_of_reach(model)
     callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed} | experts
     reasons = {name: why_not(module) or bypassed.get(id(module)) for name, module in found.items()}
     refused = {name: reason for name, reason in reasons.items() if reason}
@@ -105,22 +105,33 @@ def _excluded(name: str, module: nn.Module, exclude: Sequence[str]) -> bool:
 
 
 def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
-    """What "all-linear" leaves out, one sentence each: routers, and weights of experts in packed numbers."""
+    """What "all-linear" leaves out, one sentence a reason: routers, layers that an adapter would not reach, and weights
+    of experts in packed numbers."""
     if targets != ALL_LINEAR:
         return []
+    routers = routers_in(model)
+    said = said_of_routers([name for name in routers if not _has_suffix(name, exclude)])
     stacks = [
         f"{name}.{key}" for name, module in model.named_modules() for key in stacked_weights(module)
         if not getattr(module, key).is_floating_point()
     ]
     stacks = [name for name in stacks if not any(_has_suffix(part, exclude) for part in (name, stack_of(name)))]
-    routers = [name for name in routers_in(model) if not _has_suffix(name, exclude)]
-    said = said_of_routers(routers)
-    if not stacks:
-        return said
-    return said + [
-        f"{len(stacks)} stacked expert weights ({stacks[0]} is the first) are not adapted: their numbers are packed in "
-        "a way that is not known here"
-    ]
+    if stacks:
+        said.append(
+            f"{len(stacks)} stacked expert weights ({stacks[0]} is the first) are not adapted: their numbers are "
+            "packed in a way that is not known here"
+        )
+    unreached = out_of_reach(model)
+    reasons: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        is_linear = kind_of(module) in LINEAR or isinstance(module, NonDynamicallyQuantizableLinear)
+        reason = unreached.get(id(module)) or why_not(module) if is_linear else None
+        if reason and name not in routers and not _has_suffix(name, exclude):
+            reasons.setdefault(reason, []).append(name)
+    for reason, (first, *others) in reasons.items():
+        more = f" and {len(others)} more are" if others else " is"
+        said.append(f"{first}{more} not adapted: {reason}")
+    return said
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -163,7 +174,7 @@ def named_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence[str]) -> dict[str, nn.Module]:
     output = output_embeddings(model)
-    bypassed = _bypassed(model)
+    bypassed = out_of_reach(model)
     tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     routers = routers_in(model)
     found = {}
@@ -191,19 +202,6 @@ def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
     if not suffixes or not all(isinstance(s, str) and s for s in suffixes):
         raise TargetError(f"target_modules must be names, got {targets!r}")
     return lambda name, module: _has_suffix(name, suffixes)
-
-
-def _bypassed(model: nn.Module) -> dict[int, str]:
-    """{id of module: why not} of linear layers whose parent reads their weight and never calls them, always or in the
-    kernels that it takes where they are installed."""
-    found = {}
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            found |= dict.fromkeys((id(module.linear1), id(module.linear2)), _ENCODER)
-        if "A_log" in module._parameters:  # the mixer of a Mamba; PEFT refuses its out_proj for the same reason
-            own = (module._modules.get(name) for name in ("dt_proj", "out_proj"))
-            found |= {id(linear): _MIXER for linear in own if isinstance(linear, nn.Linear)}
-    return found
 
 
 def _require_known(argument: str, names: Sequence[str], modules: Collection[str]) -> None:

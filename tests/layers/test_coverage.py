@@ -86,7 +86,7 @@ def test_a_model_of_which_little_is_adapted_is_told(name, words):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         ra.attach(ARCHITECTURES[name].build(), rank=2, target_modules=["dense" if name[0] == "s" else "layer_1"])
-        ra.attach(ARCHITECTURES["siglip"].build(), rank=2)
+        ra.attach(ARCHITECTURES["convbert"].build(), rank=2)
 
 
 def test_a_share_is_never_rounded_up_to_all_of_it():

@@ -17,6 +17,7 @@ from torch import nn
 VOCAB, LENGTH, ROWS, LABELS = 64, 8, 2, 3
 IMAGE = VOCAB - 1
 """The token that stands for (a part of) an image."""
+IMAGE_STARTS, IMAGE_ENDS = 60, 61
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -91,6 +92,23 @@ def images_in_text(count: int, *places: int) -> Callable[[int], dict[str, torch.
         }
 
     return made
+
+
+def patches_in_text(seed: int) -> dict[str, torch.Tensor]:
+    """Language with an image of four by four patches of Qwen's, which four tokens stand for, between its marks."""
+    image = torch.tensor([[IMAGE_STARTS, *[IMAGE] * 4, IMAGE_ENDS]] * ROWS)
+    ids = torch.cat([image, token_ids(seed)], 1)
+    return {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids,
+        "pixel_values": torch.randn(ROWS * 16, 24, generator=_generator(seed)),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * ROWS), "mm_token_type_ids": (ids == IMAGE).long(),
+    }
+
+
+def typed_images(seed: int) -> dict[str, torch.Tensor]:
+    """Language and images whose token types tell which is which."""
+    made = images_in_text(4)(seed)
+    return {**made, "token_type_ids": (made["input_ids"] == IMAGE).long()}
 
 
 @dataclass(frozen=True)
@@ -350,6 +368,21 @@ SPEECH = {
     ),
 }
 _TEXT = _DECODER | {"attention_dropout": 0.0}
+_STILL_TEXT = _DECODER | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_QWEN_TEXT = _GROUPED | {
+    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+}
+_QWEN_VISION = {"depth": 2, "num_heads": 4, "patch_size": 2, "temporal_patch_size": 2, "spatial_merge_size": 2}
+_QWEN_TOKENS = {
+    "image_token_id": IMAGE, "vision_start_token_id": IMAGE_STARTS, "vision_end_token_id": IMAGE_ENDS,
+    "video_token_id": 59,
+}
+
+
+def _sees(model: str, options: Mapping[str, Any], inputs: Any, generates: bool = True) -> Architecture:
+    return Architecture("Vision and language", model, options, inputs, generates=generates)
+
+
 VISION_LANGUAGE = {
     "clip": Architecture(
         "Vision and language", "CLIPModel", {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 16},
@@ -386,6 +419,64 @@ VISION_LANGUAGE = {
             "pad_token_id": 0,
         },
         images_in_text(1, 1), generates=True,
+    ),
+    "qwen2_vl": _sees(
+        "Qwen2VLForConditionalGeneration",
+        _QWEN_TOKENS | {
+            "text_config": _QWEN_TEXT,
+            "vision_config": _QWEN_VISION | {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2},
+        }, patches_in_text,
+    ),
+    "qwen2_5_vl": _sees(
+        "Qwen2_5_VLForConditionalGeneration",
+        _QWEN_TOKENS | {
+            "text_config": _QWEN_TEXT, "vision_config": _QWEN_VISION | {
+                "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "window_size": 8,
+                "fullatt_block_indexes": [1],
+            },
+        }, patches_in_text,
+    ),
+    "qwen3_vl": _sees(
+        "Qwen3VLForConditionalGeneration",
+        _QWEN_TOKENS | {
+            "text_config": _QWEN_TEXT | {"head_dim": 8}, "vision_config": _QWEN_VISION | {
+                "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+        }, patches_in_text,
+    ),
+    "gemma3_vl": _sees(
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": _GROUPED | {"head_dim": 8}, "vision_config": _VISION | {"vision_use_head": False},
+            "image_token_id": IMAGE, "boi_token_id": IMAGE_STARTS, "eoi_token_id": IMAGE_ENDS, "mm_tokens_per_image": 4,
+        }, typed_images,
+    ),
+    "internvl": _sees(
+        "InternVLForConditionalGeneration",
+        {
+            "text_config": _GROUPED | {"model_type": "qwen2"},
+            "vision_config": _VISION | {"image_size": [16, 16], "patch_size": [4, 4]}, "image_token_id": IMAGE,
+            "downsample_ratio": 0.5,
+        }, images_in_text(4),
+    ),
+    "git": _sees("GitForCausalLM", _STILL_TEXT | {"vision_config": _VISION}, images_in_text(0)),
+    "blip": _sees(
+        "BlipForConditionalGeneration",
+        {
+            "text_config": _STILL_TEXT | {"encoder_hidden_size": 32, "projection_dim": 16}, "vision_config": _VISION,
+            "projection_dim": 16, "image_text_hidden_size": 16,
+        }, images_in_text(0), generates=False,
+    ),
+    "blip_2": _sees(
+        "Blip2ForConditionalGeneration",
+        {
+            "vision_config": _VISION, "qformer_config": _STILL_TEXT | {"encoder_hidden_size": 32},
+            "text_config": _DECODER | {
+                "model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0,
+            },
+            "num_query_tokens": 4, "image_token_id": IMAGE,
+        }, images_in_text(4),
     ),
 }
 _MAMBA = _MARKS | {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
