@@ -43,7 +43,7 @@ class Budget(Part):
 
 def _budget(name: str, patterns: tuple[str, ...], rates: tuple[float, ...]) -> Budget:
     return Budget(
-        name, (*patterns, DRIVEN, ATTACH), (name,), Grid(rates, extensions=2), STEPS, rate_seeds=1, seeds=3,
+        name, (*patterns, DRIVEN, ATTACH), (name,), Grid(rates, extensions=2), STEPS, rate_seeds=1, seeds=5,
         first_seed=100, run=run, value=loss, criterion=loss, patterns=patterns,
     )  # fmt: skip
 

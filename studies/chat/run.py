@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = study_parser(HERE, __doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; default: both")
     parser.add_argument("--steps", type=at_least_one, help=f"optimizer steps of a run ({STEPS})")
-    parser.add_argument("--seeds", type=at_least_one, help="paired seeds that judge (3)")
+    parser.add_argument("--seeds", type=at_least_one, help="paired seeds that judge (5)")
     parser.add_argument("--rates", nargs="+", type=float, help="try these alone (default: a grid that grows)")
     args = parse(parser, argv, steps=4, seeds=2, rates=[3e-3], output=QUICK / "chat" / "results.json")
     if wrong := [name for name in args.parts if name not in PARTS]:
