@@ -17,6 +17,7 @@ from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, HEAD_NAMES, Targets, find_heads, find_targets, named_heads, unadapted
 from ..layers.tied import partners
 from ..layers.tuners import is_peft_model, is_tuner_layer
+from ..layers.wrapping import unwrapped
 from ..options import choice, integer, number
 from .adapter import Adapter
 from .adapter_set import SCALES, Adapters, parents_in
@@ -47,7 +48,8 @@ def attach(
     (:mod:`rankalloc.storage.model_saving`).
 
     Args:
-        model: any nn.Module; changed in place.
+        model: any nn.Module; changed in place. What torch.compile, DataParallel or an average of weights is around is
+            adapted inside, under its own names.
         rank: triplets of each adapter, or as many as its weight has rows or columns, and the denominator of the
             scaling; None for the rank that a plan in ``ranks`` was made at, and else 12.
         alpha: numerator of the scaling; None for 2 · rank.
@@ -82,6 +84,7 @@ def attach(
         >>> adapters.ranks()
         {'0': 4, '2': 4}
     """
+    model = unwrapped(model)
     require_free(model)
     plan = ranks if isinstance(ranks, RankPlan) else None
     if rank is None:

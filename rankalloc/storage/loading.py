@@ -18,6 +18,7 @@ from ..adapters.attaching import require_free
 from ..errors import AdapterFileError
 from ..layers.adaptable import why_not
 from ..layers.tied import untie
+from ..layers.wrapping import unwrapped
 from . import fingerprint
 from .expert_reading import experts_in, read_stacks
 from .fitting import at_full_rank, fit
@@ -42,6 +43,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
             weights that are not finite, or was made for another model.
         TargetError: the model has adapters attached already.
     """
+    model = unwrapped(model)
     require_free(model)
     finished = FinishedAdapter(path, experts=experts_in(model))
     folder, modules = finished.folder, dict(model.named_modules())

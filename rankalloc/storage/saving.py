@@ -80,7 +80,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         )
     heads = {
         f"{head}.{key}": value
-        for head in saved_whole(adapters) for key, value in adapters.model.get_submodule(head).state_dict().items()
+        for head in saved_whole(adapters) for key, value in _module(adapters, head).state_dict().items()
     }
     base = fingerprint.fingerprint(adapters)
     about = {} if base is None else {fingerprint.KEY: base.encode()}
@@ -89,6 +89,11 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     return write_folder(
         path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
     )
+
+
+def _module(adapters: Adapters, name: str) -> nn.Module:
+    """A head, or another module of the model; a head keeps its name when something is put around it."""
+    return adapters.heads[name] if name in adapters.heads else adapters.model.get_submodule(name)
 
 
 def saved_whole(adapters: Adapters) -> list[str]:
