@@ -47,7 +47,7 @@ def attach(
     Args:
         model: any nn.Module; changed in place.
         rank: triplets of each adapter, and the denominator of the scaling; None for the rank
-            that a plan in ``ranks`` was made at, and else 12.
+            that a plan in ``ranks`` was made at, and else 12. A layer with a shorter side begins at the length of that.
         alpha: numerator of the scaling; None for 2 · rank.
         target_modules: "all-linear" (not output heads and tied embeddings), a list of names or
             suffixes, a regular expression for whole names, or a callable (name, module) -> bool.
@@ -69,7 +69,7 @@ def attach(
 
     Raises:
         TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a
-            rank is above min(d_in, d_out).
+            rank in ``ranks`` is above min(d_in, d_out).
         ConfigError: a number is out of its range, ``init`` or ``scale`` is unknown, or the plan begins with factors
             that ``init`` does not have.
 
@@ -101,9 +101,9 @@ def attach(
     if modules_to_save is None:
         heads += statistics
     targets = find_targets(model, target_modules, exclude_modules, heads)
-    layer_ranks = _layer_ranks(targets, rank, ranks or {})
+    layer_ranks, cut = _layer_ranks(targets, rank, ranks or {})
     _require_own_weights(model, targets, heads)
-    notes = unadapted(model, target_modules, exclude_modules) + left_frozen(model, heads)
+    notes = unadapted(model, target_modules, exclude_modules, heads) + left_frozen(model, heads) + cut
     notes += said_of_statistics(statistics, saved=modules_to_save is None)
     if target_modules == ALL_LINEAR and not exclude_modules:
         notes += little_covered(model, targets, heads)
@@ -195,15 +195,25 @@ def _new_modules(model: nn.Module) -> list[str]:
     ]
 
 
-def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]) -> dict[str, int]:
+def _layer_ranks(
+    targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]
+) -> tuple[dict[str, int], list[str]]:
+    """{name: rank} and what to say about layers that are smaller than ``rank``, which begin at their own full rank."""
     strangers = [name for name in ranks if name not in targets]
     if strangers:
         raise TargetError(unknown("layer in ranks=", strangers[0], targets))
     layer_ranks = {name: integer(f"the rank of {name}", ranks.get(name, rank), 0) for name in targets}
+    cut = []
     for name, value in layer_ranks.items():
         highest = min(shape_of(targets[name]))
-        if value > highest:
+        if value > highest and name in ranks:
             raise TargetError(
                 f"rank {value} is above min(d_in, d_out) = {highest} of {name}; lower the rank or exclude that layer"
             )
-    return layer_ranks
+        if value > highest:
+            layer_ranks[name] = highest
+            cut.append(name)
+    if not cut:
+        return layer_ranks, []
+    more = f", and {len(cut) - 1} more at the length of theirs" if cut[1:] else ""
+    return layer_ranks, [f"{cut[0]} begins at rank {layer_ranks[cut[0]]}, its shorter side, and not at {rank}{more}"]

@@ -20,13 +20,13 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .adaptable import is_quantized, kind_of, shape_of, stacked_weights, why_not
 from .out_of_reach import out_of_reach
-from .targets import LM_HEAD_NAMES, output_embeddings
+from .targets import LM_HEAD_NAMES, decides, output_embeddings
 
 _WHEN_NAMED = "adapted if target_modules names it"
 EMBEDDING = f"an embedding: {_WHEN_NAMED}"
 TOKEN_HEAD = f"gives the scores over the vocabulary: {_WHEN_NAMED}"
 CONVOLUTION = f"a convolution: {_WHEN_NAMED}"
-ROUTER = "a router or gate, which decides and does not compute"
+ROUTER = "a router, which chooses experts"
 BARE = "not a layer: {owner} holds it as a parameter of its own"
 PACKED = "packed: nn.MultiheadAttention keeps the weights of queries, keys and values in one tensor"
 
@@ -64,6 +64,7 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
     adapted = {id(module) for module in found.values()}
     tokens = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     passed_by = out_of_reach(model)
+    modules = dict(model.named_modules())
     output = output_embeddings(model)
     seen: set[int] = set()
     weights = []
@@ -77,6 +78,8 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
         is_head = module is output or name.rpartition(".")[2] in LM_HEAD_NAMES
         if fate == "frozen" and (is_head or (id(tensor) in tokens and not isinstance(module, nn.Embedding))):
             why, linear = TOKEN_HEAD, False
+        elif fate == "frozen" and key == "weight" and (reason := decides(module, name, modules)):
+            why, linear = reason, False
         else:
             why, linear = _why(module, key, passed_by)
         shape = shape_of(module) if key == "weight" and kind_of(module) else tuple(tensor.shape)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import TargetError, did_you_mean
-from .adaptable import is_quantized, kind_of, stacked_weights, supported, why_not
+from .adaptable import is_quantized, kind_of, shape_of, stacked_weights, supported, why_not
 from .kinds import LINEAR
 from .missing import missing_modules
 from .out_of_reach import out_of_reach
@@ -22,6 +22,8 @@ HEAD_NAMES = (
     "classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head", "decode_head",
     "cls_classifier", "distillation_classifier", "logits_proj", "sequence_summary",
 )
+ROUTER = "a router, which chooses experts: adapted if target_modules names it"
+ONE_OUTPUT = "it has one output, as a gate: adapted if target_modules names it"
 LM_HEAD_NAMES = ("lm_head", "embed_out")
 
 
@@ -82,7 +84,9 @@ def find_targets(
     return found
 
 
-def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
+def unadapted(
+    model: nn.Module, targets: Targets, exclude: Sequence[str] = (), heads: Sequence[str] = ()
+) -> list[str]:
     """What "all-linear" cannot adapt, one sentence a reason: layers that an adapter would not reach, and the weights
     of experts, stacked in one tensor."""
     if targets != ALL_LINEAR:
@@ -96,10 +100,13 @@ def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -
         "are not adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
     ] if stacks else []
     unreached = out_of_reach(model)
+    modules = dict(model.named_modules())
     reasons: dict[str, list[str]] = {}
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         is_linear = kind_of(module) in LINEAR or isinstance(module, NonDynamicallyQuantizableLinear)
         reason = unreached.get(id(module)) or why_not(module) if is_linear else None
+        if not _under(name, heads):
+            reason = reason or decides(module, name, modules)
         if reason and not _has_suffix(name, exclude):
             reasons.setdefault(reason, []).append(name)
     for reason, (first, *others) in reasons.items():
@@ -154,18 +161,31 @@ def named_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence[str]) -> dict[str, nn.Module]:
     output = output_embeddings(model)
-    bypassed = out_of_reach(model)
+    bypassed, everything = out_of_reach(model), {"": model, **modules}
     tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     found = {}
     for name, module in modules.items():
         head = module is output or name.rsplit(".", 1)[-1] in LM_HEAD_NAMES or _under(name, heads)
         if head or id(module) in bypassed or id(getattr(module, "weight", None)) in tied:
             continue
+        if decides(module, name, everything):
+            continue
         if is_quantized(module):
             found[name] = module  # the caller refuses it with its reason: never silently skipped
         elif kind_of(module) in LINEAR:
             found[name] = module
     return found
+
+
+def decides(module: nn.Module, name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """Why a linear layer decides rather than computes, in a few words: it has one output, or stands beside experts that
+    it chooses from; else None. ``modules`` are all of the model's, by full name."""
+    if kind_of(module) not in LINEAR:
+        return None
+    parent, _, own = name.rpartition(".")
+    if own in ("gate", "router") and hasattr(modules.get(parent), "experts"):
+        return ROUTER
+    return ONE_OUTPUT if shape_of(module)[1] == 1 else None
 
 
 def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:

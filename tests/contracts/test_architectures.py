@@ -28,7 +28,7 @@ PARTLY = {
 """The coverage, cut to two digits, of those that compute with convolutions or bare parameters, or have layers that no
 adapter reaches (:mod:`rankalloc.layers.out_of_reach`); of the others it is 1."""
 IDLE = {
-    "canine": r"canine\.final_char_encoder\..*", "esm": r"esm\.contact_head\.regression", "led": r".*_global",
+    "canine": r"canine\.final_char_encoder\..*", "led": r".*_global",
     "llava": r"model\.vision_tower\.encoder\.layers\.1\..*",
 }
 """Layers that the inputs of these never reach; every other adapter gets a gradient."""
