@@ -34,7 +34,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import RankallocError
 from .experts import ExpertMatrix
-from .formula import is_linear
+from .formula import is_linear, is_lookup
 from .quantized import scheme_of
 
 Base = TypeVar("Base", bound=nn.Module)
@@ -117,9 +117,9 @@ class Linear(Kind[nn.Linear]):
     types = (nn.Linear,)
 
     def matches(self, module: nn.Module) -> bool:
-        if isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or is_linear(module)):
-            return True
-        return scheme_of(module) is not None
+        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+            return scheme_of(module) is not None or (isinstance(module, nn.Linear) and is_linear(module))
+        return True
 
     def why_not(self, module: nn.Module) -> str | None:
         if isinstance(module, NonDynamicallyQuantizableLinear):
@@ -156,7 +156,8 @@ class Embedding(Conv1D[nn.Embedding]):
     takes_numbers = False
 
     def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+        own = isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward
+        return is_lookup(module) if own else isinstance(module, nn.Embedding)
 
     def why_not(self, module: nn.Module) -> str | None:
         if isinstance(module, nn.Embedding) and module.max_norm is not None:

@@ -38,7 +38,7 @@ def layer_shapes(
     Raises TargetError as attach does.
     """
     targets = _targets(model, target_modules, exclude_modules, modules_to_save)
-    return [LayerShape(name, *shape_of(module), rank) for name, module in targets.items()]
+    return [at_peak(LayerShape(name, *shape_of(module), rank)) for name, module in targets.items()]
 
 
 def plan_ranks(
