@@ -11,7 +11,9 @@ from torch import nn
 import rankalloc as ra
 from rankalloc.adapters.adapter import Adapter
 from rankalloc.errors import ConfigError, NotAdaptedError, RankallocError, TargetError
+from rankalloc.methods.planners.planning import layer_shapes
 from tests.support.models import MAKERS, logits_of, make_bert, make_llama, make_mlp, randomize
+from tests.support.training import train_mlp
 
 
 def refused(error, call, *words):
@@ -197,9 +199,36 @@ def test_attaching_twice_is_refused_and_possible_again_after_detach(bert):
     assert len(ra.attach(bert, rank=2)) == 12
 
 
-def test_a_rank_above_the_smaller_side_is_refused(mlp):
-    refused(TargetError, lambda: ra.attach(mlp, rank=9), "rank 9 is above min(d_in, d_out) = 8 of 4")
+def test_a_rank_of_its_own_above_a_layers_smaller_side_is_refused(mlp):
+    refused(TargetError, lambda: ra.attach(mlp, ranks={"4": 9}), "rank 9 is above min(d_in, d_out) = 8 of 4")
     assert not any(isinstance(m, Adapter) for m in mlp.modules())
+
+
+def test_a_layer_smaller_than_the_rank_begins_at_its_full_rank_and_that_is_said_once(mlp):
+    with pytest.warns(UserWarning) as said:
+        adapters = ra.attach(mlp, rank=20)
+    assert adapters.ranks() == {"0": 16, "2": 20, "4": 8} and adapters.scaling == 2.0
+    note = "0 begins at its full rank 16, and 1 more at theirs: 20 is above the shorter side of its weight"
+    assert adapters.notes == [note] == [str(w.message) for w in said]
+    assert layer_shapes(make_mlp(), 20) == adapters.shapes()
+    controller = ra.RankController(adapters, ra.RankBudget(ranks=22, every=2), 6)
+    train_mlp(mlp, controller, torch.optim.AdamW(adapters.parameters(), lr=1e-2), 6)
+    assert sum(adapters.ranks().values()) == 22
+
+
+@pytest.mark.parametrize("name", ["gate", "shared_expert_gate", "router"])
+def test_gates_and_routers_are_left_out_and_said(name):
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.experts = nn.Linear(16, 16), nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+            self.add_module(name, nn.Linear(16, 1 if "shared" in name else 2))
+
+    with pytest.warns(UserWarning, match=f"^{name} is left out: routers and gates with one output decide"):
+        adapters = ra.attach(Mixture(), rank=2)
+    assert set(adapters.modules) == {"up", "experts.0", "experts.1"}
+    assert list(ra.attach(Mixture(), rank=2, target_modules=[name], ranks={name: 1}).modules) == [name]
+    assert not ra.attach(Mixture(), rank=2, exclude_modules=[name]).notes
 
 
 @pytest.mark.parametrize(

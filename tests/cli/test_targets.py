@@ -38,7 +38,7 @@ def test_a_configuration_file_is_enough(tmp_path):
 
 def test_a_model_in_which_nothing_is_adapted_by_default_is_shown_all_the_same(tmp_path):
     found = json.loads(run("resnet", tmp_path, "--json"))
-    assert found["groups"] == [] and found["coverage"] is None and found["heads"] == {"classifier": 99}
+    assert found["groups"] == [] and found["coverage"] == 0 and found["heads"] == {"classifier": 99}
     assert sum(group["weights"] for group in found["frozen"]) == 7
     assert "running statistics" in found["notes"][0] and "convolution (7)" in found["notes"][1]
-    assert "0 layers can be adapted\n" in run("resnet", tmp_path)
+    assert "0 layers can be adapted, 0 % of" in run("resnet", tmp_path)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import rankalloc as ra
 from rankalloc.cli.output import percent
 from rankalloc.layers.coverage import coverage, weights_of
 from rankalloc.layers.targets import find_heads, find_targets
+from tests.support.architectures import ARCHITECTURES
 from tests.support.models import make_bert, make_gpt2, make_llama
 
 
@@ -72,6 +76,20 @@ def test_a_parametrized_weight_belongs_to_its_layer():
     assert found["1"] == ("adapted", True)
 
 
+@pytest.mark.parametrize(("name", "words"), [
+    ("squeezebert", "only 10 % of this model's linear weights are adapted .*a convolution: adapted if"),
+    ("xlnet", "only 44 % .*XLNetRelativeAttention holds it as a parameter of its own"),
+])
+def test_a_model_of_which_little_is_adapted_is_told(name, words):
+    with pytest.warns(UserWarning, match=words):
+        ra.attach(ARCHITECTURES[name].build(), rank=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ra.attach(ARCHITECTURES[name].build(), rank=2, target_modules=["dense" if name[0] == "s" else "layer_1"])
+        ra.attach(ARCHITECTURES["convbert"].build(), rank=2)
+
+
 def test_a_share_is_never_rounded_up_to_all_of_it():
     assert [percent(share) for share in (1.0, 0.99999, 0.9023, 0.0)] == ["100 %", "99.9 %", "90.2 %", "0 %"]
     assert coverage(weights_of(nn.Sequential(nn.Conv2d(3, 4, 3)), {}, ())) is None
+    assert coverage(weights_of(nn.Sequential(nn.Conv2d(3, 4, 1)), {}, ())) == 0  # a matrix by another name

@@ -17,6 +17,7 @@ from torch import nn
 VOCAB, LENGTH, ROWS, LABELS = 64, 8, 2, 3
 IMAGE = VOCAB - 1
 """The token that stands for (a part of) an image."""
+IMAGE_STARTS, IMAGE_ENDS = 60, 61
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -67,6 +68,10 @@ def waves(seed: int) -> dict[str, torch.Tensor]:
     return {"input_values": _numbers(seed, 800), "labels": torch.tensor([0, 2])}
 
 
+def spectra(seed: int) -> dict[str, torch.Tensor]:
+    return {"input_values": _numbers(seed, 16, 8), "labels": torch.tensor([0, 2])}
+
+
 def speech(seed: int) -> dict[str, torch.Tensor]:
     return {"input_features": _numbers(seed, 8, 32), "labels": token_ids(seed)}
 
@@ -87,6 +92,23 @@ def images_in_text(count: int, *places: int) -> Callable[[int], dict[str, torch.
         }
 
     return made
+
+
+def patches_in_text(seed: int) -> dict[str, torch.Tensor]:
+    """Language with an image of four by four patches of Qwen's, which four tokens stand for, between its marks."""
+    image = torch.tensor([[IMAGE_STARTS, *[IMAGE] * 4, IMAGE_ENDS]] * ROWS)
+    ids = torch.cat([image, token_ids(seed)], 1)
+    return {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids,
+        "pixel_values": torch.randn(ROWS * 16, 24, generator=_generator(seed)),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * ROWS), "mm_token_type_ids": (ids == IMAGE).long(),
+    }
+
+
+def typed_images(seed: int) -> dict[str, torch.Tensor]:
+    """Language and images whose token types tell which is which."""
+    made = images_in_text(4)(seed)
+    return {**made, "token_type_ids": (made["input_ids"] == IMAGE).long()}
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,20 @@ DECODERS = {
     "smollm3": _decoder("SmolLM3ForCausalLM"),
     "granite": _decoder("GraniteForCausalLM"),
     "glm4": _decoder("Glm4ForCausalLM", head_dim=8),
+    "codegen": _decoder(
+        "CodeGenForCausalLM", _STILL | _MARKS, vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, rotary_dim=4,
+        n_positions=64,
+    ),
+    "biogpt": _decoder(
+        "BioGptForCausalLM", _DECODER, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    ),
+    "nemotron": _decoder("NemotronForCausalLM"),
+    "bitnet": _decoder("BitNetForCausalLM"),
+    "lfm2": _decoder("Lfm2ForCausalLM", layer_types=["conv", "full_attention"], block_multiple_of=8),
+    "gemma3n": _decoder(
+        "Gemma3nForCausalLM", head_dim=8, vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=8,
+        laurel_rank=4, num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"],
+    ),
 }
 ENCODERS = {
     "bert": _encoder("BertForSequenceClassification"),
@@ -229,6 +265,23 @@ ENCODERS = {
         "ModernBertForSequenceClassification", _SIZES | _MARKS, intermediate_size=64, num_labels=LABELS,
         max_position_embeddings=64, cls_token_id=2, sep_token_id=1, attn_implementation="eager",
     ),
+    "xlnet": _encoder(
+        "XLNetForSequenceClassification", {}, vocab_size=VOCAB, d_model=32, n_layer=2, n_head=4, d_inner=64,
+        dropout=0.0, summary_last_dropout=0.0, num_labels=LABELS,
+    ),
+    "squeezebert": _encoder(
+        "SqueezeBertForSequenceClassification", embedding_size=32, q_groups=2, k_groups=2, v_groups=2,
+        intermediate_groups=2, output_groups=2,
+    ),
+    "convbert": _encoder(
+        "ConvBertForSequenceClassification", embedding_size=32, head_ratio=2, num_groups=2, classifier_dropout=0.0,
+    ),
+    "esm": _encoder("EsmForSequenceClassification", mask_token_id=4, token_dropout=False),
+    "canine": _encoder("CanineForSequenceClassification"),
+    "xlm": _encoder(
+        "XLMForSequenceClassification", {}, vocab_size=VOCAB, emb_dim=32, n_layers=2, n_heads=4, num_labels=LABELS,
+        dropout=0.0, attention_dropout=0.0, summary_first_dropout=0.0, pad_index=0,
+    ),
 }
 TRANSLATORS = {
     "t5": _translator(
@@ -239,6 +292,15 @@ TRANSLATORS = {
     "pegasus": _translator("PegasusForConditionalGeneration"),
     "mbart": _translator("MBartForConditionalGeneration"),
     "marian": _translator("MarianMTModel"),
+    "m2m_100": _translator("M2M100ForConditionalGeneration", encoder_layerdrop=0.0, decoder_layerdrop=0.0),
+    "led": _translator(
+        "LEDForConditionalGeneration", attention_window=4, max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=64,
+    ),
+    "longt5": _translator(
+        "LongT5ForConditionalGeneration", _MARKS, vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=64, num_layers=2,
+        num_heads=4, dropout_rate=0.0, decoder_start_token_id=0, local_radius=4,
+    ),
 }
 VISION = {
     "vit": _vision("ViTForImageClassification"),
@@ -267,6 +329,19 @@ VISION = {
         "ResNetForImageClassification", {}, images(32), embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1],
         num_labels=LABELS, layer_type="basic", targets=["convolution"],
     ),
+    "swinv2": _vision(
+        "Swinv2ForImageClassification", {}, images(32), image_size=32, patch_size=4, embed_dim=16, depths=[1, 1],
+        num_heads=[2, 2], window_size=4, num_labels=LABELS, drop_path_rate=0.0, mlp_ratio=2.0,
+    ),
+    "mobilevit": _vision(
+        "MobileViTForImageClassification", {}, images(32), image_size=32, patch_size=2, hidden_sizes=[16, 16, 16],
+        neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 16], num_attention_heads=2, num_labels=LABELS, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, classifier_dropout_prob=0.0,
+    ),
+    "levit": _vision(
+        "LevitForImageClassification", {}, images(32), image_size=32, hidden_sizes=[16, 16, 16],
+        num_attention_heads=[2, 2, 2], depths=[1, 1, 1], key_dim=[8, 8, 8], num_labels=LABELS, drop_path_rate=0,
+    ),
 }
 SPEECH = {
     "whisper": Architecture(
@@ -279,8 +354,35 @@ SPEECH = {
     "wav2vec2": Architecture("Speech", "Wav2Vec2ForSequenceClassification", _WAVES, waves),
     "hubert": Architecture("Speech", "HubertForSequenceClassification", _WAVES, waves),
     "wavlm": Architecture("Speech", "WavLMForSequenceClassification", _WAVES, waves),
+    "wav2vec2_conformer": Architecture(
+        "Speech", "Wav2Vec2ConformerForSequenceClassification",
+        _WAVES | {"conv_depthwise_kernel_size": 3, "conformer_conv_dropout": 0.0}, waves,
+    ),
+    "ast": Architecture(
+        "Speech", "ASTForAudioClassification",
+        {
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+            "patch_size": 4, "frequency_stride": 4, "time_stride": 4, "max_length": 16, "num_mel_bins": 8,
+            "num_labels": LABELS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        }, spectra,
+    ),
 }
 _TEXT = _DECODER | {"attention_dropout": 0.0}
+_STILL_TEXT = _DECODER | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_QWEN_TEXT = _GROUPED | {
+    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+}
+_QWEN_VISION = {"depth": 2, "num_heads": 4, "patch_size": 2, "temporal_patch_size": 2, "spatial_merge_size": 2}
+_QWEN_TOKENS = {
+    "image_token_id": IMAGE, "vision_start_token_id": IMAGE_STARTS, "vision_end_token_id": IMAGE_ENDS,
+    "video_token_id": 59,
+}
+
+
+def _sees(model: str, options: Mapping[str, Any], inputs: Any, generates: bool = True) -> Architecture:
+    return Architecture("Vision and language", model, options, inputs, generates=generates)
+
+
 VISION_LANGUAGE = {
     "clip": Architecture(
         "Vision and language", "CLIPModel", {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 16},
@@ -318,6 +420,64 @@ VISION_LANGUAGE = {
         },
         images_in_text(1, 1), generates=True,
     ),
+    "qwen2_vl": _sees(
+        "Qwen2VLForConditionalGeneration",
+        _QWEN_TOKENS | {
+            "text_config": _QWEN_TEXT,
+            "vision_config": _QWEN_VISION | {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2},
+        }, patches_in_text,
+    ),
+    "qwen2_5_vl": _sees(
+        "Qwen2_5_VLForConditionalGeneration",
+        _QWEN_TOKENS | {
+            "text_config": _QWEN_TEXT, "vision_config": _QWEN_VISION | {
+                "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "window_size": 8,
+                "fullatt_block_indexes": [1],
+            },
+        }, patches_in_text,
+    ),
+    "qwen3_vl": _sees(
+        "Qwen3VLForConditionalGeneration",
+        _QWEN_TOKENS | {
+            "text_config": _QWEN_TEXT | {"head_dim": 8}, "vision_config": _QWEN_VISION | {
+                "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+        }, patches_in_text,
+    ),
+    "gemma3_vl": _sees(
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": _GROUPED | {"head_dim": 8}, "vision_config": _VISION | {"vision_use_head": False},
+            "image_token_id": IMAGE, "boi_token_id": IMAGE_STARTS, "eoi_token_id": IMAGE_ENDS, "mm_tokens_per_image": 4,
+        }, typed_images,
+    ),
+    "internvl": _sees(
+        "InternVLForConditionalGeneration",
+        {
+            "text_config": _GROUPED | {"model_type": "qwen2"},
+            "vision_config": _VISION | {"image_size": [16, 16], "patch_size": [4, 4]}, "image_token_id": IMAGE,
+            "downsample_ratio": 0.5,
+        }, images_in_text(4),
+    ),
+    "git": _sees("GitForCausalLM", _STILL_TEXT | {"vision_config": _VISION}, images_in_text(0)),
+    "blip": _sees(
+        "BlipForConditionalGeneration",
+        {
+            "text_config": _STILL_TEXT | {"encoder_hidden_size": 32, "projection_dim": 16}, "vision_config": _VISION,
+            "projection_dim": 16, "image_text_hidden_size": 16,
+        }, images_in_text(0), generates=False,
+    ),
+    "blip_2": _sees(
+        "Blip2ForConditionalGeneration",
+        {
+            "vision_config": _VISION, "qformer_config": _STILL_TEXT | {"encoder_hidden_size": 32},
+            "text_config": _DECODER | {
+                "model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0,
+            },
+            "num_query_tokens": 4, "image_token_id": IMAGE,
+        }, images_in_text(4),
+    ),
 }
 _MAMBA = _MARKS | {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
 STATE_SPACE = {
@@ -352,9 +512,85 @@ STATE_SPACE = {
             "attn_layer_indices": [1],
         }, language, generates=True,
     ),
+    "zamba2": Architecture(
+        "State space", "Zamba2ForCausalLM",
+        _DECODER | {
+            "num_key_value_heads": 4, "mamba_d_state": 4, "n_mamba_heads": 4, "mamba_ngroups": 1, "mamba_headdim": 16,
+            "chunk_size": 4, "layers_block_type": ["mamba", "hybrid"], "adapter_rank": 4,
+        }, language, generates=True,
+    ),
+    "falcon_h1": Architecture(
+        "State space", "FalconH1ForCausalLM",
+        _GROUPED | {
+            "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1,
+            "mamba_chunk_size": 4,
+        }, language, generates=True,
+    ),
+    "jamba": Architecture(
+        "State space", "JambaForCausalLM",
+        _GROUPED | {
+            "num_experts": 1, "num_experts_per_tok": 1, "use_mamba_kernels": False, "mamba_d_state": 4,
+            "mamba_dt_rank": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        }, language, generates=True,
+    ),
+    "granitemoehybrid": Architecture(
+        "State space", "GraniteMoeHybridForCausalLM",
+        _GROUPED | {
+            "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 64,
+            "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 4,
+            "mamba_n_groups": 1, "mamba_chunk_size": 4,
+        }, language, generates=True,
+    ),
+    "recurrent_gemma": Architecture(
+        "State space", "RecurrentGemmaForCausalLM",
+        _MAMBA | {
+            "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 32,
+            "attention_window_size": 32, "head_dim": 8,
+        }, language, generates=True,
+    ),
 }
-EXPERTS: dict[str, Architecture] = {}
-"""Mixtures of experts (mixtral, qwen3_moe, deepseek_v3, gpt_oss, olmoe, qwen2_moe, jamba)."""
+_MOE = _GROUPED | {"moe_intermediate_size": 24, "num_experts_per_tok": 2, "head_dim": 8}
+_ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+EXPERTS: dict[str, Architecture] = {
+    "mixtral": Architecture(
+        "Mixtures of experts", "MixtralForCausalLM",
+        _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, language, generates=True,
+    ),
+    "qwen2_moe": Architecture(
+        "Mixtures of experts", "Qwen2MoeForCausalLM",
+        _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24}, language, generates=True,
+    ),
+    "qwen3_moe": Architecture(
+        "Mixtures of experts", "Qwen3MoeForCausalLM",
+        _MOE | {"num_experts": 4, "mlp_only_layers": [0]}, language, generates=True,
+    ),
+    "deepseek_v3": Architecture(
+        "Mixtures of experts", "DeepseekV3ForCausalLM",
+        _MOE | _ROUTED | {
+            "num_key_value_heads": 4, "head_dim": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4, "v_head_dim": 8,
+        }, language, generates=True,
+    ),
+    "glm4_moe": Architecture(
+        "Mixtures of experts", "Glm4MoeForCausalLM", _MOE | _ROUTED, language, generates=True,
+    ),
+    "olmoe": Architecture(
+        "Mixtures of experts", "OlmoeForCausalLM",
+        _GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}, language, generates=True,
+    ),
+    "gpt_oss": Architecture(
+        "Mixtures of experts", "GptOssForCausalLM",
+        _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}, language, generates=True,
+    ),
+    "llama4": Architecture(
+        "Mixtures of experts", "Llama4ForCausalLM",
+        _GROUPED | {
+            "num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 8, "intermediate_size_mlp": 48,
+            "moe_layers": [1],
+        }, language, generates=True,
+    ),
+}
+"""Models whose experts' weights are stacked in one tensor."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     **DECODERS, **ENCODERS, **TRANSLATORS, **VISION, **SPEECH, **VISION_LANGUAGE, **STATE_SPACE, **EXPERTS,
