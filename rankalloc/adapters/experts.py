@@ -16,6 +16,7 @@ update cannot be expressed, so there is none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -100,9 +101,19 @@ class AdaptedExperts(nn.Module):
 
 def _together(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """(r_e, …) of each expert as (experts, highest r, …)."""
-    if len({len(row) for row in rows}) == 1:
+    ranks = tuple(len(row) for row in rows)
+    if len(set(ranks)) == 1:
         return torch.stack(list(rows))
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    joined = torch.cat(list(rows))
+    padded = joined.new_zeros(len(ranks) * max(ranks), *joined.shape[1:])
+    return padded.index_copy(0, _places(ranks, joined.device), joined).unflatten(0, (len(ranks), max(ranks)))
+
+
+@lru_cache(maxsize=256)
+def _places(ranks: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Where each row of every expert is when all have the highest rank, (Σ r_e,)."""
+    most = max(ranks)
+    return torch.tensor([e * most + row for e, rank in enumerate(ranks) for row in range(rank)], device=device)
 
 
 def wrap_experts(model: nn.Module, adapters: Mapping[str, ExpertAdapter]) -> None:
