@@ -174,6 +174,15 @@ class Adapters:
             self.adaptation.check_adapted()
 
 
+def parents_in(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """{id of a module: every (parent, attribute) under which it hangs}: shared layers have several."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for key, child in parent._modules.items():
+            found.setdefault(id(child), []).append((parent, key))
+    return found
+
+
 def parents_of(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, Any]]:
     """Every (parent, attribute) under which ``module`` hangs in ``model``: shared layers have several."""
     return [(p, key) for p in model.modules() for key, child in p._modules.items() if child is module]

@@ -20,6 +20,7 @@ from ..errors import NotAdaptedError, TargetError, unknown
 from ..layers.tuners import holds_adapters, plain_model
 from .adapter import Adapter
 from .adapter_set import Adapters
+from .attaching import said_of_full_ranks
 from .driven import DrivenLayer, factors_of, origins_of
 from .peft_files import install_hooks, layers_of, write_patterns
 
@@ -90,7 +91,8 @@ def adopt(model: nn.Module, adapter_name: str | None = None, *, dtype: torch.dty
         own.rankalloc_excluded = config.exclude_modules
         install_hooks(peft, name)
     modules = {layer_name: DrivenLayer(layer, name) for layer_name, layer in layers.items()}
-    notes = [note for layer_name, driven in modules.items() for note in _at_full_rank(layer_name, driven)]
+    full = {layer_name: rank for layer_name, driven in modules.items() if (rank := _at_full_rank(driven))}
+    notes = said_of_full_ranks(full, config.r)
     adapters = Adapters(
         plain_model(peft), dict(modules), _heads(peft, name), config.r, config.lora_alpha, "lora",
         scale="rslora" if config.use_rslora else "lora", notes=notes,
@@ -171,7 +173,7 @@ def _require_plain(config: Any, name: str) -> None:
     if getattr(config, "target_parameters", None):
         raise TargetError(
             f"adapter {name!r} adapts whole parameters (target_parameters={list(config.target_parameters)}), whose "
-            "experts share one A and B; leave them out, or use target_modules"
+            "experts have one rank; leave them out, or use rankalloc.attach, which gives each expert ranks of its own"
         )
 
 
@@ -229,15 +231,14 @@ def _require_room(layers: dict[str, Any], name: str) -> None:
             )
 
 
-def _at_full_rank(layer_name: str, driven: DrivenLayer) -> list[str]:
-    """Cut a layer whose rank is above its shorter side to that, before it has learned; what to say about it."""
+def _at_full_rank(driven: DrivenLayer) -> int | None:
+    """Cut a layer whose rank is above its shorter side to that, before it has learned; the rank then, or None."""
     highest = min(driven.d_in, driven.d_out)
     if driven.rank <= highest:
-        return []
-    note = f"{layer_name} begins at rank {highest}, its shorter side, and not at {driven.rank}"
+        return None
     driven.select(torch.arange(highest, device=driven.P.device))
     driven.initial_rank = highest
-    return [note]
+    return highest
 
 
 def _heads(peft: Any, name: str) -> dict[str, nn.Module]:

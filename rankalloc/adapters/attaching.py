@@ -11,15 +11,18 @@ from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
 from ..layers.adaptable import shape_of
 from ..layers.coverage import little_covered
+from ..layers.experts import ExpertMatrix
 from ..layers.missing import left_frozen, missing_modules
 from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, HEAD_NAMES, Targets, find_heads, find_targets, named_heads, unadapted
 from ..layers.tied import partners
 from ..layers.tuners import is_peft_model, is_tuner_layer
+from ..layers.wrapping import unwrapped
 from ..options import choice, integer, number
 from .adapter import Adapter
-from .adapter_set import SCALES, Adapters, parents_of
+from .adapter_set import SCALES, Adapters, parents_in
 from .ddp import leave_out_empty
+from .experts import ExpertAdapter, unwrap_experts, wrap_experts
 from .plan import RankPlan, initialise
 from .triplets import INITS, Triplets
 from .vera import shared_pair
@@ -45,9 +48,10 @@ def attach(
     (:mod:`rankalloc.storage.model_saving`).
 
     Args:
-        model: any nn.Module; changed in place.
-        rank: triplets of each adapter, and the denominator of the scaling; None for the rank
-            that a plan in ``ranks`` was made at, and else 12. A layer with a shorter side begins at the length of that.
+        model: any nn.Module; changed in place. What torch.compile, DataParallel or an average of weights is around is
+            adapted inside, under its own names.
+        rank: triplets of each adapter, or as many as its weight has rows or columns, and the denominator of the
+            scaling; None for the rank that a plan in ``ranks`` was made at, and else 12.
         alpha: numerator of the scaling; None for 2 · rank.
         target_modules: "all-linear" (not output heads and tied embeddings), a list of names or
             suffixes, a regular expression for whole names, or a callable (name, module) -> bool.
@@ -68,8 +72,8 @@ def attach(
         stacked in one tensor, are named in a warning and in ``adapters.notes``.
 
     Raises:
-        TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a
-            rank in ``ranks`` is above min(d_in, d_out).
+        TargetError: adapters are attached already; nothing matches; a match cannot be adapted; a rank in ``ranks`` is
+            above min(d_in, d_out).
         ConfigError: a number is out of its range, ``init`` or ``scale`` is unknown, or the plan begins with factors
             that ``init`` does not have.
 
@@ -80,6 +84,7 @@ def attach(
         >>> adapters.ranks()
         {'0': 4, '2': 4}
     """
+    model = unwrapped(model)
     require_free(model)
     plan = ranks if isinstance(ranks, RankPlan) else None
     if rank is None:
@@ -101,9 +106,14 @@ def attach(
     if modules_to_save is None:
         heads += statistics
     targets = find_targets(model, target_modules, exclude_modules, heads)
-    layer_ranks, cut = _layer_ranks(targets, rank, ranks or {})
+    layer_ranks = _layer_ranks(targets, rank, ranks or {})
     _require_own_weights(model, targets, heads)
-    notes = unadapted(model, target_modules, exclude_modules, heads) + left_frozen(model, heads) + cut
+    notes = unadapted(model, target_modules, exclude_modules) + left_frozen(model, heads)
+    if dropout and any(isinstance(base, ExpertMatrix) for base in targets.values()):
+        notes.append(
+            "dropout is not applied to the updates of experts: they change a weight, and do not see its inputs"
+        )
+    notes += said_of_full_ranks({n: r for n, r in layer_ranks.items() if r < rank and n not in (ranks or {})}, rank)
     notes += said_of_statistics(statistics, saved=modules_to_save is None)
     if target_modules == ALL_LINEAR and not exclude_modules:
         notes += little_covered(model, targets, heads)
@@ -116,16 +126,18 @@ def attach(
     model.requires_grad_(False)
     modules: dict[str, Triplets] = {}
     shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
+    parents = parents_in(model)
     for name, base in targets.items():
         exponent = SCALES[scale]
-        adapter = Adapter(
+        kind = ExpertAdapter if isinstance(base, ExpertMatrix) else Adapter
+        adapter = kind(
             base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=shared, exponent=exponent
         )
         adapter.train(base.training)
-        for parent, attribute in parents_of(model, base):
-            if parent is not adapter:
-                parent._modules[attribute] = adapter
+        for parent, attribute in parents.get(id(base), ()):
+            parent._modules[attribute] = adapter
         modules[name] = adapter
+    wrap_experts(model, {name: adapter for name, adapter in modules.items() if isinstance(adapter, ExpertAdapter)})
     head_modules = {name: model.get_submodule(name) for name in heads}
     for head in head_modules.values():
         head.requires_grad_(True)
@@ -146,9 +158,11 @@ def detach(adapters: Adapters) -> nn.Module:
     Returns the model, with the same parameters trainable as before attach. Raises RankallocError for the layers of a
     PeftModel.
     """
+    parents = parents_in(adapters.model)
     for adapter in adapters.own("PEFT takes them out: call model.unload()").values():
-        for parent, attribute in parents_of(adapters.model, adapter):
+        for parent, attribute in [] if isinstance(adapter, ExpertAdapter) else parents.get(id(adapter), ()):
             parent._modules[attribute] = adapter.base_layer
+    unwrap_experts(adapters.model)
     for name, parameter in adapters.model.named_parameters():
         parameter.requires_grad_(name in adapters.trainable_before)
     adapters.modules.clear()
@@ -195,25 +209,31 @@ def _new_modules(model: nn.Module) -> list[str]:
     ]
 
 
-def _layer_ranks(
-    targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]
-) -> tuple[dict[str, int], list[str]]:
-    """{name: rank} and what to say about layers that are smaller than ``rank``, which begin at their own full rank."""
+def _layer_ranks(targets: Mapping[str, nn.Module], rank: int, ranks: Mapping[str, int]) -> dict[str, int]:
     strangers = [name for name in ranks if name not in targets]
     if strangers:
         raise TargetError(unknown("layer in ranks=", strangers[0], targets))
-    layer_ranks = {name: integer(f"the rank of {name}", ranks.get(name, rank), 0) for name in targets}
-    cut = []
-    for name, value in layer_ranks.items():
-        highest = min(shape_of(targets[name]))
-        if value > highest and name in ranks:
+    layer_ranks = {}
+    for name, base in targets.items():
+        highest = min(shape_of(base))
+        value = integer(f"the rank of {name}", ranks[name], 0) if name in ranks else min(rank, highest)
+        if value > highest:
             raise TargetError(
                 f"rank {value} is above min(d_in, d_out) = {highest} of {name}; lower the rank or exclude that layer"
             )
-        if value > highest:
-            layer_ranks[name] = highest
-            cut.append(name)
-    if not cut:
-        return layer_ranks, []
-    more = f", and {len(cut) - 1} more at the length of theirs" if cut[1:] else ""
-    return layer_ranks, [f"{cut[0]} begins at rank {layer_ranks[cut[0]]}, its shorter side, and not at {rank}{more}"]
+        layer_ranks[name] = value
+    return layer_ranks
+
+
+def said_of_full_ranks(full: Mapping[str, int], rank: int) -> list[str]:
+    """That layers begin at their full rank since ``rank`` is above a side of theirs, in one sentence; nothing when
+    there are none.
+
+    Args:
+        full: {layer name: its full rank}.
+    """
+    if not full:
+        return []
+    name = next(iter(full))
+    others = f", and {len(full) - 1} more at theirs" if len(full) > 1 else ""
+    return [f"{name} begins at its full rank {full[name]}{others}: {rank} is above the shorter side of its weight"]

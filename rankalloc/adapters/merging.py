@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import RankallocError
 from ..layers.adaptable import weight_view
+from ..layers.experts import ExpertMatrix
 from ..layers.quantized import no_longer_quantized, plain_linear, scheme_of
 from ..layers.sharding import is_sharded
 from .adapter import Adapter
@@ -54,9 +55,12 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
     owners: dict[int, set[str]] = {}
     for name, parameter in adapters.model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
+    holders: dict[int, list[nn.Module]] = {}
+    for module in adapters.model.modules():
+        holders.setdefault(id(module._parameters.get("weight")), []).append(module)
     deltas = {}
     for name, adapter in own.items():
-        if "weight" not in adapter.base_layer._parameters:
+        if not _is_stored(adapter.base_layer):
             raise RankallocError(
                 f"the weight of {name} is computed from other parameters, so nothing can be folded into it; remove its "
                 "parametrization first, or keep the adapter unmerged"
@@ -72,9 +76,7 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
                 "few bits; pass dequantize=True to merge into floating-point layers, or load the unquantised base and "
                 "merge there"
             )
-        holders = {id(m) for m in adapters.model.modules() if getattr(m, "_parameters", {}).get("weight")
-                   is adapter.base_layer.weight}
-        if len(holders) > 1:
+        if len(holders.get(id(adapter.base_layer.weight), ())) > 1:
             raise RankallocError(
                 f"{name} shares its weight with another module ({', '.join(sorted(owners[id(adapter.weight)]))}), "
                 "which merging would change too; untie them first, or keep the adapter unmerged"
@@ -94,6 +96,13 @@ def merge(adapters: Adapters, *, dequantize: bool = False) -> nn.Module:
     model = detach(adapters)
     no_longer_quantized(model)
     return model
+
+
+def _is_stored(layer: nn.Module) -> bool:
+    """Whether the weight is a parameter, or part of one, and not computed from others."""
+    if isinstance(layer, ExpertMatrix):
+        return layer.parameter in layer.owner._parameters
+    return "weight" in layer._parameters
 
 
 def _fold(model: nn.Module, adapter: Adapter, delta: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .experts import stacked_weights
 from .kinds import LAYER_KINDS, Kind
 from .quantized import KNOWN, dequantized, scheme_of
 from .sharding import is_sharded
@@ -46,18 +47,12 @@ def why_not(module: nn.Module) -> str | None:
         return None
     if stacked := stacked_weights(module):
         return (
-            f"{name} keeps the weights of {len(getattr(module, stacked[0]))} experts stacked in one tensor "
-            f"({', '.join(stacked)}), and a rank-one term of that stack does not correspond to one of any single matrix"
+            f"{name} keeps the weights of {len(getattr(module, stacked[0]))} experts stacked in one tensor; each is "
+            f"adapted by the name of that parameter ({', '.join(stacked)})"
         )
     if isinstance(module, tuple(cls for kind in LAYER_KINDS.values() for cls in kind.types)):
         return f"{name} computes its output differently from the layer it is derived from"
     return f"{name} is not one of the layers that rankalloc adapts ({supported()})"
-
-
-def stacked_weights(module: nn.Module) -> list[str]:
-    """Names of the parameters in which this module keeps the matrices of several experts, (experts, …, …)."""
-    is_experts = hasattr(module, "num_experts") or "expert" in type(module).__name__.lower()
-    return [n for n, p in module.named_parameters(recurse=False) if p.dim() == 3] if is_experts else []
 
 
 def is_quantized(module: nn.Module) -> bool:

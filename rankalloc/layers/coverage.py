@@ -18,15 +18,18 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .adaptable import is_quantized, kind_of, shape_of, stacked_weights, why_not
+from .adaptable import is_quantized, kind_of, shape_of, why_not
+from .experts import ExpertMatrix, stacked_weights
 from .out_of_reach import out_of_reach
-from .targets import LM_HEAD_NAMES, decides, output_embeddings
+from .routers import routers_in
+from .targets import LM_HEAD_NAMES, output_embeddings
 
 _WHEN_NAMED = "adapted if target_modules names it"
 EMBEDDING = f"an embedding: {_WHEN_NAMED}"
 TOKEN_HEAD = f"gives the scores over the vocabulary: {_WHEN_NAMED}"
 CONVOLUTION = f"a convolution: {_WHEN_NAMED}"
-ROUTER = "a router, which chooses experts"
+EXPERTS = f"experts in one tensor: {_WHEN_NAMED}"
+ROUTER = "a router or gate, which decides and does not compute"
 BARE = "not a layer: {owner} holds it as a parameter of its own"
 PACKED = "packed: nn.MultiheadAttention keeps the weights of queries, keys and values in one tensor"
 
@@ -61,10 +64,13 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
         found: the layers that are adapted, by name (:func:`rankalloc.layers.targets.find_targets`).
         heads: names of the modules that are trained whole.
     """
-    adapted = {id(module) for module in found.values()}
+    adapted = {
+        (id(module.owner), module.parameter) if isinstance(module, ExpertMatrix) else (id(module), "weight")
+        for module in found.values()
+    }
     tokens = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     passed_by = out_of_reach(model)
-    modules = dict(model.named_modules())
+    routers = {id(module) for module in routers_in(model).values()}
     output = output_embeddings(model)
     seen: set[int] = set()
     weights = []
@@ -74,14 +80,12 @@ def weights_of(model: nn.Module, found: Mapping[str, nn.Module], heads: Sequence
         seen.add(id(tensor))
         own = name if key == "weight" and name else f"{name}.{key}".lstrip(".")
         whole = any(name == head or name.startswith(f"{head}.") for head in heads)
-        fate = "whole" if whole else "adapted" if id(module) in adapted and key == "weight" else "frozen"
+        fate = "whole" if whole else "adapted" if (id(module), key) in adapted else "frozen"
         is_head = module is output or name.rpartition(".")[2] in LM_HEAD_NAMES
         if fate == "frozen" and (is_head or (id(tensor) in tokens and not isinstance(module, nn.Embedding))):
             why, linear = TOKEN_HEAD, False
-        elif fate == "frozen" and key == "weight" and (reason := decides(module, name, modules)):
-            why, linear = reason, False
         else:
-            why, linear = _why(module, key, passed_by)
+            why, linear = (ROUTER, False) if id(module) in routers else _why(module, key, passed_by)
         shape = shape_of(module) if key == "weight" and kind_of(module) else tuple(tensor.shape)
         frozen = fate == "frozen"
         weights.append(Weight(own, shape, math.prod(shape), fate, why if frozen else "", linear and not whole))
@@ -130,7 +134,7 @@ def _why(module: nn.Module, key: str, passed_by: Mapping[int, str]) -> tuple[str
     if isinstance(module, nn.modules.conv._ConvNd):
         return unreached or why_not(module) or CONVOLUTION, math.prod(module.kernel_size) == 1
     if key in stacked_weights(module):
-        return "stacked in one tensor for all experts", True
+        return EXPERTS, True
     if isinstance(module, nn.MultiheadAttention) and "proj_weight" in key:
         return PACKED, True
     if key == "weight" and _decides(module):

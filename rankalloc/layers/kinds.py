@@ -8,6 +8,7 @@ the pair is laid out in a PEFT file:
     conv1d        transformers' Conv1D: W transposed   the same
     embedding     W = Eᵀ, (dim, num_embeddings)        lora_embedding_A (r, num)    lora_embedding_B (dim, r)
     convolution   W (out, in / groups · kernel)        lora_A (r, in, *kernel)      lora_B (out, r, 1, ...)
+    expert        W of one expert in a stack           :mod:`rankalloc.storage.experts`
 
 A new kind is one subclass of :class:`Kind` and one entry in :data:`LAYER_KINDS`, before those that would match its
 layers too: the first that matches a layer is its kind.
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import RankallocError
+from .experts import ExpertMatrix
 from .formula import is_linear, is_lookup
 from .quantized import scheme_of
 
@@ -115,9 +117,9 @@ class Linear(Kind[nn.Linear]):
     types = (nn.Linear,)
 
     def matches(self, module: nn.Module) -> bool:
-        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
-            return scheme_of(module) is not None or (isinstance(module, nn.Linear) and is_linear(module))
-        return True
+        if isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or is_linear(module)):
+            return True
+        return scheme_of(module) is not None
 
     def why_not(self, module: nn.Module) -> str | None:
         if isinstance(module, NonDynamicallyQuantizableLinear):
@@ -171,6 +173,17 @@ class Embedding(Conv1D[nn.Embedding]):
 
     def update(self, base: nn.Embedding, x: torch.Tensor, q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
         return F.linear(F.embedding(x, q.T, padding_idx=base.padding_idx), p)
+
+
+class Expert(Kind[ExpertMatrix]):
+    """One expert's matrix in a stacked parameter: a linear layer that is computed by the module of all experts."""
+
+    name = "expert"
+    titles = ("stacked experts",)
+    types = (ExpertMatrix,)
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, ExpertMatrix)
 
 
 Convolving = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -256,7 +269,7 @@ class Convolution(Kind[Convolving]):
 
 
 LAYER_KINDS: dict[str, Kind[Any]] = {
-    kind.name: kind for kind in (Linear(), Conv1D[nn.Module](), Embedding(), Convolution())
+    kind.name: kind for kind in (Linear(), Conv1D[nn.Module](), Embedding(), Convolution(), Expert())
 }
 """The kinds by name; a layer is of the first that matches it."""
 

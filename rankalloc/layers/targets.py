@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import TargetError, did_you_mean
-from .adaptable import is_quantized, kind_of, shape_of, stacked_weights, supported, why_not
+from .adaptable import is_quantized, kind_of, supported, why_not
+from .experts import ExpertMatrix, expert_matrices, stack_of, stacked_weights
 from .kinds import LINEAR
 from .missing import missing_modules
 from .out_of_reach import out_of_reach
+from .routers import routers_in, said_of_routers
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -22,9 +24,8 @@ HEAD_NAMES = (
     "classifier", "score", "qa_outputs", "classification_head", "pre_classifier", "head", "decode_head",
     "cls_classifier", "distillation_classifier", "logits_proj", "sequence_summary",
 )
-ROUTER = "a router, which chooses experts: adapted if target_modules names it"
-ONE_OUTPUT = "it has one output, as a gate: adapted if target_modules names it"
 LM_HEAD_NAMES = ("lm_head", "embed_out")
+
 
 
 def find_targets(
@@ -42,35 +43,36 @@ def find_targets(
         TargetError: nothing matches, or a match cannot be adapted; the message lists what can be.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    _require_known("exclude_modules", exclude, [*modules, *stacked_in(model)])
+    experts = expert_matrices(model)
+    _require_known("exclude_modules", exclude, [*modules, *map(stack_of, experts)])
     if targets == ALL_LINEAR:
         found = _all_linear(model, modules, heads)
+        found |= {name: matrix for name, matrix in experts.items() if not _under(name, heads)}
     else:
         matches = _matcher(targets)
         found = {name: module for name, module in modules.items() if matches(name, module)}
+        whole = {id(module) for module in found.values() if stacked_weights(module)}
+        found = {name: module for name, module in found.items() if id(module) not in whole}
+        found |= {
+            name: matrix for name, matrix in experts.items()
+            if id(matrix.owner) in whole or matches(name, matrix)
+            or (not callable(targets) and matches(stack_of(name), matrix))
+        }
         inside_heads = [name for name in found if _under(name, heads)]
         if inside_heads:
             raise TargetError(
                 f"{inside_heads[0]} is a task head that is trained whole, so it cannot be adapted too; leave it out of "
                 "target_modules, or pass modules_to_save without it"
             )
-    found = {name: module for name, module in found.items() if not _has_suffix(name, exclude)}
+    found = {name: module for name, module in found.items() if not _excluded(name, module, exclude)}
     bypassed = out_of_reach(model)
-    callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed}
+    callable_layers = {name: module for name, module in modules.items() if id(module) not in bypassed} | experts
     reasons = {name: why_not(module) or bypassed.get(id(module)) for name, module in found.items()}
     refused = {name: reason for name, reason in reasons.items() if reason}
     if refused:
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise TargetError(f"cannot adapt {name}{more}: {reason}. {_could_be(callable_layers)}")
-    if not callable(targets) and not isinstance(targets, str):
-        asked = [n for n in stacked_in(model) if _has_suffix(n, targets)]
-        if asked:
-            more = f" and {len(asked) - 1} more" if asked[1:] else ""
-            raise TargetError(
-                f"target_modules names weights of experts, {asked[0]}{more}: stacked in one tensor for all experts, "
-                "they are not a layer and stay frozen; leave them out"
-            )
     if not found:
         hint = ""
         if isinstance(targets, str) and targets != ALL_LINEAR:
@@ -80,45 +82,56 @@ def find_targets(
             hint = next((h for h in (did_you_mean(t, sorted(suffixes)) for t in targets) if h), "")
         raise TargetError(f"target_modules={_shown(targets)} matches no layer{hint}. {_could_be(callable_layers)}")
     if not callable(targets) and not isinstance(targets, str):
-        _require_known("target_modules", targets, modules)
-    return found
+        _require_known("target_modules", targets, [*modules, *experts, *map(stack_of, experts)])
+    return _in_order(model, found)
 
 
-def unadapted(
-    model: nn.Module, targets: Targets, exclude: Sequence[str] = (), heads: Sequence[str] = ()
-) -> list[str]:
-    """What "all-linear" cannot adapt, one sentence a reason: layers that an adapter would not reach, and the weights
-    of experts, stacked in one tensor."""
+def _in_order(model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The experts' matrices where the module of the experts is in the model."""
+    places = {name: i for i, (name, _) in enumerate(model.named_modules())}
+
+    def place(name: str) -> int:
+        return places[stack_of(stack_of(name)) if isinstance(found[name], ExpertMatrix) else name]
+
+    return {name: found[name] for name in sorted(found, key=place)}
+
+
+def _excluded(name: str, module: nn.Module, exclude: Sequence[str]) -> bool:
+    """Whether a layer is excluded by its name, or an expert's matrix by that of its stack or of the experts."""
+    names = [name]
+    if isinstance(module, ExpertMatrix):
+        names += [stack_of(name), stack_of(stack_of(name))]
+    return any(_has_suffix(each, exclude) for each in names)
+
+
+def unadapted(model: nn.Module, targets: Targets, exclude: Sequence[str] = ()) -> list[str]:
+    """What "all-linear" leaves out, one sentence a reason: routers, layers that an adapter would not reach, and weights
+    of experts in packed numbers."""
     if targets != ALL_LINEAR:
         return []
-    stacks = {
-        name: count for name, count in stacked_in(model).items()
-        if not any(_has_suffix(part, exclude) for part in (name, name.rpartition(".")[0]))
-    }
-    said = [
-        f"{len(stacks)} stacked expert weights ({sum(stacks.values())} matrices; {next(iter(stacks))} is the first) "
-        "are not adapted: they lie in tensors of three dimensions, which rankalloc leaves frozen"
-    ] if stacks else []
+    routers = routers_in(model)
+    said = said_of_routers([name for name in routers if not _has_suffix(name, exclude)])
+    stacks = [
+        f"{name}.{key}" for name, module in model.named_modules() for key in stacked_weights(module)
+        if not getattr(module, key).is_floating_point()
+    ]
+    stacks = [name for name in stacks if not any(_has_suffix(part, exclude) for part in (name, stack_of(name)))]
+    if stacks:
+        said.append(
+            f"{len(stacks)} stacked expert weights ({stacks[0]} is the first) are not adapted: their numbers are "
+            "packed in a way that is not known here"
+        )
     unreached = out_of_reach(model)
-    modules = dict(model.named_modules())
     reasons: dict[str, list[str]] = {}
-    for name, module in modules.items():
+    for name, module in model.named_modules():
         is_linear = kind_of(module) in LINEAR or isinstance(module, NonDynamicallyQuantizableLinear)
         reason = unreached.get(id(module)) or why_not(module) if is_linear else None
-        if not _under(name, heads):
-            reason = reason or decides(module, name, modules)
-        if reason and not _has_suffix(name, exclude):
+        if reason and name not in routers and not _has_suffix(name, exclude):
             reasons.setdefault(reason, []).append(name)
     for reason, (first, *others) in reasons.items():
         more = f" and {len(others)} more are" if others else " is"
         said.append(f"{first}{more} not adapted: {reason}")
     return said
-
-
-def stacked_in(model: nn.Module) -> dict[str, int]:
-    """{full name of a parameter that stacks the weights of experts: the number of experts}."""
-    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
-    return {f"{n}{w}": len(getattr(module, w)) for n, module in modules for w in stacked_weights(module)}
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -161,31 +174,19 @@ def named_heads(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module], heads: Sequence[str]) -> dict[str, nn.Module]:
     output = output_embeddings(model)
-    bypassed, everything = out_of_reach(model), {"": model, **modules}
+    bypassed = out_of_reach(model)
     tied = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    routers = routers_in(model)
     found = {}
     for name, module in modules.items():
-        head = module is output or name.rsplit(".", 1)[-1] in LM_HEAD_NAMES or _under(name, heads)
+        head = name in routers or module is output or name.rsplit(".", 1)[-1] in LM_HEAD_NAMES or _under(name, heads)
         if head or id(module) in bypassed or id(getattr(module, "weight", None)) in tied:
-            continue
-        if decides(module, name, everything):
             continue
         if is_quantized(module):
             found[name] = module  # the caller refuses it with its reason: never silently skipped
         elif kind_of(module) in LINEAR:
             found[name] = module
     return found
-
-
-def decides(module: nn.Module, name: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """Why a linear layer decides rather than computes, in a few words: it has one output, or stands beside experts that
-    it chooses from; else None. ``modules`` are all of the model's, by full name."""
-    if kind_of(module) not in LINEAR:
-        return None
-    parent, _, own = name.rpartition(".")
-    if own in ("gate", "router") and hasattr(modules.get(parent), "experts"):
-        return ROUTER
-    return ONE_OUTPUT if shape_of(module)[1] == 1 else None
 
 
 def _matcher(targets: Targets) -> Callable[[str, nn.Module], bool]:
@@ -233,7 +234,7 @@ def _could_be(modules: dict[str, nn.Module]) -> str:
     suffixes: dict[str, int] = {}
     for name, module in modules.items():
         if kind_of(module):
-            suffix = name.rsplit(".", 1)[-1]
+            suffix = (stack_of(name) if isinstance(module, ExpertMatrix) else name).rsplit(".", 1)[-1]
             suffixes[suffix] = suffixes.get(suffix, 0) + 1
     if not suffixes:
         return f"This model has no layer that rankalloc adapts ({supported()})"

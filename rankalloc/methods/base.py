@@ -17,6 +17,7 @@ SHARED = {
     "canonical": "rewrite P, Λ, Q as orthonormal factors and singular values at each allocation",
     "orthogonal": "weight of the orthogonality regulariser; 0 in the canonical basis, which needs none",
     "placement": f"{', '.join(PLACEMENTS)}: all but the first are the method's own controls",
+    "routing": "in mixtures of experts: weigh an expert's scores by its share of the tokens (False)",
 }
 """Options of every method that trains P, Λ and Q."""
 

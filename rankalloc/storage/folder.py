@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..files import replacing, sha256_of
+from .experts import keyed_as
 from .layout import Layout
 from .peft_names import KEY, is_parameter
 from .tensors import Spec, write_stream
@@ -48,6 +49,7 @@ class LayerToWrite:
         keys: what the keys of its pair end with.
         pack: turns (lora_A, lora_B) into the tensors of the file; None for a linear layer, whose are the same.
         copies: how often each rank is in the file, which counts it as often: once per group of a convolution.
+        owner: of a stacked parameter (:mod:`.experts`): the name of the module that holds it; else "".
     """
 
     d_in: int
@@ -57,6 +59,7 @@ class LayerToWrite:
     keys: tuple[str, str] = ("lora_A.weight", "lora_B.weight")
     pack: Callable[[torch.Tensor, torch.Tensor], Pair] | None = None
     copies: int = 1
+    owner: str = ""
 
     def pair(self, lora_a: torch.Tensor, lora_b: torch.Tensor, rank: int) -> Pair:
         """The tensors of the file: the factors padded to ``rank`` and packed."""
@@ -151,9 +154,10 @@ def write_folder(
     specs: dict[str, Spec] = {}
     sources: dict[str, Callable[[], torch.Tensor]] = {}
     pairs = _PairCache(written, stored, factors)
+    places = keyed_as({name: layer.owner for name, layer in written.items()})
     for name, layer in written.items():
         for part, shaped in enumerate(layer.pair(*layer.nothing("meta"), stored[name])):
-            key = f"{PREFIX}{name}.{layer.keys[part]}"
+            key = f"{PREFIX}{places[name]}.{layer.keys[part]}"
             specs[key], sources[key] = Spec.of(shaped), partial(pairs.part, name, part)
     for name, head in heads.items():
         if isinstance(head, torch.Tensor):

@@ -18,7 +18,9 @@ from ..adapters.attaching import require_free
 from ..errors import AdapterFileError
 from ..layers.adaptable import why_not
 from ..layers.tied import untie
+from ..layers.wrapping import unwrapped
 from . import fingerprint
+from .expert_reading import experts_in, read_stacks
 from .fitting import at_full_rank, fit
 from .folder import WEIGHTS_NAME
 from .model_saving import attach
@@ -41,13 +43,15 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
             weights that are not finite, or was made for another model.
         TargetError: the model has adapters attached already.
     """
+    model = unwrapped(model)
     require_free(model)
-    finished = FinishedAdapter(path)
+    finished = FinishedAdapter(path, experts=experts_in(model))
     folder, modules = finished.folder, dict(model.named_modules())
     rest = _without_copies(finished, modules)
     heads = _head_names(rest, modules, folder)
     exponent = finished.nested_exponent
     read = {name: fit(finished, name, _layer(name, modules, folder)) for name in finished.layers}
+    read |= read_stacks(finished, model)
     factors = {name: at_full_rank(part) for name, part in read.items()}
     if check_base:
         fingerprint.check(model, folder / WEIGHTS_NAME)

@@ -38,6 +38,7 @@ _METHOD = "save_pretrained"
 @functools.wraps(attaching.attach)
 def attach(model: nn.Module, *args: Any, **kwargs: Any) -> Adapters:
     adapters = attaching.attach(model, *args, **kwargs)
+    model = adapters.model  # without what is around it
     adapters.on_detach.append(prepare_to_load(model))
     for prefix, module in _saved_as_a_whole(model):
         method: Any = AdapterSaver(module, adapters, prefix)

@@ -40,6 +40,19 @@ def kept_as_parameters(config: Mapping[str, Any], names: Iterable[str]) -> list[
     return [name + _WEIGHT for name in names if is_parameter(name, given)]
 
 
+def stacks_in(config: Mapping[str, Any]) -> list[str]:
+    """The stacked parameters of experts that an adapter's configuration names. A layer's own weight is none: it is a
+    matrix, whose factors are those of the layer."""
+    return [str(name) for name in config.get(KEY) or () if not str(name).endswith(_WEIGHT)]
+
+
+def plain_name(name: str) -> str:
+    """The name of a module in the model, from one in PEFT's file, where wrappers may be nested."""
+    while name.endswith(".base_layer"):
+        name = name.removesuffix(".base_layer")
+    return name
+
+
 def is_parameter(name: str, parameters: Collection[str]) -> bool:
     """Whether the layer ``name`` is among target parameters, whole names or ends of names, as PEFT reads them."""
     weight = name + _WEIGHT

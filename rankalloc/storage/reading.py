@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..files import sha256_of
 from ..layer_names import natural_key
 from ..lowrank import Factors
 from .folder import CONFIG_NAME, NESTED_KEY, PREFIX, WEIGHTS_NAME
-from .peft_names import KEY, is_parameter
+from .peft_names import KEY, is_parameter, plain_name, stacks_in
 from .tensors import Spec, TensorFile, refuse_pickles
 from .triplets import triplet_sizes
 
@@ -78,6 +78,12 @@ class FinishedAdapter:
         layers: {layer name: :class:`StoredLayer`} in natural order, layer 10 after layer 9.
         heads: {name of a tensor that is not an adapter weight, as in the model's state dict: key in the file}.
         metadata: of the weights file.
+        stacks: {module of stacked experts, as in the file: {part: key}}
+            (:func:`rankalloc.storage.expert_reading.read_stacks`).
+
+    Args:
+        experts: names of the modules with stacked experts in the model to load into; without a model None, and an
+            adapter of experts is refused.
 
     Raises:
         AdapterFileError: a file is missing, truncated or pickled; the adapter is of a type other than those above, or
@@ -91,12 +97,13 @@ class FinishedAdapter:
         torch.Size([4, 2])
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike, experts: Collection[str] | None = None) -> None:
         self.folder = _adapter_folder(Path(folder))
-        self.config = read_config(self.folder)
+        self.config = read_config(self.folder, experts)
         self._file = _open_weights(self.folder)
         self.metadata = self._file.metadata
         parts, self.heads = _split(self._file, self.config["peft_type"], self.folder)
+        self.stacks = {name: parts.pop(name) for name in list(parts) if plain_name(name) in (experts or ())}
         self.layers = {name: self._layer(name, parts[name]) for name in sorted(parts, key=natural_key)}
 
     def _layer(self, name: str, keys: Mapping[str, str]) -> StoredLayer:
@@ -113,6 +120,16 @@ class FinishedAdapter:
         if not dtype.is_floating_point:
             raise AdapterFileError(f"{self.folder}: the weights of {name} are {dtype}, not floating-point numbers")
         return StoredLayer(name, d_in, d_out, rank, scale, dtype, keys, plain)
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """A tensor by its key in the file."""
+        return self._file[key]
+
+    def scaling_of(self, name: str, rank: int) -> float:
+        """PEFT's scale of a LoRA of this rank on the layer or parameter ``name``.
+
+        Raises AdapterFileError when the configuration gives another rank."""
+        return _lora_scale(self.config, name, rank, self.folder)
 
     def raw(self, name: str, part: str) -> torch.Tensor:
         """Part A, B or E of a layer, in the shape it has in the file."""
@@ -203,8 +220,11 @@ def _adapter_folder(folder: Path) -> Path:
     return inner if not (folder / CONFIG_NAME).exists() and (inner / CONFIG_NAME).exists() else folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter_config.json in ``folder``. Raises AdapterFileError when it is missing, damaged or not supported."""
+def read_config(folder: Path, experts: Collection[str] | None = None) -> dict[str, Any]:
+    """The adapter_config.json in ``folder``; one of stacked experts only for a model that has some.
+
+    Raises AdapterFileError when it is missing, damaged or not supported.
+    """
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -217,12 +237,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("use_dora", "trainable_token_indices", "layer_replication", "megatron_config"):
         if config.get(key):
             raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
-    # a layer's own weight is a matrix, whose factors are those of the layer
-    if stacks := [str(name) for name in config.get(KEY) or () if not str(name).endswith(".weight")]:
-        named = ", ".join(stacks)
+    if (stacks := stacks_in(config)) and not experts:
+        more = f" and {len(stacks) - 1} more" if stacks[1:] else ""
+        if experts is not None:
+            raise AdapterFileError(
+                f"{folder} was made for another model: it adapts stacked experts ({stacks[0]}{more}), and this one has "
+                "none"
+            )
         raise AdapterFileError(
-            f"{folder} adapts parameters ({named}) and not layers, as PEFT does with experts stacked in one tensor; a "
-            "rank-one term of such a stack does not correspond to one of any single matrix"
+            f"{folder} adapts experts stacked in one tensor ({stacks[0]}{more}), whose number only the model tells; "
+            "rankalloc.load puts it into its model, and tools that work on files alone cannot read it"
         )
     init = str(config.get("init_lora_weights"))
     if init.startswith(_CHANGES_BASE):

@@ -21,6 +21,7 @@ from ..adapters.triplets import Triplets
 from ..errors import RankallocError
 from ..layers.tied import partners
 from . import fingerprint
+from .experts import pack_stack, stacked
 from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
 from .layout import Layout
 from .peft_names import KEY, as_parameters, is_parameter
@@ -62,16 +63,24 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     for note in caveats(adapters):
         warnings.warn(note, stacklevel=2)
     factors = {name: _factors(adapter) for name, adapter in adapters.modules.items()}
+    bases = {name: adapter.base_layer for name, adapter in adapters.modules.items()}
+    stacks, factors = stacked(bases, factors)
     layers = {}
     for name, (a, b) in factors.items():
-        kind, layer = adapters.modules[name].layout, adapters.modules[name].base_layer
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        if name in stacks:
+            layers[name] = LayerToWrite(
+                a.shape[1], b.shape[0], a.shape[0], dtype, pack=partial(pack_stack, stacks[name].experts),
+                owner=stacks[name].owner,
+            )
+            continue
+        kind, layer = adapters.modules[name].layout, bases[name]
         layers[name] = LayerToWrite(
-            a.shape[1], b.shape[0], a.shape[0], torch.promote_types(a.dtype, b.dtype), kind.keys,
-            partial(kind.pack, layer), kind.groups(layer),
+            a.shape[1], b.shape[0], a.shape[0], dtype, kind.keys, partial(kind.pack, layer), kind.groups(layer),
         )
     heads = {
         f"{head}.{key}": value
-        for head in saved_whole(adapters) for key, value in adapters.model.get_submodule(head).state_dict().items()
+        for head in saved_whole(adapters) for key, value in _module(adapters, head).state_dict().items()
     }
     base = fingerprint.fingerprint(adapters)
     about = {} if base is None else {fingerprint.KEY: base.encode()}
@@ -80,6 +89,11 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     return write_folder(
         path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
     )
+
+
+def _module(adapters: Adapters, name: str) -> nn.Module:
+    """A head, or another module of the model; a head keeps its name when something is put around it."""
+    return adapters.heads[name] if name in adapters.heads else adapters.model.get_submodule(name)
 
 
 def saved_whole(adapters: Adapters) -> list[str]:
@@ -105,11 +119,14 @@ def caveats(adapters: Adapters) -> list[str]:
 
 def _config(adapters: Adapters, written: list[str], rank: int) -> dict[str, Any]:
     model = adapters.model
-    parameters = as_parameters(getattr(getattr(model, "config", None), "model_type", None), written)
-    modules = [name for name in written if not is_parameter(name, parameters)]
-    others: dict[str, Any] = {KEY: parameters} if parameters else {}
+    stacks = [name for name in written if name not in adapters.modules]
+    others = [name for name in written if name in adapters.modules]
+    parameters = as_parameters(getattr(getattr(model, "config", None), "model_type", None), others)
+    modules = [name for name in others if not is_parameter(name, parameters)]
+    parameters += stacks
+    extra: dict[str, Any] = {KEY: parameters} if parameters else {}
     return lora_config(
-        rank, _target_modules(adapters, modules), **others, base_model_name_or_path=fingerprint.name_of(model),
+        rank, _target_modules(adapters, modules), **extra, base_model_name_or_path=fingerprint.name_of(model),
         task_type=_task_type(model, bool(adapters.heads)), modules_to_save=saved_whole(adapters) or None,
         fan_in_fan_out=any(a.layout.name == "conv1d" for a in adapters),
     )

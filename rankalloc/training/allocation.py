@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def allocate(state: RunState, step: int, optimizer: torch.optim.Optimizer | None
         _canonicalize(state, optimizer)
     scores = None if state.score is None else state.score.arrays(list(adapters.modules), state.step)
     flat = [np.zeros(adapter.rank) for adapter in adapters]
-    demand = Demand.of(schedule, rule.asked(step), state.settings.seed)
+    demand = _of_reached(Demand.of(schedule, rule.asked(step), state.settings.seed), state)
     masks = [adapter.kept.clone() for adapter in adapters]
     before = [mask.cpu().numpy() for mask in masks]
     kept = state.settings.allocator(rule.preferences(flat if scores is None else scores, before, step), demand)
@@ -66,6 +67,15 @@ def begin(state: RunState) -> None:
         _drop(state, kept)
         state.trace.allocations.append(allocation_record(0, asked, schedule, live, kept, None))
     rule.prepare(1)
+
+
+def _of_reached(demand: Demand, state: RunState) -> Demand:
+    """A demand in which layers that never had a gradient get no rank above their floor: they cannot have learned."""
+    if not state.idle:
+        return demand
+    idle = set(state.idle)
+    caps = zip(state.adapters.modules, demand.floors, demand.caps, strict=True)
+    return replace(demand, caps=tuple(floor if name in idle else cap for name, floor, cap in caps))
 
 
 def _canonicalize(state: RunState, optimizer: torch.optim.Optimizer | None) -> None:

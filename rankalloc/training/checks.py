@@ -41,6 +41,23 @@ def hasty(plan: BudgetPlan, method: Method) -> list[str]:
     ]
 
 
+def never_reached(idle: Sequence[str], adapters: Adapters, chosen: bool) -> list[str]:
+    """An alert that names the layers which never got a gradient.
+
+    Args:
+        idle: their names.
+        chosen: whether ranks were chosen while training, so that these layers got none.
+    """
+    if not idle:
+        return []
+    named = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
+    what = "so they got no ranks" if chosen else "so their ranks are of no use"
+    return [
+        f"{len(idle)} of {len(adapters)} adapted layers never got a gradient ({named}): nothing in the training data "
+        f"reaches them, or the model never calls them, {what}; leave them out with exclude_modules"
+    ]
+
+
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether every number is finite: one synchronisation, and as many operators as dtypes and devices."""
     alike: dict[Any, list[torch.Tensor]] = {}

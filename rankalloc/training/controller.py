@@ -23,7 +23,7 @@ from ..methods import Method
 from ..methods.scores import Score
 from ..trace import TRACE_NAME, LogRecord, RankTrace
 from . import allocation, averages, resuming, sharding
-from .checks import all_finite, hasty
+from .checks import all_finite, hasty, never_reached
 from .clock import StepClock
 from .first_step import require_usable, require_whole_gradients
 from .recording import close_trace, new_trace
@@ -204,6 +204,8 @@ class RankController:
             require_whole_gradients(self.adapters)
         if not self._gradients_arrived():
             return
+        if self.state.idle:
+            self.state.see_gradients()
         if not all_finite([p.grad for p in self.adapters.parameters() if p.grad is not None]):
             self.trace.nonfinite_steps.append(self.step + 1)
             return
@@ -287,6 +289,7 @@ class RankController:
             )
             allocation.allocate(self.state, self.schedule.freeze_step, optimizer)
         self.state.rule.end()
+        self.trace.alerts += never_reached(self.state.idle, self.adapters, chosen=self.method.planner is None)
         if self.away is not None:
             self.log(self.step, {"away_share": self.away.share()})
         self.count_time()

@@ -34,7 +34,7 @@ def state_of(state: RunState) -> dict[str, Any]:
         "weights": weights_key(state.adapters), "factors": factors_key(state.adapters),
         "siblings": families.known(_own(state.adapters)),
         "kept": [a.kept.tolist() for a in state.adapters if not a.own_forward],  # part of no model's weights
-        "scalings": [a.scaling for a in state.adapters],
+        "scalings": [a.scaling for a in state.adapters], "idle": state.idle,
         "trace": state.trace.model_dump(mode="json"),
     }
     tensors = dict(state.score.tensors()) if state.score is not None and not state.frozen else {}
@@ -80,7 +80,7 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
     for note in _other_length(meta, state.schedule) + _other_sums(trace, state.trace):
         trace.alerts += [note] * (note not in trace.alerts)
         logger.warning(note)
-    state.step, state.trace = meta["step"], trace
+    state.step, state.trace, state.idle = meta["step"], trace, list(meta.get("idle", []))
     state.reschedule(schedule)
     state.rule.prepare(state.step + 1)
 

@@ -25,6 +25,7 @@ class RunState:
         trace: the record of the run.
         averages: averages of the weights that follow, as adapters of their own.
         step: optimizer steps so far.
+        idle: names of the adapters that have had no gradient yet, of those that began with a rank.
     """
 
     adapters: Adapters
@@ -35,6 +36,15 @@ class RunState:
     trace: RankTrace
     averages: list[Adapters] = field(default_factory=list)
     step: int = 0
+    idle: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.idle = [name for name, adapter in self.adapters.modules.items() if adapter.rank]
+
+    def see_gradients(self) -> None:
+        """Take adapters that have a gradient now off :attr:`idle`."""
+        modules = self.adapters.modules
+        self.idle = [n for n in self.idle if all(p.grad is None for p in modules[n].trained())]
 
     @property
     def frozen(self) -> bool:

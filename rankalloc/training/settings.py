@@ -15,11 +15,13 @@ from ..adapters.adapter_set import Adapters
 from ..adapters.triplets import Triplets
 from ..budget import BudgetPlan, RankBudget
 from ..errors import ConfigError, unknown
+from ..layers.experts import ExpertMatrix
 from ..methods import PLACEMENTS, Method, find_method
 from ..methods.allocators import ALLOCATORS, Demand, Kept, Scores
 from ..methods.requirements import basis_of, require_trainable
 from ..methods.rules import RULES, Rule
 from ..methods.scores import SCORES, Score
+from ..methods.scores.routing import Routed
 from ..options import flag
 from .checks import budget_after, check_spendable
 
@@ -41,6 +43,7 @@ class Settings:
         canonical: whether adapters are brought to canonical form at each allocation.
         orthogonal: weight of the orthogonality regulariser, 0 for none.
         score_after_step: whether scores look after the optimizer's step, as PEFT's do.
+        routing: whether scores of experts are weighed by their share of the tokens.
         recorded: the options as a trace keeps them.
     """
 
@@ -53,6 +56,7 @@ class Settings:
     canonical: bool
     orthogonal: float
     score_after_step: bool
+    routing: bool
     recorded: dict[str, Any]
     _rule_options: dict[str, Any] = field(repr=False)
     _score_options: dict[str, Any] = field(repr=False)
@@ -68,7 +72,10 @@ class Settings:
 
     def new_score(self, adapters: Sequence[Triplets]) -> Score | None:
         """The method's score over ``adapters``, with empty state; None for a method without one."""
-        return SCORES[self.method.score](adapters, **self._score_options) if self.method.score else None
+        if self.method.score is None:
+            return None
+        score = SCORES[self.method.score](adapters, **self._score_options)
+        return Routed(adapters, score) if self.routing else score
 
 
 def settle(
@@ -103,6 +110,12 @@ def settle(
         )
     canonical, orthogonal = basis_of(chosen, adapters.init, options)
     score_after_step = flag("score_after_step", options.pop("score_after_step", False))
+    routing = flag("routing", options.pop("routing", False))
+    if routing and not any(isinstance(adapter.base_layer, ExpertMatrix) for adapter in adapters):
+        raise ConfigError(
+            "routing=True weighs experts by their share of the tokens, and no experts stacked in one tensor are "
+            "adapted here; leave it out"
+        )
     placement = options.pop("placement", "chosen")
     if placement not in PLACEMENTS:
         raise ConfigError(unknown("placement", placement, PLACEMENTS))
@@ -115,10 +128,10 @@ def settle(
     when = _when_to_shrink(shrink, chosen, placement)
     effective: dict[str, Any] = {
         "canonical": canonical, "orthogonal": orthogonal, "placement": placement, "shrink": when,
-        **({"score_after_step": True} if score_after_step else {}),
+        **({"score_after_step": True} if score_after_step else {}), **({"routing": True} if routing else {}),
     }
     settings = Settings(
-        chosen, budget, schedule, placement, when, seed or 0, canonical, orthogonal, score_after_step,
+        chosen, budget, schedule, placement, when, seed or 0, canonical, orthogonal, score_after_step, routing,
         recorded=options | (effective if chosen.options else {}),
         _rule_options={name: value for name, value in options.items() if name in of_rule},
         _score_options={name: value for name, value in options.items() if name not in of_rule},

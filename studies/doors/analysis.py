@@ -6,54 +6,28 @@ exponential of a mean difference of logarithms.
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from scipy import stats
-
+from ..common import paired as common
 from ..common.grid import Grid
-from ..common.table import interval, markdown
+from ..common.paired import Runs, difference, edge_note, judged, rate_table
+from ..common.part import Part, value_of
+from ..common.table import markdown
 from .arms import ATTACH
-from .parts import Part, value_of
 
 REFERENCE = ATTACH
 ONE_RATE = 1e-2
 """The rate of studies/planted, at which the arms of part "planted" are compared as well: there errors at the end are
 those of the last steps' size, and so depend on the rate more than on anything else."""
-Runs = Sequence[dict[str, Any]]
-
-
-def judged(part: Part, runs: Runs, place: str, arm: str) -> dict[int, dict]:
-    """{seed: run} of phase "seeds" at the arm's chosen rate; a run that diverged has a "message"."""
-    cell = ("seeds", place, arm, part.chosen_rate(runs, arm))
-    mine = [run for run in runs if (run["phase"], run["place"], run["arm"], run["rate"]) == cell]
-    return {run["seed"]: run for run in sorted(mine, key=lambda run: run["seed"])}
 
 
 def paired(
     part: Part, runs: Runs, place: str, arm: str, value: Callable[[dict], float] | None = None
 ) -> tuple[float, float, float, list[float]] | None:
-    """(mean, low, high, difference of each seed) of an arm's value minus the reference's, with a t interval.
-
-    None for the reference, below two seeds in common, and where a run of either diverged.
-    """
-    own, other = judged(part, runs, place, arm), judged(part, runs, place, REFERENCE)
-    seeds = sorted(own.keys() & other.keys())
-    if arm == REFERENCE or len(seeds) < 2 or any("message" in side[seed] for side in (own, other) for seed in seeds):
-        return None
-    value = value or part.value
-    differences = [value(own[seed]) - value(other[seed]) for seed in seeds]
-    return (*t_interval(differences), differences)
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of at least two values and its 95 % t interval."""
-    mean = statistics.fmean(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
+    """An arm beside ``ra.attach``, as :func:`studies.common.paired.paired`."""
+    return common.paired(part, runs, place, arm, REFERENCE, value)
 
 
 def report(part: Part, runs: Runs) -> str:
@@ -97,29 +71,13 @@ def planted_table(part: Part, runs: Runs) -> str:
                 continue
             errors, ratio = [10 ** value_of(part, run) for run in own], paired(part, runs, place, arm)
             rows.append([
-                place, arm, f"{own[0]['rate']:g}{_edge(part, runs, arm)}", str(len(own)),
+                place, arm, f"{own[0]['rate']:g}{edge_note(part, runs, arm)}", str(len(own)),
                 "–" if place.startswith("half") else f"{statistics.fmean(run.get('exact', 0) for run in own):.1%}",
                 f"{statistics.geometric_mean(errors):.1e}", f"{max(errors):.1e}",
                 "–" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*(10**value for value in ratio[:3])),
                 "–" if ratio is None else " ".join(f"{10**value:.2f}" for value in ratio[3]), _seconds(own),
             ])  # fmt: skip
     return markdown(header, rows)
-
-
-def rate_table(part: Part, runs: Runs) -> str:
-    """The loss of every arm at every rate it was tried at, each seed; bold is the rate the arm is judged at."""
-    found: dict[float, dict[str, list[float]]] = {}
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        if run["phase"] == "rates":
-            found.setdefault(run["rate"], {}).setdefault(run["arm"], []).append(value_of(part, run))
-    best = {arm: part.chosen_rate(runs, arm) for arm in part.arms}
-
-    def cell(rate: float, arm: str) -> str:
-        text = " ".join(f"{value:.4f}" for value in found[rate].get(arm, [])) or "–"
-        return f"**{text}**" if rate == best[arm] else text
-
-    rows = [[f"{rate:g}", *(cell(rate, arm) for arm in part.arms)] for rate in sorted(found)]
-    return markdown(("rate", *part.arms), rows)
 
 
 def loss_table(part: Part, runs: Runs) -> str:
@@ -136,24 +94,15 @@ def loss_table(part: Part, runs: Runs) -> str:
         losses, pair = [run["loss"] for run in own], paired(part, runs, part.places[0], arm)
         lost = f" ({len(every) - len(own)} diverged)" if len(own) < len(every) else ""
         row = [
-            arm, f"{own[0]['rate']:g}{_edge(part, runs, arm)}", f"{len(own)}{lost}",
+            arm, f"{own[0]['rate']:g}{edge_note(part, runs, arm)}", f"{len(own)}{lost}",
             *(f"{max(run[name] for run in own):,}" for name in ("peak_params", "final_params")),
-            f"{statistics.fmean(losses):.4f}", f"{max(losses):.4f}", _difference(pair),
+            f"{statistics.fmean(losses):.4f}", f"{max(losses):.4f}", difference(pair),
         ]  # fmt: skip
         if scored:
             pair = paired(part, runs, part.places[0], arm, lambda run: run["f1"])
-            row += [f"{statistics.fmean(run['f1'] for run in own):.4f}", _difference(pair)]
+            row += [f"{statistics.fmean(run['f1'] for run in own):.4f}", difference(pair)]
         rows.append([*row, _seconds(own)])
     return markdown([*header, "CPU s"], rows)
-
-
-def _difference(pair: tuple[float, float, float, list[float]] | None) -> str:
-    return "–" if pair is None else f"{pair[0]:+.4f} ({interval(*pair[1:3])})"
-
-
-def _edge(part: Part, runs: Runs, arm: str) -> str:
-    tuned = part.tuned(runs, arm)
-    return " at an edge" if len(tuned) > 1 and part.chosen_rate(runs, arm) in (min(tuned), max(tuned)) else ""
 
 
 def _seconds(runs: Runs) -> str:

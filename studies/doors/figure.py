@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..common import figures
-from .analysis import ONE_RATE, Runs, at, judged, paired
+from ..common.paired import Runs, judged
+from ..common.part import Part
+from .analysis import ONE_RATE, at, paired
 from .arms import ATTACH, ATTACH_LORA, DRIVEN, EQUAL, PEAK
-from .parts import Part
 
 STYLES = {
     ATTACH: (figures.BLUE, "o", "-"), ATTACH_LORA: ("#56b4e9", "s", "--"), DRIVEN: (figures.ORANGE, "D", "-"),

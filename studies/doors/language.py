@@ -11,9 +11,9 @@ import torch
 import rankalloc as ra
 from rankalloc.errors import RankallocError
 
+from ..common.part import Cell
 from . import llama
 from .arms import DRIVEN, EQUAL, INITS, SCALING, peft_model
-from .cells import Cell
 
 PEAK_RANK, MEAN_RANK = 8, 2
 BUDGET = {"warmup": 0.1, "freeze": 0.4, "every": 8}

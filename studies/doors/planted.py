@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from ..common.part import Cell
 from ..planted import training
 from .arms import DOORS
-from .cells import Cell
 
 PLACES = ("main mlp", "main transformer", "half mlp", "half transformer")
 """A variant and a network of studies/planted."""

@@ -15,9 +15,9 @@ from rankalloc.experiments.tasks.base import evaluate
 from rankalloc.layers.targets import find_heads
 from rankalloc.methods.planners.planning import layer_shapes
 
+from ..common.part import SPLITS, Cell
 from ..common.training import BATCH, short_punctuation, train
 from .arms import DRIVEN, EQUAL, INITS, SCALING, peft_model
-from .cells import SPLITS, Cell
 
 PEAK_RANK, MEAN_RANK, WARMUP = 8, 2, 10
 BUDGET = {"warmup": 0.1, "freeze": 0.4, "every": 4}

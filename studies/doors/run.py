@@ -21,13 +21,13 @@ from rankalloc.errors import RankallocError
 
 from ..common.arguments import QUICK, at_least_one, parse, study_parser
 from ..common.grid import Grid
+from ..common.part import Cell, Part
 from ..common.pool import outcomes
 from ..common.results import Results
 from .analysis import report
 from .arms import ARMS
-from .cells import Cell
 from .figure import draw
-from .parts import PARTS, Part
+from .parts import PARTS
 
 HERE = Path(__file__).parent
 
@@ -43,18 +43,6 @@ def attempt(cell: Cell) -> dict[str, Any]:
             raise
         found = {"message": str(error)}
     return {**cell._asdict(), **found, "seconds": round(time.perf_counter() - started, 2)}
-
-
-def of_part(part: Part, runs: Sequence[dict]) -> list[dict]:
-    """The runs that belong to a part and have its number of steps."""
-    return [run for run in runs if (run["part"], run["steps"]) == (part.name, part.steps)]
-
-
-def missing(part: Part, runs: Sequence[dict]) -> list[Cell]:
-    """The wanted cells that have not been run."""
-    mine = of_part(part, runs)
-    done = {tuple(run[name] for name in Cell._fields) for run in mine}
-    return [cell for cell in part.wanted(mine) if cell not in done]
 
 
 def line(run: dict[str, Any]) -> str:
@@ -88,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     every = asked(args)
     parts = [part for part in every if part.name in (args.parts or PARTS)]
     for part in [] if args.report else parts:
-        for _, run in outcomes(attempt, lambda part=part: missing(part, results.runs), args.workers):
+        for _, run in outcomes(attempt, lambda part=part: part.missing(results.runs), args.workers):
             results.add(run)
-            print(f"[{len(missing(part, results.runs))} to go] {line(run)}", file=sys.stderr, flush=True)
-    print("\n\n".join(report(part, of_part(part, results.runs)) for part in parts))
-    draw([(part, of_part(part, results.runs)) for part in every], args.output.parent / "doors")
+            print(f"[{len(part.missing(results.runs))} to go] {line(run)}", file=sys.stderr, flush=True)
+    print("\n\n".join(report(part, part.own(results.runs)) for part in parts))
+    draw([(part, part.own(results.runs)) for part in every], args.output.parent / "doors")

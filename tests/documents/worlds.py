@@ -75,6 +75,16 @@ def language(folder: Path) -> Names:
     return {"name": str(save_language_model(folder / "base"))}
 
 
+def experts(folder: Path) -> Names:
+    from tests.support.architectures import ARCHITECTURES
+
+    architecture = ARCHITECTURES["mixtral"]
+    return {
+        "model": architecture.build().train(), "batch": architecture.inputs(0), "load_base": architecture.build,
+        "torch": torch,
+    }
+
+
 WORLDS: dict[str, dict[int, Callable[[Path], Names]]] = {
     "docs/own-model.md": {0: own_model},
     "docs/processes.md": {0: sharded, 1: averaged},
@@ -84,6 +94,7 @@ WORLDS: dict[str, dict[int, Callable[[Path], Names]]] = {
     "docs/trl.md": {0: language},
     "docs/data.md": {0: language},
     "docs/qlora.md": {0: language},
+    "docs/experts.md": {0: experts},
     "docs/sentence-transformers.md": {0: language},
 }
 """{page: {index of a Python block: what it adds to the names that blocks before it left}}."""

@@ -13,12 +13,13 @@ from scipy import stats
 
 from studies import doors
 from studies.common.grid import Grid
+from studies.common.paired import judged, t_interval
+from studies.common.part import Cell
 from studies.doors import llama
-from studies.doors.analysis import ONE_RATE, at, judged, loss_table, paired, planted_table, report, t_interval
+from studies.doors.analysis import ONE_RATE, at, loss_table, paired, planted_table, report
 from studies.doors.arms import ARMS, ATTACH, CHOOSING, DOORS, DRIVEN, EQUAL, PEAK
-from studies.doors.cells import Cell
 from studies.doors.parts import PARTS
-from studies.doors.run import attempt, main, missing, of_part
+from studies.doors.run import attempt, main
 
 
 @pytest.mark.long
@@ -57,14 +58,14 @@ ATTACHED = [made_up("seeds", ATTACH, 2.0, seed, loss) for seed, loss in ((100, 0
 
 
 def test_rates_are_run_first_and_the_seeds_wait_for_them():
-    first = missing(PART, [])
+    first = PART.missing([])
     assert {cell.phase for cell in first} == {"rates"} and len(first) == 6
     at_the_edge = [made_up("rates", ATTACH, rate, 0, rate) for rate in (1.0, 2.0, 4.0)]
-    assert missing(PART, at_the_edge)[0].rate == 0.5
-    then = missing(PART, RATES)
+    assert PART.missing(at_the_edge)[0].rate == 0.5
+    then = PART.missing(RATES)
     assert [cell.seed for cell in then] == [100, 100, 101, 101, 102, 102] and {cell.rate for cell in then} == {2.0}
-    assert [cell.arm for cell in missing(PART, RATES + ATTACHED)] == [DRIVEN] * 3
-    assert len(missing(PART, [{**run, "steps": 7} for run in RATES])) == 6, "other steps are other runs"
+    assert [cell.arm for cell in PART.missing(RATES + ATTACHED)] == [DRIVEN] * 3
+    assert len(PART.missing([{**run, "steps": 7} for run in RATES])) == 6, "other steps are other runs"
 
 
 def test_differences_are_paired_and_have_a_t_interval():
@@ -107,12 +108,12 @@ def test_errors_are_compared_as_factors():
 @pytest.mark.parametrize("name", PARTS)
 def test_the_readme_has_the_tables_of_finished_runs(name):
     folder, part = Path(doors.__path__[0]), PARTS[name]
-    runs = of_part(part, json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"])
-    assert missing(part, runs) == []
+    runs = part.own(json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"])
+    assert part.missing(runs) == []
     tables, text = report(part, runs).split("\n\n"), (folder / "README.md").read_text(encoding="utf-8")
     assert len(tables) > 1 and [table for table in tables if table not in text] == []
     if name == "planted":
-        assert missing(at(ONE_RATE, part), runs) == []
+        assert at(ONE_RATE, part).missing(runs) == []
 
 
 def test_the_command_knows_its_parts_and_reports_without_running(tmp_path, capsys):

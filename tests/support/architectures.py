@@ -549,8 +549,48 @@ STATE_SPACE = {
         }, language, generates=True,
     ),
 }
-EXPERTS: dict[str, Architecture] = {}
-"""Mixtures of experts (mixtral, qwen3_moe, deepseek_v3, gpt_oss, olmoe, qwen2_moe, jamba)."""
+_MOE = _GROUPED | {"moe_intermediate_size": 24, "num_experts_per_tok": 2, "head_dim": 8}
+_ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+EXPERTS: dict[str, Architecture] = {
+    "mixtral": Architecture(
+        "Mixtures of experts", "MixtralForCausalLM",
+        _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, language, generates=True,
+    ),
+    "qwen2_moe": Architecture(
+        "Mixtures of experts", "Qwen2MoeForCausalLM",
+        _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24}, language, generates=True,
+    ),
+    "qwen3_moe": Architecture(
+        "Mixtures of experts", "Qwen3MoeForCausalLM",
+        _MOE | {"num_experts": 4, "mlp_only_layers": [0]}, language, generates=True,
+    ),
+    "deepseek_v3": Architecture(
+        "Mixtures of experts", "DeepseekV3ForCausalLM",
+        _MOE | _ROUTED | {
+            "num_key_value_heads": 4, "head_dim": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4, "v_head_dim": 8,
+        }, language, generates=True,
+    ),
+    "glm4_moe": Architecture(
+        "Mixtures of experts", "Glm4MoeForCausalLM", _MOE | _ROUTED, language, generates=True,
+    ),
+    "olmoe": Architecture(
+        "Mixtures of experts", "OlmoeForCausalLM",
+        _GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}, language, generates=True,
+    ),
+    "gpt_oss": Architecture(
+        "Mixtures of experts", "GptOssForCausalLM",
+        _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}, language, generates=True,
+    ),
+    "llama4": Architecture(
+        "Mixtures of experts", "Llama4ForCausalLM",
+        _GROUPED | {
+            "num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 8, "intermediate_size_mlp": 48,
+            "moe_layers": [1],
+        }, language, generates=True,
+    ),
+}
+"""Models whose experts' weights are stacked in one tensor."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     **DECODERS, **ENCODERS, **TRANSLATORS, **VISION, **SPEECH, **VISION_LANGUAGE, **STATE_SPACE, **EXPERTS,

@@ -17,8 +17,10 @@ from ...adapters.plan import RankPlan, Start
 from ...budget import LayerShape, RankBudget
 from ...errors import ConfigError, TargetError
 from ...layers.adaptable import kind_of, shape_of
+from ...layers.experts import ExpertMatrix
 from ...layers.kinds import LINEAR
 from ...layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads
+from ...layers.wrapping import unwrapped
 from ...options import integer
 from .prepared import Prepared, prepare_plan
 from .probe import LossFn, Probe, unchanged
@@ -92,6 +94,7 @@ def plan_ranks(
             "this model has adapters attached already: plan before rankalloc.attach, or give the Trainer a "
             "RankCallback, which plans for adapters at their start"
         )
+    model = unwrapped(model)
     require_free(model)
     rank = integer("rank", rank, 1)
     targets = _targets(model, target_modules, exclude_modules, modules_to_save)
@@ -146,6 +149,12 @@ def make_plan(
 
 def _require_linear(method: str, targets: Mapping[str, nn.Module]) -> None:
     others = [name for name, module in targets.items() if kind_of(module) not in LINEAR]
+    if others and isinstance(targets[others[0]], ExpertMatrix):
+        raise ConfigError(
+            f"method {method!r} looks at the inputs of linear layers, and those of one expert ({others[0]}) cannot be "
+            "watched; leave the experts out with exclude_modules, or choose their ranks by a method that trains or by "
+            "'manual'"
+        )
     if others:
         raise ConfigError(
             f"method {method!r} looks at the inputs of linear layers, and {others[0]} is a "
@@ -168,5 +177,6 @@ def _taken(method: str, batches: Iterable[Any] | None, count: int) -> list[Any]:
 def _targets(
     model: nn.Module, target_modules: Targets, exclude: Sequence[str], modules_to_save: Sequence[str] | None
 ) -> dict[str, nn.Module]:
+    model = unwrapped(model)
     heads = find_heads(model) if modules_to_save is None else named_heads(model, modules_to_save)
     return find_targets(model, target_modules, exclude, heads)

@@ -1,0 +1,1 @@
+"""Does choosing ranks help a real language model that learns a chat task?"""
