@@ -69,8 +69,7 @@ def adaptable(model: str, trust_remote_code: bool = False) -> Adaptable:
 def fates(model: nn.Module) -> Adaptable:
     """What is adapted by default in ``model``; a model in which nothing is has a note that says what could be."""
     heads = find_heads(model)
-    notes = unadapted(model, ALL_LINEAR)
-    notes += said_of_statistics(with_running_statistics(model, heads), saved=True)
+    notes = unadapted(model, ALL_LINEAR) + said_of_statistics(with_running_statistics(model, heads), saved=True)
     try:
         found = find_targets(model, ALL_LINEAR, heads=heads)
     except TargetError as error:

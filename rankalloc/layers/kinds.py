@@ -117,9 +117,9 @@ class Linear(Kind[nn.Linear]):
     types = (nn.Linear,)
 
     def matches(self, module: nn.Module) -> bool:
-        if isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or is_linear(module)):
-            return True
-        return scheme_of(module) is not None
+        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+            return scheme_of(module) is not None or (isinstance(module, nn.Linear) and is_linear(module))
+        return True
 
     def why_not(self, module: nn.Module) -> str | None:
         if isinstance(module, NonDynamicallyQuantizableLinear):

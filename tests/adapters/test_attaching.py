@@ -224,7 +224,7 @@ def test_gates_and_routers_are_left_out_and_said(name):
             self.up, self.experts = nn.Linear(16, 16), nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
             self.add_module(name, nn.Linear(16, 1 if "shared" in name else 2))
 
-    with pytest.warns(UserWarning, match=f"^{name} is left out: routers and gates with one output"):
+    with pytest.warns(UserWarning, match=f"^{name} is left out: routers and gates with one output decide"):
         adapters = ra.attach(Mixture(), rank=2)
     assert set(adapters.modules) == {"up", "experts.0", "experts.1"}
     assert list(ra.attach(Mixture(), rank=2, target_modules=[name], ranks={name: 1}).modules) == [name]
