@@ -28,7 +28,9 @@ def logits(model: nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=token_ids()).logits
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.long) if name == "two of them" else name for name in WRAPPERS
+])
 def test_a_wrapped_classifier_is_adapted_saved_and_loaded_by_its_own_names(name, tmp_path):
     wrapped = WRAPPERS[name](make_bert())
     adapters = ra.attach(wrapped, rank=2)
@@ -61,6 +63,7 @@ def test_what_has_seen_the_parameters_or_is_around_a_part_is_refused(tmp_path):
             ra.attach(model, rank=2)
 
 
+@pytest.mark.long
 def test_a_part_that_is_wrapped_afterwards_keeps_its_names(tmp_path):
     model = make_bert()
     adapters = ra.attach(model, rank=2)
