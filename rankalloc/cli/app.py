@@ -6,6 +6,7 @@ Nothing heavy is imported here, so ``--help`` stays fast.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from typing import Annotated
 
@@ -187,4 +188,6 @@ for _commands in (listings, conversions, posthoc_commands):
 
 def main() -> None:
     """The entry point of ``rankalloc``."""
+    # when it is imported, a line on kernels it could fetch; then one a product, on the casts that eight bits make
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app(prog_name="rankalloc")

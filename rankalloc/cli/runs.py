@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import shlex
 import warnings
@@ -134,7 +133,6 @@ def _training() -> Iterator[None]:
         # what libraries tell each other about names to come, and DDP about the layout of thin matrices
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line a product, on the casts that eight bits make
         yield
 
 
