@@ -15,17 +15,15 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import ConfigError, unknown
+from .fields import Int, OneOrMapping, Section
+from .file_task import FileTask
 from .sections import (
     AdapterConfig,
     BudgetConfig,
     DataConfig,
-    FileTask,
     FloatRange,
-    Int,
     ModelConfig,
-    OneOrMapping,
     SearchConfig,
-    Section,
     SweepConfig,
     TrainingConfig,
     known_method,

@@ -25,8 +25,8 @@ from ..layers.replicas import DATA_PARALLEL
 from ..training.callback import RankCallback
 from ..training.checkpoints import checkpoints_in, require_whole
 from .config import RunConfig
+from .file_task import FileTask
 from .launched import together
-from .sections import FileTask
 from .tasks.base import PreparedTask, evaluate
 
 Progress = Callable[[int, int, dict[str, float]], None]

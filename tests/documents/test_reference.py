@@ -10,7 +10,7 @@ import yaml
 import rankalloc as ra
 from docs.generators import api, commands, configuration, docstrings, included, methods
 from rankalloc.experiments.config import RunConfig
-from rankalloc.experiments.sections import FileTask
+from rankalloc.experiments.file_task import FileTask
 from rankalloc.methods import methods_table
 
 from .blocks import PAGES, ROOT

@@ -9,7 +9,8 @@ import pytest
 
 from rankalloc.errors import ConfigError
 from rankalloc.experiments.config import load_config
-from rankalloc.experiments.sections import FileTask, FloatRange, IntRange
+from rankalloc.experiments.file_task import FileTask
+from rankalloc.experiments.sections import FloatRange, IntRange
 
 
 def mistakes(*overrides, path=None):

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ...errors import DataError
-from ..sections import FileTask
+from ..file_task import FileTask
 from .base import SPLITS
 from .reading import Table
 from .splitting import Row

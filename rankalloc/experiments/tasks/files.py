@@ -11,7 +11,7 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 from ...errors import DataError
 from ...files import sha256_of
 from ..config import RunConfig
-from ..sections import FileTask
+from ..file_task import FileTask
 from .base import SPLITS, Features, PreparedTask
 from .cells import Mistake, class_in, number_in, text_in, words_in
 from .classes import check_labels, label_names, named_label, row_labels

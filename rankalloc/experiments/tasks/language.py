@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassificat
 from ...errors import DataError
 from ...files import sha256_of
 from ..config import RunConfig
-from ..sections import FileTask
+from ..file_task import FileTask
 from .base import SPLITS, PreparedTask
 from .cells import Mistake, text_in
 from .conversations import conversation, form_of, options_in, pair, preference, tools_in

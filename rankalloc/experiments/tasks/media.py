@@ -18,7 +18,7 @@ from scipy.signal import resample_poly
 from ...errors import ConfigError, DataError
 from ...files import sha256_of
 from ..config import RunConfig
-from ..sections import FileTask
+from ..file_task import FileTask
 from .base import SPLITS, PreparedTask
 from .cells import Mistake, class_in, shown
 from .classes import check_labels, label_names, named_label, row_labels

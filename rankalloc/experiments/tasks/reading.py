@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 
 from ...errors import DataError, did_you_mean
-from ..sections import FileTask
+from ..file_task import FileTask
 from ..task_names import MEDIA_KINDS
 from .faults import one_sentence, quiet_datasets
 from .text_files import DELIMITERS, binary_kind, check_columns, json_rows, paragraphs, read_start, read_text

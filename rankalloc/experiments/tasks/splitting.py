@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import DataError
-from ..sections import FileTask
+from ..file_task import FileTask
 from .base import SPLITS
 from .cells import Mistake
 from .reading import Table, read_tables

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ...layers.batches import IGNORED
-from ..sections import FileTask
+from ..file_task import FileTask
 from .cells import Mistake
 from .chat import ChatTemplate, PrefixBroken
 from .conversations import Message
