@@ -18,8 +18,11 @@ from tests.support.models import assert_same, tensors_of
 from tests.support.training import train
 
 STEPS, STOP = 6, 3
-QUICK = ("qwen2", "gpt2", "falcon", "deberta_v2", "t5", "segformer", "whisper", "llava", "mamba")
-"""One of each kind, which every run of the suite sees; the others are among the long tests."""
+QUICK = (
+    "qwen2", "gpt2", "falcon", "deberta_v2", "t5", "segformer", "vit", "whisper", "wavlm", "llava", "clip", "mamba",
+    "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss",
+)
+"""Some of each kind, which every run of the suite sees; the others are among the long tests."""
 PARTLY = {
     "gemma3n": 0.99, "xlnet": 0.44, "squeezebert": 0.1, "convbert": 0.56, "resnet": 0.0, "mobilevit": 0.80,
     "wavlm": 0.53, "wav2vec2_conformer": 0.81, "siglip": 0.90, "gemma3_vl": 0.97, "mamba": 0.68, "mamba2": 0.68,
