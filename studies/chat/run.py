@@ -8,19 +8,14 @@ Every run is kept in results.json and never repeated. ``--report`` only prints t
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rankalloc.errors import RankallocError
-
 from ..common.arguments import QUICK, at_least_one, parse, study_parser
 from ..common.grid import Grid
-from ..common.part import Cell
+from ..common.part import Cell, recorded
 from ..common.pool import outcomes
 from ..common.results import Results
 from . import task, training
@@ -32,16 +27,8 @@ HERE = Path(__file__).parent
 
 
 def attempt(cell: Cell) -> dict[str, Any]:
-    """A run's record. One that diverges has a "message" and nothing measured."""
-    torch.set_num_threads(1)
-    started = time.perf_counter()
-    try:
-        found = training.run(cell)
-    except RankallocError as error:
-        if type(error) is not RankallocError:  # a mistake in the settings, not an outcome
-            raise
-        found = {"message": str(error)}
-    return {**cell._asdict(), **found, "seconds": round(time.perf_counter() - started, 2)}
+    """A run's record; see :func:`studies.common.part.recorded`."""
+    return recorded(training.run, cell)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

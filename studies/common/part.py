@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import torch
+
+from rankalloc.errors import RankallocError
 
 from .grid import Grid, best_rate, mean_losses
 
@@ -95,6 +100,19 @@ class Part:
     def own(self, runs: Sequence[dict]) -> list[dict]:
         """The runs that belong to this part and have its number of steps."""
         return [run for run in runs if (run["part"], run["steps"]) == (self.name, self.steps)]
+
+
+def recorded(run: Callable[[Cell], dict[str, Any]], cell: Cell) -> dict[str, Any]:
+    """A run's record, on one thread. One that diverges has a "message" and nothing measured."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    try:
+        found = run(cell)
+    except RankallocError as error:
+        if type(error) is not RankallocError:  # a mistake in the settings, not an outcome
+            raise
+        found = {"message": str(error)}
+    return {**cell._asdict(), **found, "seconds": round(time.perf_counter() - started, 2)}
 
 
 def value_of(part: Part, run: dict[str, Any]) -> float:

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rankalloc.errors import RankallocError
-
 from ..common.arguments import QUICK, at_least_one, parse, study_parser
 from ..common.grid import Grid
-from ..common.part import Cell, Part
+from ..common.part import Cell, Part, recorded
 from ..common.pool import outcomes
 from ..common.results import Results
 from .analysis import report
@@ -33,16 +28,8 @@ HERE = Path(__file__).parent
 
 
 def attempt(cell: Cell) -> dict[str, Any]:
-    """A run's record. One that diverges has a "message" and nothing measured."""
-    torch.set_num_threads(1)
-    started = time.perf_counter()
-    try:
-        found = PARTS[cell.part].run(cell)
-    except RankallocError as error:
-        if type(error) is not RankallocError:  # a mistake in the settings, not an outcome
-            raise
-        found = {"message": str(error)}
-    return {**cell._asdict(), **found, "seconds": round(time.perf_counter() - started, 2)}
+    """A run's record; see :func:`studies.common.part.recorded`."""
+    return recorded(PARTS[cell.part].run, cell)
 
 
 def line(run: dict[str, Any]) -> str:
