@@ -133,7 +133,7 @@ class EnvironmentRecord(Record):
 
 class RankTrace(Record):
     """The versioned record of one run. Sizes in parameters count the plain LoRA that ships (d_in + d_out a rank);
-    ``*_bytes`` are bytes, ``*_seconds`` seconds."""
+    ``*_bytes`` are bytes, ``*_seconds`` seconds. ``alerts`` should make a reader wary; ``notes`` say what was done."""
 
     version: Literal[1] = TRACE_VERSION
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -166,6 +166,7 @@ class RankTrace(Record):
     step_seconds_after_freeze: float | None = None
     environment: EnvironmentRecord | None = None
     alerts: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
     finished: bool = False
 
     @property

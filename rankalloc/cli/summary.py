@@ -33,14 +33,15 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
             "ranks": {layer.name: rank for layer, rank in zip(trace.layers, trace.final_ranks, strict=True)},
             "adapter_params": trace.adapter_params_final, "metric": metric,
             "evaluations": {e.split: {"examples": e.examples, **e.metrics} for e in trace.evaluations},
-            "alerts": trace.alerts, "seconds": trace.wall_seconds, "command": trace.command, **paths,
+            "alerts": trace.alerts, "notes": trace.notes, "seconds": trace.wall_seconds, "command": trace.command,
+            **paths,
         })
     asked, unit, initial = trace.budget.target, trace.budget.unit, trace.budget.initial
     rows = [
         ("budget", f"{asked:,} {unit} asked, {reached:,} reached (of {initial:,} at the start)"),
         ("layers", f"{count(len(trace.layers), 'layer')}, ranks {min(trace.final_ranks)} to {max(trace.final_ranks)}"),
         *((e.split, _metrics(e.metrics, metric) + f"  ({count(e.examples, 'example')})") for e in trace.evaluations),
-        *(("note", alert) for alert in trace.alerts),
+        *(("note", said) for said in (*trace.alerts, *trace.notes)),
         *_paths(paths),
     ]
     show_table(rows)

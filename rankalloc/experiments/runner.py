@@ -96,7 +96,7 @@ def train(
     trace = ranking.trace
     check_agreement(adapters, trace.steps_done)
     _describe(trace, config, prepared, command)
-    trace.alerts += processes_note(config, arguments)
+    trace.notes += processes_note(config, arguments)
     trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
     if first:
         run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
@@ -135,7 +135,7 @@ def _describe(trace: RankTrace, config: RunConfig, prepared: PreparedTask, comma
     """Record in the trace where the run came from, which the controller does not know."""
     trace.name, trace.model, trace.command = config.name, prepared.model_name, command
     trace.config, trace.data_fingerprint = config.model_dump(mode="json"), prepared.fingerprint
-    trace.alerts += [note for note in prepared.notes if note not in trace.alerts]
+    trace.notes += [note for note in prepared.notes if note not in trace.notes]
 
 
 def _evaluated(config: RunConfig, prepared: PreparedTask, model: torch.nn.Module, split: str) -> EvaluationRecord:

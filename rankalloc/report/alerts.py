@@ -58,6 +58,7 @@ def _run_alerts(run: Facts) -> list[Alert]:
             f"{plural(len(capped), 'layer')} of {len(run.layers)} ended at the largest rank allowed, and may have "
             f"wanted more: {some(capped)}.",
         ))
+    made += [Alert("note", text) for text in trace.notes]
     return made + [Alert("problem", text) for text in trace.alerts]
 
 

@@ -124,7 +124,7 @@ def test_a_head_of_other_labels_begins_afresh_and_is_saved(home, three, file, ki
     fresh = prepared.build_model().score.weight
     assert fresh.shape[0] == labels and fresh.std() > 0
     trace = train(config, home / f"run-{labels}", prepared=prepared)
-    assert list(trace.heads) == ["score"] and sum("begins afresh" in alert for alert in trace.alerts) == 1
+    assert list(trace.heads) == ["score"] and sum("begins afresh" in alert for alert in trace.notes) == 1
     again = evaluate_saved(config, prepared, home / f"run-{labels}" / "adapter", "tune")
     assert again.metrics["loss"] == pytest.approx(trace.evaluation("tune").metrics["loss"], rel=1e-5)
     written = json.loads((home / f"run-{labels}" / "adapter" / "adapter_config.json").read_text())

@@ -72,7 +72,7 @@ def test_rankalloc_train_under_torchrun_is_one_run(runs):
     assert_same(one, two)
     trace = ra.RankTrace.load(runs / "command" / "trace.json")
     assert trace.finished and sum(trace.final_ranks) == trace.budget.target < trace.budget.initial
-    assert "2 processes trained together: a step took 2 x 4 = 8 examples" in trace.alerts
+    assert "2 processes trained together: a step took 2 x 4 = 8 examples" in trace.notes
     assert {path.name for path in (runs / "command").iterdir()} == {
         "adapter", "checkpoint-3", "checkpoint-6", "config.yaml", "report.html", "report.json", "trace.json",
     }
