@@ -289,7 +289,7 @@ class RankController:
             )
             allocation.allocate(self.state, self.schedule.freeze_step, optimizer)
         self.state.rule.end()
-        self.trace.alerts += never_reached(self.state.idle, self.adapters, chosen=self.method.planner is None)
+        self.trace.alerts += never_reached(self.state.idle, self.adapters, chosen=self.method.when == "during")
         if self.away is not None:
             self.log(self.step, {"away_share": self.away.share()})
         self.count_time()
