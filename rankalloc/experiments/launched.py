@@ -39,15 +39,18 @@ def together(arguments: Any) -> None:
     arguments.distributed_state.wait_for_everyone()
 
 
-def processes_note(config: RunConfig, arguments: Any) -> list[str]:
-    """A sentence on what a step takes where several processes share it."""
+def processes_note(config: RunConfig, arguments: Any, examples: int | None) -> list[str]:
+    """A sentence on what a step takes where several processes share it; ``examples`` of the train split, None where
+    they are streamed."""
     if arguments.world_size == 1:
         return []
     factors = [arguments.world_size, config.training.batch_size]
     if config.training.gradient_accumulation_steps > 1:
         factors.append(config.training.gradient_accumulation_steps)
     product = " x ".join(map(str, factors))
-    return [f"{arguments.world_size} processes trained together: a step took {product} = {math.prod(factors)} examples"]
+    taken = math.prod(factors)
+    repeated = f", some of the {examples} in the train split more than once" if examples and examples < taken else ""
+    return [f"{arguments.world_size} processes trained together: a step took {product} = {taken} examples{repeated}"]
 
 
 def speaks(what: str) -> bool:

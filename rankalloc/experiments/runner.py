@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,8 +67,9 @@ def train(
         prepared: the task, when the caller has it already.
         splits: evaluated at the end; leave "report" out if the result decides between runs.
         command: recorded in the trace as the command that reproduces the run.
-        resume: continue from the last checkpoint in ``folder`` (``training.save_every`` writes them). A run that has
-            finished stays as it is, and its trace is returned.
+        resume: continue from the last checkpoint in ``folder`` that is whole (``training.save_every`` writes them);
+            later ones, which a killed process left unfinished, are removed. A run that has finished stays as it is,
+            and its trace is returned.
         progress: called after every step with (step, total steps, newest values), in the first process.
 
     Raises:
@@ -79,7 +81,7 @@ def train(
     require_length(config, prepared)
     arguments = arguments_for(config, prepared, folder)
     run, first = RunFolder(folder), arguments.process_index == 0
-    checkpoint = last_checkpoint(folder) if resume else None
+    checkpoint, broken = last_checkpoint(folder) if resume else (None, {})
     set_seed(config.seed)
     model = base_of(prepared)
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
@@ -88,15 +90,21 @@ def train(
     together(arguments)  # what a process refuses is refused before the first one writes
     if first:
         write_text(run.config, config.to_yaml())  # only once everything that can be refused has been checked
+        for path in broken:  # the run comes to their steps again, and what writes them there expects no files
+            shutil.rmtree(path)
     tracking = trackers(config, folder, ranking) if first else []
     callbacks = [ranking, Watch(config, prepared, ranking, progress if first else None), *tracking]
     with trainer_for(config, model, adapters, prepared, arguments, callbacks) as trainer:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     trace = ranking.trace
     check_agreement(adapters, trace.steps_done)
     _describe(trace, config, prepared, command)
-    trace.notes += processes_note(config, arguments)
+    trace.notes += [
+        f"{path.name} was not whole, as {fault}: the run went on from {checkpoint.name}, before it"
+        for path, fault in broken.items() if checkpoint is not None
+    ]
+    trace.notes += processes_note(config, arguments, prepared.train_examples)
     trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
     if first:
         run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
@@ -216,7 +224,7 @@ def preview(config: RunConfig) -> Preview:
     set_seed(config.seed)
     model = prepared.build_model()
     shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
-    total_steps = steps_of(config, 0 if prepared.streaming else len(prepared.splits["train"]))
+    total_steps = steps_of(config, prepared.train_examples or 0)
     if find_method(config.method).when == "before":
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
@@ -230,7 +238,7 @@ def preview(config: RunConfig) -> Preview:
         final = adapters.num_params()
     return Preview(
         layers=adapters.shapes(), heads=adapters.head_params(), plan=plan, total_steps=total_steps,
-        examples={s: None if s == "train" and prepared.streaming else len(rows) for s, rows in prepared.splits.items()},
+        examples={s: prepared.train_examples if s == "train" else len(rows) for s, rows in prepared.splits.items()},
         model=prepared.model_name,
         params_initial=adapters.num_params(), params_final=final,
     )

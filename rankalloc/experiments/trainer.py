@@ -22,11 +22,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from ..adapters.adapter_set import Adapters
 from ..errors import ConfigError, RankallocError
 from ..layers.replicas import DATA_PARALLEL
+from ..methods.planners.planning import first_batches
 from ..training.callback import RankCallback
-from ..training.checkpoints import checkpoints_in, require_whole
+from ..training.checkpoints import checkpoints_in, fault_of, require_whole
 from .config import RunConfig
 from .file_task import FileTask
 from .launched import together
+from .plain_trainer import PlainTrainer
 from .tasks.base import PreparedTask, evaluate
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -53,9 +55,11 @@ def trainer_for(
     }
     if prepared.trainer != "dpo":
         options["data_collator"] = prepared.collator
+    trainer: Any
     with _train_split(prepared, arguments) as data:
         if prepared.trainer == "plain":
-            trainer = Trainer(model, train_dataset=data, **options)
+            example = next(first_batches(data, prepared.collator, arguments.per_device_train_batch_size))
+            trainer = PlainTrainer(model, train_dataset=data, example=example, **options)
         else:
             trl = _trl(prepared)
             kind = trl.SFTTrainer if prepared.trainer == "sft" else trl.DPOTrainer
@@ -225,20 +229,27 @@ def _optimizer(config: RunConfig, adapters: Adapters, arguments: TrainingArgumen
     return kind(groups, **options)
 
 
-def last_checkpoint(folder: Path) -> str:
-    """The checkpoint to resume from.
+def last_checkpoint(folder: Path) -> tuple[Path, dict[Path, str]]:
+    """The latest checkpoint from which the run goes on as it was, and the later ones that are not whole, with what is
+    wrong: the process may have been killed while it wrote them.
 
     Raises:
-        ConfigError: there is none.
-        AdapterFileError: it is not whole; the message names the file, and an earlier checkpoint that is.
+        ConfigError: there is no checkpoint.
+        AdapterFileError: none is whole; the message names the file that the latest one lacks.
     """
     found = checkpoints_in(folder)
     if not found:
         raise ConfigError(
             f"nothing to resume: {folder} holds no checkpoint; train with training.save_every=N to have them written"
         )
+    broken: dict[Path, str] = {}
+    for path in found:
+        fault = fault_of(path)
+        if fault is None:
+            return path, broken
+        broken[path] = fault
     require_whole(found[0])
-    return str(found[0])
+    raise AssertionError("unreachable: it is not whole")
 
 
 class Watch(TrainerCallback):

@@ -172,6 +172,17 @@ def _is_of_bitsandbytes(module: nn.Module, name: str) -> bool:
     return any(cls.__name__ == name and cls.__module__.split(".")[0] == "bitsandbytes" for cls in type(module).__mro__)
 
 
+def keep_packing(model: nn.Module) -> None:
+    """Have the 4-bit layers of ``model`` keep the layout they have, so that evaluating them changes nothing.
+
+    See :func:`_from_4_bits`: on such a CPU an evaluation would round the scales in the middle of a run, which a
+    resumed run does not repeat; and a layer whose sides are not multiples of 32 and of the block fails.
+    """
+    for module in model.modules():
+        if _is_of_bitsandbytes(module, "Linear4bit"):
+            cast(Any, module).support_avx512bf16_for_cpu = False
+
+
 def _from_4_bits(packed: torch.Tensor, state: Any) -> torch.Tensor:
     """The matrix that bitsandbytes' layer multiplies by.
 

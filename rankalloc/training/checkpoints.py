@@ -77,14 +77,14 @@ def require_whole(folder: Path, rank_state: bool = True) -> None:
     Raises:
         AdapterFileError: a file is missing or damaged.
     """
-    if fault := _fault(folder, rank_state):
+    if fault := fault_of(folder, rank_state):
         raise AdapterFileError(
             f"cannot resume from {folder}: {fault}, so the run could not go on as it was; "
             + _way_out(folder, rank_state)
         )
 
 
-def _fault(folder: Path, rank_state: bool) -> str | None:
+def fault_of(folder: Path, rank_state: bool = True) -> str | None:
     """The first file that is missing or damaged, and which of it; None for a whole checkpoint."""
     for name in _needed(folder, rank_state):
         if not (folder / name).is_file():
@@ -145,7 +145,7 @@ def _way_out(folder: Path, rank_state: bool) -> str:
     match = _NAME.fullmatch(folder.name)
     earlier = checkpoints_in(folder.parent) if match else []
     before = [path for path in earlier if int(path.name.split("-")[1]) < int(match[1])] if match else []
-    whole = next((path for path in before if _fault(path, rank_state) is None), None)
+    whole = next((path for path in before if fault_of(path, rank_state) is None), None)
     if whole is None:
         return "there is no earlier checkpoint that is whole, so begin again"
     return f"{whole.name}, before it, is whole: resume from that one, or remove {folder.name} so that it is the last"

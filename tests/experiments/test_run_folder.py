@@ -225,25 +225,39 @@ def test_a_run_that_had_ended_without_its_evaluation_is_evaluated(config, home, 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "rankalloc_state.safetensors", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_it_offered(name, damage, config, home, straight):
+def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(name, damage, config, home, straight):
     run = RunFolder(home / "damaged")
     shutil.rmtree(run.path, ignore_errors=True)
     shutil.copytree(straight[1].path, run.path)
     run.trace.unlink()
-    file = run.path / "checkpoint-6" / name
+    spoil(run.path / "checkpoint-6" / name, damage)
+    done = command_line(home, run.path, *sets(*SAVING), "--resume")
+    what = f"{name} is {damage if damage == 'missing' else 'damaged or truncated'}"
+    assert done.exit_code == 0, done.stderr
+    said = f"checkpoint-6 was not whole, as {what}: the run went on from checkpoint-3, before it"
+    assert said in RankTrace.load(run.trace).notes and said[:40] in done.stdout
+    assert RankTrace.load(run.trace).allocations == straight[0].allocations and digest(run) == digest(straight[1])
+
+
+def test_where_no_checkpoint_is_whole_the_file_is_named(config, home, straight):
+    run = RunFolder(home / "damaged")
+    shutil.rmtree(run.path, ignore_errors=True)
+    shutil.copytree(straight[1].path, run.path)
+    run.trace.unlink()
+    spoil(run.path / "checkpoint-3" / "scheduler.pt", "missing")
+    spoil(run.path / "checkpoint-6" / "optimizer.pt", "truncated")
+    before = contents(run.path)
+    refused = command_line(home, run.path, *sets(*SAVING), "--resume")
+    assert refused.exit_code == 1 and "optimizer.pt is damaged or truncated" in refused.stderr
+    assert "no earlier checkpoint that is whole, so begin again" in refused.stderr
+    assert "Traceback" not in refused.stderr and contents(run.path) == before
+
+
+def spoil(file, damage):
     content_of = file.read_bytes()
     file.unlink()
     if damage == "truncated":
         file.write_bytes(content_of[:-50])
-    refused = command_line(home, run.path, *sets(*SAVING), "--resume")
-    assert refused.exit_code == 1 and f"{name} is {damage if damage == 'missing' else 'damaged or truncated'}" in (
-        refused.stderr
-    )
-    assert "checkpoint-3, before it, is whole" in refused.stderr and "Traceback" not in refused.stderr
-    if (name, damage) == ("optimizer.pt", "truncated"):  # what is offered works
-        shutil.rmtree(run.path / "checkpoint-6")
-        assert train(config, run.path, resume=True).allocations == straight[0].allocations
-        assert digest(run) == digest(straight[1])
 
 
 def test_a_run_without_checkpoints_says_why_it_cannot_be_resumed(config, home):

@@ -143,6 +143,31 @@ def test_a_train_set_that_is_streamed_needs_its_steps(home, kind):
     assert early.steps_done == 8
 
 
+def test_a_stream_resumed_after_several_passes_goes_on_where_it_was(home):
+    """Ten rows and eight steps of four: three passes. The last checkpoint is broken, and the one before is taken."""
+    write_rows(home / "few.jsonl", conversations(10))
+    few = str(home / "few.jsonl")
+    config = config_of(home, "chat", "few.jsonl", "training.save_every=2")
+    config = config.replaced({"task.streaming": True, "task.tune": few, "task.report": few})
+    whole, resumed = home / "stream-whole", home / "stream-resumed"
+    train(config, whole, prepared=prepare(config))
+    shutil.copytree(whole, resumed)
+    (resumed / "trace.json").unlink()
+    (resumed / "checkpoint-8" / "optimizer.pt").write_bytes(b"half")
+    trace = train(config, resumed, prepared=prepare(config), resume=True)
+    assert any(note.startswith("checkpoint-8 was not whole, as optimizer.pt is damaged") for note in trace.notes)
+    assert digest(resumed) == digest(whole)
+
+
+def test_passes_over_a_stream_hold_all_rows_each_in_an_order_of_its_own(home):
+    config = config_of(home, "chat", "chat.jsonl", f"task.tune={home / 'chat.jsonl'}")
+    config = config.replaced({"task.streaming": True, "task.report": config.task.train})
+    rows = iter(prepare(config).splits["train"])
+    passes = [[tuple(next(rows)["input_ids"]) for _ in range(24)] for _ in range(3)]
+    assert sorted(passes[0]) == sorted(passes[1]) == sorted(passes[2])
+    assert len({tuple(order) for order in passes}) == 3
+
+
 def test_a_base_in_four_bits_is_trained_beside_adapters_in_full_precision(home):
     pytest.importorskip("bitsandbytes")
     config, prepared = prepared_of(home, "sft")
@@ -151,6 +176,10 @@ def test_a_base_in_four_bits_is_trained_beside_adapters_in_full_precision(home):
     prepared = replace(prepared, build_model=four_bit.build_model)
     model = prepared.build_model()
     assert model.is_loaded_in_4bit and model.config.quantization_config.bnb_4bit_quant_type == "nf4"
+    evaluated = prepared.build_model()
+    packed = {name: tensor.clone() for name, tensor in evaluated.state_dict().items()}
+    evaluate(prepared, evaluated, "tune", 4)
+    assert all(torch.equal(tensor, packed[name]) for name, tensor in evaluated.state_dict().items())
     trace = train(config, home / "four", prepared=prepared)
     assert sum(trace.final_ranks) == trace.budget.target
     written = read_tensors(home / "four" / "adapter" / "adapter_model.safetensors")[0]

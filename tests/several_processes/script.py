@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rankalloc as ra
 from rankalloc.cli import app
+from rankalloc.experiments.plain_trainer import PlainTrainer
 from rankalloc.storage.tensors import read_tensors
 from tests.support.models import assert_same, make_bert, make_gpt2, make_mlp, token_data, token_ids
 from tests.support.training import make_trainer, train
@@ -51,14 +54,28 @@ def regression(model: nn.Module, step: int) -> torch.Tensor:
     return F.mse_loss(model(x), x[:, :8].sin() + x[:, 8:].cos())
 
 
-def trainer(folder: Path) -> dict[str, torch.Tensor]:
+def trainer(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
     """The Trainer, which wraps the model by itself."""
     model = make_bert()
     torch.manual_seed(1)
     adapters = ra.attach(model, rank=4)
     callback = ra.RankCallback(adapters, ra.RankBudget(fraction=0.4, every=2))
-    make_trainer(model, folder / "trainer", [callback], steps=STEPS, **SETTINGS).train()
+    settings = {**SETTINGS, **settings}
+    make_trainer(model, folder / "trainer", [callback], steps=STEPS, **settings).train()
     return model.state_dict()
+
+
+def task_trainer(folder: Path) -> dict[str, torch.Tensor]:
+    """The Trainer of a task, as it is by default, on rows with unlike numbers of labels: tokens are averaged over the
+    processes, for a model whose loss is the mean over its own."""
+    rows = [
+        {**row, "labels": torch.where(torch.arange(len(row["labels"])) > number % 4, -100, row["labels"])}
+        for number, row in enumerate(token_data())
+    ]
+    example = {key: torch.stack([row[key] for row in rows[:2]]) for key in rows[0]}
+    return trainer(
+        folder, data=rows, average_tokens_across_devices=True, trainer_class=partial(PlainTrainer, example=example),
+    )
 
 
 def peft_loop() -> dict[str, torch.Tensor]:
@@ -226,6 +243,7 @@ def runs(folder: Path, part: str) -> Iterator[tuple[str, dict[str, torch.Tensor]
         for method in ("auto", "adalora", "dylora"):
             yield method, plain_loop(method)
         yield "trainer", trainer(folder)
+        yield "task trainer", task_trainer(folder)
         yield "peft loop", peft_loop()
         yield "peft trainer", peft_trainer(folder)
         if WORLD > 1:

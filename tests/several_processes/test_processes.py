@@ -86,7 +86,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer", "peft loop", "peft trainer"])
+@pytest.mark.parametrize("run", ["auto", "adalora", "dylora", "trainer", "task trainer", "peft loop", "peft trainer"])
 def test_two_processes_end_alike_and_as_one_does(runs, run):
     assert_alike(runs, run)
 

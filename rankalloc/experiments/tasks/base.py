@@ -98,6 +98,11 @@ class PreparedTask:
         """Whether the train split is read while training goes on, so that its length is not known."""
         return not hasattr(self.splits["train"], "__len__")
 
+    @property
+    def train_examples(self) -> int | None:
+        """How many examples the train split has; None where it is streamed."""
+        return None if self.streaming else len(self.splits["train"])
+
 
 def base_of(prepared: PreparedTask) -> PreTrainedModel:
     """A fresh model, which a task that compares with the base has seen before anything is attached."""

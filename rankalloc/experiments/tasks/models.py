@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ...errors import ConfigError
+from ...layers.quantized import keep_packing
 from ...storage.quiet import quiet
 from ..config import RunConfig
 from ..sections import ModelConfig
@@ -142,6 +143,7 @@ def builder(found: LoadedReference, config: RunConfig, kind: str, labels: list[s
                 output_loading_info=True,
             )
             _only_heads(model, loading["mismatched_keys"])
+        keep_packing(model)
         if kind not in _PROCESSORS:
             pad_alike(model, found.tokenizer)
         if kind in DECODER_KINDS and _looks_ahead(model):

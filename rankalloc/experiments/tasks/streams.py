@@ -1,8 +1,13 @@
-"""A train set that is streamed: its features are made while training goes on, and it has no length."""
+"""A train set that is streamed: its features are made while training goes on, and it has no length.
+
+Its passes follow each other without an end, so that a run which is resumed finds its place by counting batches: of the
+end of a pass, which nobody knows beforehand, the Trainer could not tell on which step it came.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import datasets
@@ -25,7 +30,8 @@ def streamed(
     seed: int,
     notes: list[str],
 ) -> datasets.IterableDataset:
-    """The features of a table, shuffled among the next :data:`SHUFFLED` with ``seed``.
+    """The features of a table, shuffled among the next :data:`SHUFFLED` with ``seed``: pass after pass, each in an
+    order of its own.
 
     Args:
         encode: rows' columns to features, which may be fewer or more; raises Mistake.
@@ -38,7 +44,7 @@ def streamed(
     rows = table.rows if limit is None else table.rows.take(limit)
     notes.append(f"the train set is streamed, and shuffled among the next {SHUFFLED} examples at a time")
 
-    def features() -> Iterator[dict[str, Any]]:
+    def one_pass() -> Iterator[dict[str, Any]]:
         gathered: list[dict[str, Any]] = []
         for index, values in enumerate(rows):
             gathered.append(values)
@@ -47,7 +53,19 @@ def streamed(
                 gathered = []
         yield from _encoded(table, encode, gathered, index + 1 - len(gathered) if gathered else 0)
 
-    return datasets.IterableDataset.from_generator(features).shuffle(seed=seed, buffer_size=SHUFFLED)
+    shuffled = datasets.IterableDataset.from_generator(one_pass).shuffle(seed=seed, buffer_size=SHUFFLED)
+
+    def features() -> Iterator[dict[str, Any]]:
+        for number in count():
+            shuffled.set_epoch(number)
+            examples = iter(shuffled)
+            first = next(examples, None)
+            if first is None:
+                return
+            yield first
+            yield from examples
+
+    return datasets.IterableDataset.from_generator(features)
 
 
 def _encoded(
