@@ -36,7 +36,7 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
             "dry_run": True, "command": request.line(whole=False), "output": folder, "refused": note,
             "config": config.model_dump(mode="json"), "model": found.model, "examples": found.examples,
             "layers": [asdict(layer) for layer in found.layers], "heads": found.heads,
-            "params": {"initial": found.params_initial, "final": found.params_final},
+            "notes": found.notes, "params": {"initial": found.params_initial, "final": found.params_final},
             "budget": {
                 "unit": found.plan.unit, "initial": found.plan.initial, "target": found.plan.target,
                 "total_steps": found.total_steps, "warmup_steps": found.plan.warmup_steps,
@@ -78,6 +78,7 @@ def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) 
         ("parameters", params),
         ("steps", f"{found.total_steps:,}"),
         ("output", folder),
+        *(("note", said) for said in found.notes),
     ]
     return [*rows, ("note", f"a real run would be refused: {note}")] if note else rows
 

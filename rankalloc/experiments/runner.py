@@ -203,8 +203,8 @@ def budget_from(config: RunConfig) -> RankBudget:
 @dataclass(frozen=True)
 class Preview:
     """What a run would do: the layers it would adapt (``rank`` is their first rank), heads with their parameters,
-    the budget's plan, optimizer steps, examples by split (None: streamed), and adapter parameters at the start and,
-    where they are known beforehand, at the end."""
+    the budget's plan, optimizer steps, examples by split (None: streamed), adapter parameters at the start and, where
+    they are known beforehand, at the end, and what is to be said of the data and the model."""
 
     layers: list[LayerShape]
     heads: dict[str, int]
@@ -214,6 +214,7 @@ class Preview:
     model: str
     params_initial: int
     params_final: int | None
+    notes: list[str]
 
 
 def preview(config: RunConfig) -> Preview:
@@ -240,7 +241,7 @@ def preview(config: RunConfig) -> Preview:
         layers=adapters.shapes(), heads=adapters.head_params(), plan=plan, total_steps=total_steps,
         examples={s: prepared.train_examples if s == "train" else len(rows) for s, rows in prepared.splits.items()},
         model=prepared.model_name,
-        params_initial=adapters.num_params(), params_final=final,
+        params_initial=adapters.num_params(), params_final=final, notes=prepared.notes,
     )
 
 

@@ -54,6 +54,7 @@ def test_one_command_trains(home, name):
 
 def test_a_dry_run_says_that_a_set_is_streamed_and_that_it_needs_steps(home):
     done = run("train", home / "stream.yaml", "--dry-run", "--output", home / "dry")
+    assert "the train set is streamed, and shuffled among the next 1000" in done.stdout  # what the run's notes will say
     assert done.exit_code == 0 and "streamed train, 10 tune" in done.stdout
     assert json.loads(run("train", home / "stream.yaml", "--dry-run", "--json").stdout)["examples"]["train"] is None
     done = run("train", home / "stream.yaml", "--output", home / "dry", "--set", "training={epochs: 1}")
