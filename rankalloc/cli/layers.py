@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
-from ..errors import TargetError
+from ..errors import ConfigError, TargetError
+from ..experiments.config import load_config
 from ..experiments.tasks.packages import reference_of
 from ..layer_names import places
 from ..layers.adaptable import shape_of
@@ -58,12 +60,23 @@ class Adaptable:
 
 
 def adaptable(model: str, trust_remote_code: bool = False) -> Adaptable:
-    """What is adapted by default in a model folder, its config.json, a hub id or the named example model.
+    """What is adapted by default in a model folder, its config.json, a hub id, the named example model, or the model of
+    a run's YAML file.
 
     Raises:
         ConfigError: there is no such model, or it cannot be built.
     """
-    return fates(build_skeleton(reference_of(model), trust_remote_code))
+    return fates(build_skeleton(reference_of(_model_of(model)), trust_remote_code))
+
+
+def _model_of(given: str) -> str:
+    path = Path(given)
+    if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+        return given
+    name = load_config(path, []).model_settings.name
+    if name is None:
+        raise ConfigError(f"{given} names no model; give rankalloc ls targets the model itself")
+    return name
 
 
 def fates(model: nn.Module) -> Adaptable:

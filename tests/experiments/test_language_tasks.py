@@ -373,6 +373,19 @@ def test_a_template_that_looks_for_parts_is_told(tmp_path, model):
         prepare(file_config("chat", path, *sets, model="''"))
 
 
+@pytest.mark.parametrize(("template", "words"), [
+    ("{% for m in messages }}{{ m }}{% endfor %}", "no Jinja template: unexpected '}'"),
+    ("{% for m in messages %}{{ m['content'] }}", "no Jinja template: Unexpected end of template"),
+    ("{{ messages[0]['content'] | nosuch }}", "no Jinja template: No filter named 'nosuch'"),
+])  # fmt: skip
+def test_a_template_that_is_none_is_not_the_datas_fault(tmp_path, model, template, words):
+    path = write_rows(tmp_path / "a.jsonl", conversations(12))
+    sets = ("model.chat_template=" + json.dumps(template), f"model.name={model}", "data.max_length=64")
+    with pytest.raises(ConfigError, match=words) as caught:
+        prepare(file_config("chat", path, *sets))
+    assert "a.jsonl" not in str(caught.value)
+
+
 def test_a_template_that_refuses_a_row_is_quoted(tmp_path, model):
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + TEMPLATE
     rows = [*conversations(11), chat(("system", "w1"), ("user", "w1"), ("assistant", "w2"))]

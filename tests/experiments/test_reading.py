@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -15,7 +17,7 @@ from scipy.io import wavfile
 from rankalloc.errors import ConfigError, DataError
 from rankalloc.experiments.tasks import prepare
 from rankalloc.experiments.tasks.base import evaluate
-from rankalloc.experiments.tasks.cells import Mistake, words_in
+from rankalloc.experiments.tasks.cells import Mistake, listed, words_in
 from tests.support.language import conversations, save_language_model, texts
 from tests.support.task_files import SENTENCES, config, file_config, write_rows
 
@@ -41,6 +43,8 @@ def lines(separator=",", labels=("0", "1"), header="text{}label\n"):
     [
         ("floats.csv", lines(labels=("0.0", "1.0")), ()),
         ("semicolons.csv", lines(";"), ()),
+        ("unmarked.csv", lines().encode("utf-16-be"), ()),
+        ("indented.json", "\n".join(json.dumps(row, indent=1) for row in ROWS), ()),
         ("tabs.csv", lines("\t"), ()),
         ("bars.tsv", lines("|"), ("task.delimiter='|'",)),
         ("marked.csv", lines().encode("utf-8-sig"), ()),
@@ -124,6 +128,19 @@ def test_lists_in_cells_are_read_as_who_wrote_them_meant(cell):
     assert words_in(cell, "labels") == ["B-X", "I-X"]
 
 
+MESSAGES = [{"role": "user", "content": "it's [a] 'b'"}, {"role": "assistant", "content": 'say "x"'}]
+
+
+@pytest.mark.parametrize("cell, meant", [
+    ("[0 1 0]", [0, 1, 0]), ("[ 1. 2.]", [1.0, 2.0]), ("[True False]", [True, False]),
+    (str(MESSAGES), MESSAGES), (str(MESSAGES).replace("}, {", "}\n {"), MESSAGES), (str(MESSAGES[:1]), MESSAGES[:1]),
+    (json.dumps(MESSAGES), MESSAGES), ("[['a' 'b']\n ['c' 'd']]", [["a", "b"], ["c", "d"]]),
+])  # fmt: skip
+def test_lists_of_numbers_and_of_messages_are_read_too(cell, meant):
+    """As Python's str(), pandas' to_csv (of lists and of numpy's arrays) and json.dumps write them."""
+    assert listed(cell) == meant
+
+
 @pytest.mark.parametrize("cell", [
     "['B-X', I-X]", "['a', __import__('os')]", "[" * 9000 + "'a'" + "]" * 9000, "['a' ... 'b']",
 ], ids=["unquoted", "code", "deep", "cut"])  # fmt: skip
@@ -166,6 +183,36 @@ def test_a_sets_own_splits_are_used(tmp_path):
         prepare(file_config("text-classification", f"{tmp_path}/set[tests]"))
 
 
+def test_a_part_of_a_file_is_that_part_and_its_lines_are_the_files(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+
+    def rows_of(part, *sets):
+        given = file_config("text-classification", f"{path}[{part}]", *sets, f"task.tune={path}", f"task.report={path}")
+        return len(prepare(given).splits["train"])
+
+    sizes = {"train[:20]": 20, ":20": 20, "train[50%:]": 18, "train[-4:]": 4, "train": 36}
+    assert {part: rows_of(part) for part in sizes} == sizes
+    for part, words in (
+        ("nosuch", "no split 'nosuch'; splits: train"), ("test[:3]", "no split 'test'"), ("train[40:50]", "no rows in"),
+        ("train[x]", "is no part of the split"), ("train[:0]", "no rows in"),
+    ):
+        with pytest.raises(DataError, match=re.escape(words)):
+            rows_of(part)
+    with pytest.raises(DataError, match="is streamed, and a part of a split"):
+        prepare(file_config("causal-lm", f"{path}[train[:5]]", "task.streaming=true"))
+    write_rows(path, [*ROWS[:30], {"text": "", "label": 1}, *ROWS[30:]])
+    with pytest.raises(DataError, match="a.jsonl, line 31: 'text'"):
+        rows_of("train[25:]")
+
+
+def test_a_folder_of_several_kinds_of_files_is_one_sentence(tmp_path):
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.csv").write_text(lines())
+    (tmp_path / "README.md").write_text("data")
+    with pytest.raises(DataError, match="mixes .csv and .jsonl files, of which only some would be read"):
+        prepare(file_config("text-classification", tmp_path))
+
+
 @pytest.mark.parametrize("source", ["some-org/some-set", "some-org/some-set:en", "some-org/some-set[train]"])
 def test_a_hub_that_cannot_be_reached_is_one_sentence(source, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -188,7 +235,8 @@ def test_a_stream_gives_the_features_of_the_file(tmp_path, model, kind, rows):
     whole = prepare(file_config(kind, path, *sets, f"task.tune={path}", f"task.report={path}", model=model))
     streamed = prepare(file_config(kind, path, *sets, "task.streaming=true", model=model))
     assert streamed.streaming and not whole.streaming
-    first, again = (list(streamed.splits["train"]) for _ in range(2))
+    rows_of_a_pass = 31 if kind == "chat" else 4
+    first, again = (list(islice(streamed.splits["train"], rows_of_a_pass)) for _ in range(2))
     assert first == again and sum("stream" in note for note in streamed.notes) == 2
     if kind == "chat":
         key = lambda row: (row["input_ids"], row["labels"])  # noqa: E731
@@ -204,9 +252,24 @@ def test_a_bad_row_of_a_stream_is_named_when_it_comes(tmp_path, model):
     sets = ("data.max_length=40", "data.limit_tune=4", "data.limit_report=5", "task.streaming=true")
     task = prepare(file_config("chat", path, *sets, model=model))
     with pytest.raises(DataError, match="a.jsonl, line 351: turn 2 of 'messages' is empty"):
-        list(task.splits["train"])
+        list(islice(task.splits["train"], 400))
     with pytest.raises(DataError, match="ends within the first 400 rows"):
         prepare(file_config("chat", write_rows(path, rows[:300]), "task.streaming=true", model=model))
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda text: text[:-30], "a.jsonl, line 60: invalid JSON"),
+    (lambda text: text.replace("w1", "\xe9", 1).encode("latin-1"), "a.jsonl is not UTF-8 text"),
+    (lambda text: text + '{"text": {"a": 1}}\n', "a.jsonl cannot be read|should be text"),
+], ids=["cut", "another encoding", "another type"])  # fmt: skip
+def test_what_is_wrong_with_a_streamed_file_is_one_sentence_whenever_it_comes(tmp_path, model, spoil, words):
+    path = write_rows(tmp_path / "a.jsonl", texts(60))
+    spoilt = spoil(path.read_text())
+    path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+    sets = ("data.max_length=40", "data.limit_tune=4", "data.limit_report=5", "task.streaming=true")
+    with pytest.raises(DataError, match=words) as caught:
+        list(islice(prepare(file_config("causal-lm", path, *sets, model=model)).splits["train"], 20))
+    assert "\n" not in str(caught.value)
 
 
 def test_images_in_folders(tmp_path):

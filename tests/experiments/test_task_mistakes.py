@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from rankalloc.errors import ConfigError, DataError
 from rankalloc.experiments.config import load_config
+from rankalloc.experiments.tasks import models as models_of_tasks
 from rankalloc.experiments.tasks import prepare
 from rankalloc.experiments.tasks.packages import minilm_folder
 from tests.support import models
@@ -30,6 +33,11 @@ GOOD = "text,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(SENTENCES
         ("text-classification", "a.csv", GOOD + "hi,0.5\n", "line 38: 'label' should be a class, got '0.5'; for"),
         ("text-classification", "a.csv", GOOD + ",1\n", "line 38: 'text' should be text, got ''"),
         ("text-classification", "a.csv", GOOD + "hi,1,2\n", "line 38: 3 values for 2 columns"),
+        ("text-classification", "a.csv", GOOD + "hi,1,2\nho\nha,1\nhu,,1,1\n", "; and 2 more are wrong (line 39, 41)"),
+        ("text-classification", "a.csv", GOOD + "hi,\"['0', '1']\"\n", "line 38: 'label' should be a class (text or a"),
+        ("text-classification", "a.csv", GOOD + 'hi,"[0, 1]"\n', "got the list '[0, 1]'; one label a word is for kind"),
+        ("text-classification", "a.csv", GOOD + "hi,['0' '1']\n", "line 38: 'label' should be a class (text or a"),
+        ("text-classification", "a.jsonl", '{"text": "a", "label": ["x"]}\n', "got the list ['x']; one label a word"),
         ("text-classification", "a.csv", GOOD + '"hi,1\n', "invalid ','-separated text"),
         ("text-classification", "a.csv", "text,text\nhi,1\n", "columns of the same name"),
         ("text-classification", "a.csv", GOOD.replace(",0", ",1"), "all rows have the label '1'"),
@@ -42,7 +50,7 @@ GOOD = "text,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(SENTENCES
         ("token-classification", "a.csv", "tokens,labels\na b,X\n", "line 2: 2 tokens and 1 labels"),
         ("token-classification", "a.jsonl", '{"tokens": 3, "labels": []}\n', "line 1: 'tokens' should be a list"),
         ("causal-lm", "a.txt", "\n \n", "is empty"),
-        ("causal-lm", "a.txt", "one line\n", "too small to split"),
+        ("causal-lm", "a.txt", "one line\n", "it has 1 row, and needs at least 3 that differ; or give separate"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, kind, name, content, words):
@@ -111,8 +119,23 @@ def test_a_model_folder_without_a_tokenizer_is_one_sentence(architecture, tmp_pa
     path = tmp_path / "a.csv"
     path.write_text(GOOD)
     sets = [f"task={{kind: text-classification, train: {path}}}", f"model={tmp_path / 'model'}"]
-    with pytest.raises(ConfigError, match="tokenizer"):
+    with pytest.raises(ConfigError, match="holds no tokenizer .*save the model's own there"):
         prepare(load_config(None, sets))
+
+
+@pytest.mark.parametrize(("kind", "model", "words"), [
+    ("seq2seq", "llama", "(llama), so it cannot learn seq2seq; give an encoder-decoder, such as a T5"),
+    ("chat", "t5", "(t5), so it cannot learn chat; give a decoder, or make the task kind: seq2seq"),
+    ("chat", "bert", "is an encoder (bert), which sees later tokens, so it cannot learn chat; give a decoder"),
+    ("token-classification", "mamba", "(mamba), so it cannot learn token-classification; give a model of texts"),
+    ("text-classification", "vit", "(vit), so it cannot learn text-classification; give a model of texts"),
+    ("image-classification", "bert", "an encoder (bert), so it cannot learn image-classification; give a model of i"),
+])  # fmt: skip
+def test_a_model_of_another_kind_is_named_before_its_tokenizer_is_looked_at(kind, model, words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model}))
+    with pytest.raises(ConfigError) as caught:
+        models_of_tasks.find_model(config(f"task={{kind: {kind}, train: x}}", f"model={tmp_path}"), kind)
+    assert words in str(caught.value)
 
 
 def test_more_tokens_than_positions_is_one_sentence():

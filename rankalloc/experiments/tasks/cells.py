@@ -42,6 +42,11 @@ def class_in(value: Any, column: str) -> str:
     """The name of a class: text, or a whole number, also as 1.0 (what a spreadsheet or pandas makes of 1 in a column
     with gaps). Raises Mistake."""
     given = value.strip() if isinstance(value, str) else value
+    if isinstance(listed(given), list):
+        raise Mistake(
+            f"{column!r} should be a class (text or a whole number), got the list {shown(value)}; one label a word is "
+            "for kind: token-classification"
+        )
     if isinstance(given, str) and _DECIMAL.fullmatch(given):
         given = float(given)
     if isinstance(given, float) and given.is_integer() and abs(given) < 2**53:
@@ -97,12 +102,29 @@ def listed(value: Any) -> Any:
 
 
 def _python_list(text: str) -> Any:
-    """What Python reads. numpy leaves the commas out, and Python would join the words."""
-    strings = [t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.STRING]
-    found = ast.literal_eval(text)
-    if isinstance(found, list) and strings and len(found) < len(strings):
-        return [ast.literal_eval(one) for one in strings] if len(found) == 1 and "..." not in text else None
-    return found
+    """What Python reads. numpy leaves the commas between values out, and Python would join words."""
+    parts: list[str] = []
+    before: tokenize.TokenInfo | None = None
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in _BLANK:
+            continue
+        if before is not None and _ends_value(before) and _begins_value(token):
+            parts.append(",")
+        parts.append(token.string)
+        before = token
+    return ast.literal_eval(" ".join(parts))
+
+
+_BLANK = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+_NAMES = ("True", "False", "None")
+
+
+def _ends_value(token: tokenize.TokenInfo) -> bool:
+    return token.type in (tokenize.STRING, tokenize.NUMBER) or token.string in ("]", "}", *_NAMES)
+
+
+def _begins_value(token: tokenize.TokenInfo) -> bool:
+    return token.type in (tokenize.STRING, tokenize.NUMBER) or token.string in ("[", "{", *_NAMES)
 
 
 def words_in(value: Any, column: str) -> list[Any]:

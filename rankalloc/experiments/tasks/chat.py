@@ -56,6 +56,19 @@ class ChatTemplate:
                     f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template; use the instruction-tuned "
                     "model of that name, or give one as model.chat_template, or use kind: prompt-completion with texts"
                 ) from None
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ConfigError when the template is no Jinja template."""
+        try:
+            render_jinja_template([[{"role": "user", "content": "x"}]], chat_template=self.template)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(
+                f"the chat template of {self.tokenizer.name_or_path!r} is no Jinja template: {error.message} (its line "
+                f"{error.lineno}); mend it, or give one as model.chat_template"
+            ) from None
+        except Exception:  # whatever it says of this conversation, and of the ones in the data
+            return
 
     @property
     def marked(self) -> bool:
@@ -171,8 +184,9 @@ class ChatTemplate:
     def _broken(self, turns: int) -> PrefixBroken:
         return PrefixBroken(
             f"the chat template writes the first {turns} turns differently when others follow, so what the assistant "
-            "says cannot be found; give a template with {% generation %} marks as model.chat_template, install trl, "
-            "which has such versions of many, or set loss_on: all"
+            "says cannot be found; give a template with {% generation %} marks as model.chat_template"
+            + ("" if importlib.util.find_spec("trl") else ", install trl, which has such versions of many,")
+            + " or set task.loss_on=all"
         )
 
     def _applied(self, messages: Sequence[Message], options: dict[str, Any], **settings: Any) -> Any:

@@ -81,6 +81,9 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
     reader: Any = _PROCESSORS.get(kind, AutoTokenizer)
     with quiet(), _one_sentence(name, reference):
         model_config = AutoConfig.from_pretrained(reference, **options)
+    _require_kind(name, model_config, kind)
+    _require_tokenizer(name, reference, kind)
+    with quiet(), _one_sentence(name, reference):
         tokenizer = reader.from_pretrained(reference, **options, **words)
     found = LoadedReference(name, reference, model_config, tokenizer)
     if kind in _PROCESSORS:
@@ -103,6 +106,52 @@ def find_model(config: RunConfig, kind: str, default: str | None = None) -> Load
     if len(tokenizer) > tokens:
         raise ConfigError(f"the tokenizer of {name!r} has {len(tokenizer)} tokens, more than the {tokens} of the model")
     return found
+
+
+def _require_kind(name: str, found: PreTrainedConfig, kind: str) -> None:
+    """Raise ConfigError when transformers has no model for ``kind`` of this configuration, or one that sees later
+    tokens; :func:`builder` looks at the model itself, too."""
+    auto_class = _AUTO_CLASSES.get(kind, transformers.AutoModelForCausalLM)
+    if getattr(found, "auto_map", None):
+        return  # its own code says what it is
+    text = found.get_text_config(decoder=True) if kind in DECODER_KINDS else found
+    known = type(found) in auto_class._model_mapping or type(text) in auto_class._model_mapping
+    encoder = type(found) in transformers.AutoModelForMaskedLM._model_mapping and not found.is_decoder
+    if known and not (kind in DECODER_KINDS and encoder and not found.is_encoder_decoder):
+        return
+    both = type(found) in transformers.AutoModelForSeq2SeqLM._model_mapping
+    what = "an encoder-decoder" if both else "an encoder" if encoder else "a model of another kind"
+    why = ", which sees later tokens" if encoder and not both and kind in DECODER_KINDS else ""
+    way_out = ", or make the task kind: seq2seq" if both and kind in DECODER_KINDS else ""
+    raise ConfigError(
+        f"model {name!r} is {what} ({found.model_type}){why}, so it cannot learn {kind}; give "
+        f"{_NEEDED.get(kind, 'a decoder')}{way_out}"
+    )
+
+
+_NEEDED = {
+    "text-classification": "a model of texts, such as a BERT or a Llama",
+    "regression": "a model of texts, such as a BERT or a Llama",
+    "token-classification": "a model of texts, such as a BERT",
+    "seq2seq": "an encoder-decoder, such as a T5",
+    "image-classification": "a model of images, such as a ViT",
+    "audio-classification": "a model of sounds, such as a Wav2Vec2",
+}
+
+
+def _require_tokenizer(name: str, reference: str, kind: str) -> None:
+    """Raise ConfigError when a local folder holds no tokenizer (for images and audio no processor)."""
+    folder = Path(reference)
+    if not folder.is_dir():
+        return
+    patterns = _PROCESSOR_FILES if kind in _PROCESSORS else _TOKENIZER_FILES
+    if not any(next(folder.glob(pattern), None) for pattern in patterns):
+        what = "processor (preprocessor_config.json)" if kind in _PROCESSORS else "tokenizer (tokenizer.json)"
+        raise ConfigError(f"the model folder {name!r} holds no {what}; save the model's own there (save_pretrained)")
+
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*.model", "merges.txt", "*.spm", "*.bpe", "*.tiktoken", "tekken.json")
 
 
 def template_text(given: str) -> str:

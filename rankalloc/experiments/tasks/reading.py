@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .text_files import DELIMITERS, binary_kind, check_columns, json_rows, parag
 JSON = (".jsonl", ".ndjson", ".json")
 PLAIN = ".txt"
 _BINARY = {".parquet": ("parquet", "Parquet"), ".arrow": ("arrow", "Arrow")}
+_KINDS = {**dict.fromkeys(JSON, "json"), **dict.fromkeys(DELIMITERS, "csv"), **{name: name for name in _BINARY}}
 _SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 _SAVED = ("state.json", "dataset_dict.json")
 _OTHER_NAMES = {"tune": ("validation", "valid", "dev", "tune"), "report": ("test", "report")}
@@ -52,6 +53,17 @@ class Table:
     notes: list[str] = field(default_factory=list)
     decimal_comma: bool = False
     first: int = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Its rows. What a stream finds wrong while it is read is one DataError, too."""
+        with one_sentence(self.source):
+            try:
+                yield from self.rows
+            except (OSError, ValueError, TypeError, KeyError, RuntimeError, datasets.exceptions.DatasetsError):
+                path = Path(self.source)
+                if path.suffix.lower() in JSON and path.is_file():
+                    json_rows(path, read_text(path, None)[0])  # names the line
+                raise
 
     def where(self, index: int) -> str:
         """The place of a row."""
@@ -108,7 +120,8 @@ def _sets_of(task: FileTask, source: str, needed: Sequence[str]) -> dict[str, Ta
         source, split = parts.groups()
     path = Path(source)
     if _exists(source) and not path.is_dir():
-        return {"train": _file(task, path, needed)}
+        table = _file(task, path, needed)
+        return {"train": table if split is None else _part_of(table, split)}
     # A path is absolute since the configuration was loaded; what is not is the name of a set on the hub.
     if path.is_absolute() and not _exists(source):
         raise DataError(f"no data file at {path}")
@@ -123,7 +136,8 @@ def _sets_of(task: FileTask, source: str, needed: Sequence[str]) -> dict[str, Ta
             loaded = _loaded(task, path if path.is_dir() else None, source)
     sets = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     if split is not None:
-        return {split: _table(_part(sets, source, split), f"{source}[{split}]")}
+        rows, first = _part(sets, source, split)
+        return {split: replace(_table(rows, f"{source}[{split}]"), first=first)}
     return {name: _table(rows, source if len(sets) == 1 else f"{source}[{name}]") for name, rows in sets.items()}
 
 
@@ -135,6 +149,12 @@ def _loaded(task: FileTask, folder: Path | None, source: str) -> Any:
         return _sounds(folder) if task.kind == "audio-classification" else datasets.load_dataset(
             "imagefolder", data_dir=str(folder)
         )  # fmt: skip
+    kinds = {path.suffix.lower() for path in folder.rglob("*") if path.suffix.lower() in _KINDS}
+    if len({_KINDS[kind] for kind in kinds}) > 1:
+        raise DataError(
+            f"the data folder {folder} mixes {' and '.join(sorted(kinds))} files, of which only some would be read; "
+            "keep one kind in it, or give task.train a file"
+        )
     options: dict[str, Any] = {}
     if any(folder.glob("*.csv")):  # a cell that says NA is no gap
         options = {"na_filter": False, "sep": task.delimiter or ",", "encoding": task.encoding}
@@ -158,20 +178,31 @@ def _sounds(folder: Path) -> dict[str, datasets.Dataset]:
     }
 
 
-def _part(sets: dict[str, Any], source: str, split: str) -> Any:
-    """A split of loaded sets, as ``datasets`` writes it: ``test``, or ``train[:100]`` of a set that is not streamed."""
+def _part_of(table: Table, split: str) -> Table:
+    """A part of a file, ``train[:100]`` or ``:100`` for short."""
+    split = f"train[{split}]" if ":" in split and "[" not in split else split
+    rows, first = _part({"train": table.rows}, table.source, split)
+    return replace(table, rows=rows, first=first)
+
+
+def _part(sets: dict[str, Any], source: str, split: str) -> tuple[Any, int]:
+    """A split of loaded sets, as ``datasets`` writes it: ``test``, or ``train[:100]`` of a set that is not streamed;
+    and how many rows of the split come before it."""
     name, bracket, _ = split.partition("[")
     if name not in sets:
         raise DataError(f"{source} has no split {name!r}{did_you_mean(name, sets)}; splits: {', '.join(sets)}")
     if not bracket:
-        return sets[name]
+        return sets[name], 0
     if not isinstance(sets[name], datasets.Dataset):
         raise DataError(f"{source} is streamed, and a part of a split ({split}) is not; give the whole split")
     try:
         part = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(sets[name])})[0]
     except (ValueError, AssertionError):
         raise DataError(f"{split!r} is no part of the split {name!r} of {source}; as in {name}[:100]") from None
-    return sets[name].select(range(part.from_ or 0, len(sets[name]) if part.to is None else part.to))
+    first, end = part.from_ or 0, len(sets[name]) if part.to is None else part.to
+    if first >= end:
+        raise DataError(f"{source} has no rows in {split!r}; its split {name!r} has {len(sets[name])}")
+    return sets[name].select(range(first, end)), first
 
 
 def _file(task: FileTask, path: Path, needed: Sequence[str]) -> Table:
@@ -246,7 +277,7 @@ def _table(rows: Any, source: str, lines: Sequence[int] | None = None) -> Table:
             what = "data file" if Path(source).is_file() else "data set"
             raise DataError(f"the {what} {source} is empty; it needs a row for each example")
     elif columns is None:
-        first = next(iter(rows), None)
+        first = next(iter(Table(rows, source, [])), None)
         if first is None:
             raise DataError(f"the data set {source} is empty; it needs a row for each example")
         columns = list(first)

@@ -12,6 +12,7 @@ from ..file_task import FileTask
 from .base import SPLITS
 from .cells import Mistake
 from .reading import Table, read_tables
+from .text_files import also
 
 
 @dataclass
@@ -98,9 +99,11 @@ def read_splits(
         rows = splits["train"]
         splits |= split_rows(rows, missing, key, labels)
         if not all(splits.values()):
+            labelled = " and each label more than once" if any(map(labels, rows)) else ""
             raise DataError(
-                f"{task.train} is too small to split into train, {' and '.join(missing)}: its {len(rows)} rows should "
-                f"have at least {len(missing) + 1} distinct texts and each label more than once; or give separate files"
+                f"{task.train} is too small to split into train, {' and '.join(missing)}: it has {len(rows)} "
+                f"row{'s' * (len(rows) != 1)}, and needs at least {len(missing) + 1} that differ{labelled}; or give "
+                f"separate files as {' and '.join(f'task.{split}' for split in missing)}"
             )
     return Splits({split: splits[split] for split in SPLITS}, stream, list(dict.fromkeys(notes)))
 
@@ -115,7 +118,7 @@ def checked(table: Table, read: Reader) -> list[Row]:
     rows: list[Row] = []
     first: str | None = None
     others: list[int] = []
-    for index, values in enumerate(table.rows):
+    for index, values in enumerate(table):
         try:
             rows.append(Row(table, index, read(values, table)))
         except Mistake as mistake:
@@ -124,7 +127,7 @@ def checked(table: Table, read: Reader) -> list[Row]:
             else:
                 others.append(table.number(index))
     if first is not None:
-        raise DataError(first + _also(others, "row" if table.lines is None else "line"))
+        raise DataError(first + also(others, "row" if table.lines is None else "line"))
     return rows
 
 
@@ -160,10 +163,3 @@ def split_rows(
         split: [rows[i] for i in sorted(i for text in texts for i in groups[text])]
         for split, texts in {"train": trained, **held}.items()
     }
-
-
-def _also(others: list[int], what: str) -> str:
-    if not others:
-        return ""
-    listed = ", ".join(map(str, others[:5])) + (" ..." if len(others) > 5 else "")
-    return f"; and {len(others)} more {'is' if len(others) == 1 else 'are'} wrong ({what} {listed})"

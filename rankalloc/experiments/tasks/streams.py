@@ -7,6 +7,7 @@ end of a pass, which nobody knows beforehand, the Trainer could not tell on whic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -41,7 +42,7 @@ def streamed(
     Raises:
         DataError: in training, when a row is wrong; it names the row.
     """
-    rows = table.rows if limit is None else table.rows.take(limit)
+    rows = table if limit is None else replace(table, rows=table.rows.take(limit))
     notes.append(f"the train set is streamed, and shuffled among the next {SHUFFLED} examples at a time")
 
     def one_pass() -> Iterator[dict[str, Any]]:

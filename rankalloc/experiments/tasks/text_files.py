@@ -12,6 +12,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ...errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = (",", ";", "\t", "|")
+_NOT_BLANK = re.compile(r"\S")
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -72,7 +74,7 @@ def read_text(path: Path, encoding: str | None) -> tuple[str, str]:
     start = read_start(path, 16)
     if (kind := binary_kind(path)) is not None:
         raise DataError(f"the data file {path} is no text: it begins like a file of {kind}")
-    found = encoding or next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+    found = encoding or next((name for mark, name in _MARKS if start.startswith(mark)), None) or _unmarked(start)
     try:
         text = path.read_bytes().decode(found)
     except LookupError:
@@ -84,9 +86,18 @@ def read_text(path: Path, encoding: str | None) -> tuple[str, str]:
         raise DataError(
             f"the data file {path} is not UTF-8 text (byte {error.start}); say what it is, as in task.encoding={hint}"
         ) from None
-    if not encoding and "\0" in text[:16]:
-        raise DataError(f"the data file {path} holds zero bytes; if it is UTF-16, give task.encoding=utf-16-le or -be")
+    if "\0" in text[:16]:
+        raise DataError(f"the data file {path} holds zero bytes as {found}; say what it is (task.encoding=utf-16-le)")
     return text.replace("\r\n", "\n"), found
+
+
+def _unmarked(start: bytes) -> str:
+    """The encoding of a text that does not begin with its mark: UTF-16 where every second byte is zero."""
+    if len(start) > 3 and b"\0" in start:
+        for name, zero, other in (("utf-16-le", 1, 0), ("utf-16-be", 0, 1)):
+            if not any(start[zero::2]) and all(start[other::2]):
+                return name
+    return "utf-8"
 
 
 def check_columns(path: Path, text: str, wanted: Iterable[str], delimiter: str | None) -> Columns:
@@ -114,16 +125,32 @@ def check_columns(path: Path, text: str, wanted: Iterable[str], delimiter: str |
         own = others[0] if len(others) == 1 else own
     names: list[str] | None = None
     lines: list[int] = []
+    wrong: list[tuple[int, int]] = []
     for line, cells in _records(path, text, own):
         if names is None:
             names = cells
             if len(set(names)) < len(names):
                 raise DataError(f"{path}, line {line}: columns of the same name: {', '.join(names)}")
         elif len(cells) != len(names):
-            raise DataError(f"{path}, line {line}: {len(cells)} values for {len(names)} columns ({', '.join(names)})")
+            wrong.append((line, len(cells)))
         else:
             lines.append(line)
+    if wrong:
+        (line, found), columns = wrong[0], names or []
+        quoted = f"; a value that holds {own!r} is written in quotes" if found > len(columns) else ""
+        more = also([line for line, _ in wrong[1:]], "line")
+        raise DataError(
+            f"{path}, line {line}: {found} values for {len(columns)} columns ({', '.join(columns)}){quoted}{more}"
+        )
     return Columns(names or [], own, lines)
+
+
+def also(others: list[int], what: str) -> str:
+    """That other lines or rows are wrong, too, and the first of them; empty where there are none."""
+    if not others:
+        return ""
+    listed = ", ".join(map(str, others[:5])) + (" ..." if len(others) > 5 else "")
+    return f"; and {len(others)} more {'is' if len(others) == 1 else 'are'} wrong ({what} {listed})"
 
 
 def json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -158,8 +185,29 @@ def json_rows(path: Path, text: str) -> tuple[list[dict[str, Any]], list[int] | 
                 raise DataError(f"{path}, line {line}: invalid JSON ({why})") from None
         if isinstance(whole, list) and all(isinstance(values, dict) for values in whole):
             return whole, None
+    if not _is_json(text.lstrip().split("\n", 1)[0]) and (spread := _spread_objects(text)) is not None:
+        return spread
     found = list(json_lines(path, text))
     return [values for _, values in found], [line for line, _ in found]
+
+
+def _spread_objects(text: str) -> tuple[list[dict[str, Any]], list[int]] | None:
+    """Objects of several lines each, one after the other, and the lines they begin in; None for any other text."""
+    decoder, rows, lines, at, line = json.JSONDecoder(), list[dict[str, Any]](), list[int](), 0, 1
+    while True:
+        start = _NOT_BLANK.search(text, at)
+        if start is None:
+            return rows, lines
+        line += text.count("\n", at, start.start())
+        try:
+            values, at = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(values, dict):
+            return None
+        rows.append(values)
+        lines.append(line)
+        line += text.count("\n", start.start(), at)
 
 
 def paragraphs(text: str) -> Iterator[tuple[int, str]]:
