@@ -47,7 +47,7 @@ class RankBudget:
         ranks: total number of ranks (singular triplets) left at the end.
         params: parameters of the exported plain LoRA, d_in + d_out for each rank.
         bytes: the same in bytes, at the adapters' own element size.
-        fraction: share of the initial ranks, in (0, 1]; rounded down to whole ranks.
+        fraction: share of the parameters that the adapters begin with, in (0, 1]; rounded down to whole parameters.
         min_rank: no layer falls below this rank.
         max_rank: no layer keeps more than this; None for the initial rank.
         multiple_of: every layer's rank is a multiple of this.
@@ -138,7 +138,7 @@ class RankBudget:
         floors, caps = self._bounds(layers, most, way_out, finished)
         unit, costs = self._costs(layers, bytes_per_param)
         initial, floor, ceiling = (_spent(costs, counts) for counts in (ranks, floors, caps))
-        target = self._target(initial)
+        target = self._target(initial, min(costs, default=1) * self.multiple_of)
         if any(low > high for low, high in zip(floors, caps, strict=True)):
             raise BudgetError(
                 f"min_rank={self.min_rank} and max_rank={self.max_rank} leave no multiple of {self.multiple_of} "
@@ -171,7 +171,7 @@ class RankBudget:
 
     def _costs(self, layers: Sequence[LayerShape], bytes_per_param: int) -> tuple[Unit, tuple[int, ...]]:
         """The unit of the budget, and what one rank of each layer costs in it."""
-        unit: Unit = "params" if self.params is not None else "bytes" if self.bytes is not None else "ranks"
+        unit: Unit = "ranks" if self.ranks is not None else "bytes" if self.bytes is not None else "params"
         return unit, tuple(_cost(layer, unit, bytes_per_param) for layer in layers)
 
     def _bounds(
@@ -194,17 +194,17 @@ class RankBudget:
         highest = [layer.rank if self.max_rank is None else min(layer.rank, self.max_rank) for layer in layers]
         return floors, tuple(rank // step * step for rank in highest)
 
-    def _target(self, initial: int) -> int:
-        """The budget at the end, in its unit; ``initial`` is what the layers start with."""
+    def _target(self, initial: int, cheapest: int) -> int:
+        """The budget at the end, in its unit; ``initial`` is what the layers start with, ``cheapest`` the cost of the
+        cheapest step of ranks in any layer."""
         (name, value), = self.given.items()
         if name != "fraction":
             return int(value)
-        # 0.29 · 100 is 28.999…: rounding down must not eat a whole rank
-        target = math.floor(value * initial + 1e-9) // self.multiple_of * self.multiple_of
-        if target == 0:
+        target = share_of(value, initial)
+        if target < cheapest:
             raise BudgetError(
-                f"fraction={value} of {initial:,} ranks is less than one step of {self.multiple_of}; raise it, or to "
-                "prune every rank say ranks=0"
+                f"fraction={value} of {initial:,} parameters is {target:,}, and the cheapest rank costs {cheapest:,}; "
+                "raise it, or to prune every rank say ranks=0"
             )
         return target
 
@@ -278,11 +278,16 @@ class BudgetPlan:
 
 def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param: int = 4) -> RankBudget:
     """``budget`` restated for adapters that begin at their final ranks: the cost of ``shapes``, in the same unit; a
-    fraction becomes a number of ranks."""
-    unit = "params" if budget.params is not None else "bytes" if budget.bytes is not None else "ranks"
+    fraction becomes a number of parameters."""
+    unit = "ranks" if budget.ranks is not None else "bytes" if budget.bytes is not None else "params"
     spent = _spent([_cost(shape, unit, bytes_per_param) for shape in shapes], [shape.rank for shape in shapes])
     quantities: dict[str, Any] = {**dict.fromkeys(_QUANTITIES), unit: spent}
     return replace(budget, **quantities)
+
+
+def share_of(fraction: float, amount: int) -> int:
+    """``fraction`` of ``amount``, rounded down: 0.29 · 100 is 28.999… in floating point, and 29 all the same."""
+    return math.floor(fraction * amount * (1 + 1e-12) + 1e-9)
 
 
 def _cost(shape: LayerShape, unit: str, bytes_per_param: int) -> int:

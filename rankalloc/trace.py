@@ -103,6 +103,18 @@ class ScoreRecord(Record):
     left: list[list[float]] = []
 
 
+class StoredRecord(Record):
+    """What the pairs of factors in the run's adapter file hold: ``numbers``, those of them that are ``padding``, and
+    their ``bytes``, at rank ``rank`` and in ``layout``, which ``reader`` asked for (empty: nobody)."""
+
+    layout: str
+    reader: str
+    rank: int
+    numbers: int
+    padding: int
+    bytes: int
+
+
 class LogRecord(Record):
     """One point of the curves: the values the loop logged at ``step`` (loss, eval_loss, ...)."""
 
@@ -160,6 +172,7 @@ class RankTrace(Record):
     nonfinite_steps: list[int] = Field(default_factory=list)
     adapter_params_initial: int = 0
     adapter_params_final: int | None = None
+    stored: StoredRecord | None = None
     allocator_state_bytes: int | None = None
     wall_seconds: float | None = None
     step_seconds_before_freeze: float | None = None

@@ -15,7 +15,7 @@ import typer
 from .. import __version__
 from . import conversions, listings, posthoc_commands
 from .endings import CleanEndings
-from .options import Json, examples
+from .options import For, Json, examples
 
 Config = typer.Argument(metavar="CONFIG.yaml", help="What to run. Keys it leaves out have defaults.")
 Overrides = Annotated[
@@ -89,6 +89,7 @@ def train(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+    reader: For = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +100,8 @@ def train(
     from .request import Request
     from .runs import run_train
 
-    request = Request("train", config, overrides or [], output, dry_run=dry_run, as_json=as_json)
+    settings = [*(overrides or []), *([] if reader is None else [f"reader={reader}"])]
+    request = Request("train", config, settings, output, dry_run=dry_run, as_json=as_json)
     run_train(request, resume=resume, overwrite=overwrite)
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .options import AdapterOutput, Command, Json, Layout, PadTo, TrustRemoteCode, declare
-from .output import count, number, results_only, say, show, show_json, show_table
+from .options import AdapterOutput, Command, For, Json, Layout, PadTo, TrustRemoteCode, declare
+from .output import count, number, results_only, say, show, show_json, show_table, stored_text
 from .progress import Bar
 
 _SHOWN = 10
@@ -15,13 +15,25 @@ _SHOWN = 10
 
 def export(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA, saved by rankalloc or PEFT.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="Folder, or file for kohya.")],
-    layout: Layout = "uniform",
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="OUT", help="Folder; a file for kohya, diffusers and gguf.")
+    ],
+    reader: Annotated[
+        str | None,
+        typer.Option("--for", metavar="READER", help="The reader: peft, vllm, llama.cpp, tgi, diffusers or kohya."),
+    ] = None,
+    layout: Layout = None,
     pad_to: PadTo = 1,
-    form: Annotated[str, typer.Option("--format", metavar="F", help="peft or kohya.")] = "peft",
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="F", help="In the place of --for: peft, kohya, diffusers or gguf.")
+    ] = None,
     prefix: Annotated[
-        str, typer.Option("--prefix", metavar="P", help="Prefix of kohya's names: lora_unet, lora_te, ...")
-    ] = "lora_unet",
+        str | None,
+        typer.Option("--prefix", metavar="P", help="Of a file's names: lora_unet, lora_te, ...; diffusers: unet, ..."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="For gguf: the base. [default: as the adapter says]")
+    ] = None,
 ) -> None:
     """Write a finished adapter in the format that another tool reads.
 
@@ -30,8 +42,12 @@ def export(
     with results_only():
         from ..storage.exporting import export as run
 
-        run(adapter, output, layout=layout, pad_to=pad_to, format=form, prefix=prefix)
-    show(f"wrote {output}")
+        if base is not None:
+            from ..experiments.tasks.packages import reference_of
+
+            base = reference_of(base)
+        done = run(adapter, output, reader=reader, layout=layout, pad_to=pad_to, format=form, prefix=prefix, base=base)
+    show(f"wrote {output}: {stored_text(done.params, done.stored, reader)}")
 
 
 def import_(
@@ -65,10 +81,12 @@ def extract(
     params: Annotated[int | None, typer.Option("--params", metavar="N", help="Budget: parameters.")] = None,
     bytes_: Annotated[int | None, typer.Option("--bytes", metavar="N", help="Budget: bytes, in --dtype.")] = None,
     fraction: Annotated[
-        float | None, typer.Option("--fraction", metavar="X", help="Budget: share of --rank in every layer.")
+        float | None,
+        typer.Option("--fraction", metavar="X", help="Budget: share of the parameters of --rank in every layer."),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", min=1, metavar="R", help="The highest rank of a layer.")] = 64,
-    layout: Layout = "uniform",
+    reader: For = None,
+    layout: Layout = None,
     pad_to: PadTo = 1,
     dtype: Annotated[str, typer.Option("--dtype", metavar="T", help="float32, float16 or bfloat16.")] = "float32",
     modules_to_save: Annotated[
@@ -86,7 +104,7 @@ def extract(
 
         budget = RankBudget(ranks=ranks, params=params, bytes=bytes_, fraction=fraction)
         done = run(
-            base, tuned, budget, output, rank=rank, layout=layout, pad_to=pad_to, dtype=dtype,
+            base, tuned, budget, output, rank=rank, layout=layout, pad_to=pad_to, reader=reader, dtype=dtype,
             modules_to_save=modules_to_save or (),
             progress=lambda done, total, name: bar(done, total, {"tensor": name}),
         )
@@ -109,8 +127,9 @@ def extract(
 
 COMMANDS: dict[str, Command] = {
     "export": (
-        export, "rankalloc export out/adapter -o out/served --pad-to 8",
-        "rankalloc export out/adapter -o out/lora.safetensors --format kohya --prefix lora_te",
+        export, "rankalloc export out/adapter --for tgi -o out/served",
+        "rankalloc export out/adapter --for llama.cpp --base ./my-model -o out/adapter.gguf",
+        "rankalloc export out/adapter --for kohya --prefix lora_te -o out/lora.safetensors",
     ),
     "import": (
         import_, "rankalloc import lora.safetensors --base ./my-model -o out/adapter",

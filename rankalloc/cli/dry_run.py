@@ -36,7 +36,9 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
             "dry_run": True, "command": request.line(whole=False), "output": folder, "refused": note,
             "config": config.model_dump(mode="json"), "model": found.model, "examples": found.examples,
             "layers": [asdict(layer) for layer in found.layers], "heads": found.heads,
-            "notes": found.notes, "params": {"initial": found.params_initial, "final": found.params_final},
+            "notes": found.notes, "params": {
+                "initial": found.params_initial, "final": found.params_final, "stored": found.stored,
+            },
             "budget": {
                 "unit": found.plan.unit, "initial": found.plan.initial, "target": found.plan.target,
                 "total_steps": found.total_steps, "warmup_steps": found.plan.warmup_steps,
@@ -68,7 +70,7 @@ def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) 
     heads = ", ".join(f"{name} ({params:,} parameters, trained whole)" for name, params in found.heads.items())
     params = f"{found.params_initial:,} at the start"
     if found.params_final is not None:
-        params += f", {found.params_final:,} when exported"
+        params += f", at most {found.params_final:,} at the end"
     rows = [
         ("task", f"{config.task if isinstance(config.task, str) else config.task.kind} ({examples} examples)"),
         ("model", found.model),
@@ -76,11 +78,20 @@ def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) 
         ("adapts", f"{count(len(found.layers), 'layer')}, {sum(s.rank for s in found.layers):,} ranks at the start"),
         ("heads", heads or "none"),
         ("parameters", params),
+        ("in the file", _file_text(found, config.reader)),
         ("steps", f"{found.total_steps:,}"),
         ("output", folder),
         *(("note", said) for said in found.notes),
     ]
     return [*rows, ("note", f"a real run would be refused: {note}")] if note else rows
+
+
+def _file_text(found: Preview, reader: str | None) -> str:
+    """The most numbers that the adapter's file can hold."""
+    if found.params_final is None or found.stored <= found.params_final:
+        return f"at most {found.stored:,} numbers"
+    whom = f" for {reader}" if reader else ""
+    return f"at most {found.stored:,} numbers, as they are padded{whom}"
 
 
 def layer_rows(layers: list[LayerShape]) -> list[tuple[str, ...]]:

@@ -11,18 +11,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the model's own code. Only for models you trust.")
 ]
+For = Annotated[
+    str | None,
+    typer.Option("--for", metavar="READER", help="Write what peft, vllm, llama.cpp or tgi reads. [default: peft]"),
+]
 Layout = Annotated[
-    str,
-    typer.Option(
-        "--layout", metavar="L",
-        help="uniform (one rank, padded with zeros; every reader takes it) or compact (a rank_pattern; smallest).",
-    ),
+    str | None,
+    typer.Option("--layout", metavar="L", help="In the place of --for: compact, uniform (padded) or one-alpha."),
 ]
 PadTo = Annotated[
     int,
-    typer.Option(
-        "--pad-to", min=1, metavar="N", help="Round the uniform layout's rank up to a multiple; servers want 8 or 16."
-    ),
+    typer.Option("--pad-to", min=1, metavar="N", help="Round the uniform layout's rank up to a multiple of this."),
 ]
 AdapterOutput = Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder for the adapter.")]
 

@@ -109,3 +109,11 @@ def percent(share: float) -> str:
 def count(amount: int, noun: str, plural: str | None = None) -> str:
     """``1 layer``, ``36 layers``; ``plural`` where it is not ``noun`` with an s."""
     return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
+
+
+def stored_text(trained: int, stored: int, reader: str | None = None) -> str:
+    """How many numbers a file holds, and what padding costs: ``trained`` is without zeros."""
+    if stored == trained:
+        return f"{stored:,} numbers, none of which only pads"
+    whom = f" for {reader}" if reader else ""
+    return f"padded{whom}: {stored:,} numbers in place of {trained:,} ({stored / trained if trained else 0:.2g} times)"

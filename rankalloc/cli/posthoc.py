@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, unknown
-from .output import count, number, results_only, say, show, show_json, show_table
+from .output import count, number, results_only, say, show, show_json, show_table, stored_text
 from .progress import Bar
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ class Weighing:
 
 
 def run_shrink(
-    adapter: str, output: str, budget: BudgetOptions, layout: str, pad_to: int, weighing: Weighing,
+    adapter: str, output: str, budget: BudgetOptions, options: dict[str, Any], weighing: Weighing,
     max_drop: str | None, task: str | None, cut: str, as_json: bool,
 ) -> None:
-    """``rankalloc shrink``."""
+    """``rankalloc shrink``; ``options`` say how the folder is laid out."""
     judged_by = task or weighing.config
     if max_drop is None and task:
         raise ConfigError("--task is what --max-drop evaluates on; give --max-drop too, or leave it out")
@@ -94,7 +94,6 @@ def run_shrink(
         if cut != "svd":
             raise ConfigError("--max-drop cuts by singular triplets; give a budget with --cut nested, or leave it out")
     weighing.check("--calibrate CONFIG")
-    options: dict[str, Any] = {"layout": layout, "pad_multiple": pad_to}
     if max_drop is None or judged_by is None:
         result = _shrink_to_budget(adapter, output, budget.resolved(), weighing, cut, options)
     else:
@@ -263,7 +262,7 @@ def _show(result: CutResult, output: str, as_json: bool) -> None:
     if result.gap > 0:
         rows.append(("bound", f"no choice within the budget lowers the squared error by more than {result.gap:.2g}"))
     if result.stored_params != result.params:
-        rows.append(("in the file", f"{result.stored_params:,} parameters, padded with zeros to one rank"))
+        rows.append(("in the file", stored_text(result.params, result.stored_params)))
     show_table([*rows, ("adapter", output)])
     show()
     show_table(

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .options import AdapterOutput, Command, Json, Layout, PadTo, declare
+from .options import AdapterOutput, Command, For, Json, Layout, PadTo, declare
 
 Adapter = Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA or AdaLoRA, or of a run.")]
 Ranks = Annotated[int | None, typer.Option("--ranks", metavar="N", help="Keep N ranks over all layers.")]
 Params = Annotated[int | None, typer.Option("--params", metavar="N", help="Keep at most N parameters.")]
 Bytes = Annotated[int | None, typer.Option("--bytes", metavar="N", help="Keep at most N bytes of weights.")]
-Fraction = Annotated[float | None, typer.Option("--fraction", metavar="F", help="Keep this share of the ranks.")]
+Fraction = Annotated[float | None, typer.Option("--fraction", metavar="F", help="Keep this share of the parameters.")]
 MinRank = Annotated[int, typer.Option("--min-rank", metavar="R", help="No layer falls below this rank.")]
 MaxRank = Annotated[int | None, typer.Option("--max-rank", metavar="R", help="No layer keeps more than this.")]
 Multiple = Annotated[int, typer.Option("--multiple-of", metavar="R", help="Every rank is a multiple of this.")]
@@ -36,7 +36,8 @@ def shrink(
     min_rank: MinRank = 0,
     max_rank: MaxRank = None,
     multiple_of: Multiple = 1,
-    layout: Layout = "compact",
+    reader: For = None,
+    layout: Layout = None,
     pad_to: PadTo = 1,
     calibrate: Calibrate = None,
     inputs_only: InputsOnly = False,
@@ -64,8 +65,8 @@ def shrink(
 
     budget = BudgetOptions(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
     run_shrink(
-        adapter, output, budget, layout, pad_to, Weighing(calibrate, inputs_only, batches), max_drop, task, cut,
-        as_json,
+        adapter, output, budget, {"reader": reader, "layout": layout, "pad_multiple": pad_to},
+        Weighing(calibrate, inputs_only, batches), max_drop, task, cut, as_json,
     )
 
 
@@ -82,7 +83,8 @@ def compose(
     min_rank: MinRank = 0,
     max_rank: MaxRank = None,
     multiple_of: Multiple = 1,
-    layout: Layout = "compact",
+    reader: For = None,
+    layout: Layout = None,
     pad_to: PadTo = 1,
     combination: Annotated[
         str, typer.Option("--combination", help="sum, or PEFT's ties, dare_linear, dare_ties.")
@@ -106,7 +108,8 @@ def compose(
     budget = BudgetOptions(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
     run_compose(
         adapters, output, weights, budget, density, as_json, combination=combination, seed=seed, heads=heads,
-        missing=missing, same_base=same_base, layout=layout, pad_multiple=pad_to,
+        missing=missing, same_base=same_base, reader=reader, layout=layout,
+        pad_multiple=pad_to,
     )
 
 
@@ -148,7 +151,7 @@ COMMANDS: dict[str, Command] = {
     "shrink": (
         shrink,
         "rankalloc shrink adapter/ --fraction 0.25 -o small/",
-        "rankalloc shrink adapter/ --params 200000 --layout uniform --pad-to 8 -o small/",
+        "rankalloc shrink adapter/ --params 200000 --for tgi -o small/",
         "rankalloc shrink adapter/ --ranks 96 --calibrate my.yaml -o small/",
         "rankalloc shrink adapter/ --max-drop 0.5% --task my.yaml -o small/",
         "rankalloc shrink runs/dylora --fraction 0.5 --cut nested -o small/",

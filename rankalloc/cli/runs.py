@@ -68,7 +68,10 @@ def _show_finished(config: RunConfig, folder: str, as_json: bool) -> bool:
     trace = finished(config, Path(folder))
     if trace is None:
         return False
-    then, now = ({**settings, "output": None} for settings in (trace.config, config.model_dump(mode="json")))
+    # the reader was not recorded at first
+    then, now = (
+        {"reader": None, **settings, "output": None} for settings in (trace.config, config.model_dump(mode="json"))
+    )
     changed = "" if then == now else (
         f"; its settings ({RunFolder(Path(folder)).config}) are others than these, and --overwrite trains it again"
     )

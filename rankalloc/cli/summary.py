@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import count, number, show, show_json, show_table
+from .output import count, number, show, show_json, show_table, stored_text
 from .progress import trial_line
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
             "budget": {"unit": budget.unit, "asked": budget.target, "reached": reached, "initial": budget.initial},
             "ranks": {layer.name: rank for layer, rank in zip(trace.layers, trace.final_ranks, strict=True)},
             "adapter_params": trace.adapter_params_final, "metric": metric,
+            "stored": trace.stored.model_dump() if trace.stored else None,
             "evaluations": {e.split: {"examples": e.examples, **e.metrics} for e in trace.evaluations},
             "alerts": trace.alerts, "notes": trace.notes, "seconds": trace.wall_seconds, "command": trace.command,
             **paths,
@@ -40,11 +41,18 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
     rows = [
         ("budget", f"{asked:,} {unit} asked, {reached:,} reached (of {initial:,} at the start)"),
         ("layers", f"{count(len(trace.layers), 'layer')}, ranks {min(trace.final_ranks)} to {max(trace.final_ranks)}"),
+        *([("in the file", _stored(trace))] if trace.stored else []),
         *((e.split, _metrics(e.metrics, metric) + f"  ({count(e.examples, 'example')})") for e in trace.evaluations),
         *(("note", said) for said in (*trace.alerts, *trace.notes)),
         *_paths(paths),
     ]
     show_table(rows)
+
+
+def _stored(trace: RankTrace) -> str:
+    assert trace.stored is not None
+    stored = trace.stored
+    return stored_text(stored.numbers - stored.padding, stored.numbers, stored.reader or None)
 
 
 def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bool) -> None:

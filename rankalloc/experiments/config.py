@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import ConfigError, unknown
+from ..storage.readers import layout_for
 from .fields import Int, OneOrMapping, Section
 from .file_task import FileTask
 from .sections import (
@@ -47,6 +48,7 @@ class RunConfig(Section):
     sweep: SweepConfig = SweepConfig()
     tracking: Literal["none", "wandb"] = "none"
     output: str | None = None
+    reader: str | None = None
     seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
 
     @field_validator("name")
@@ -61,6 +63,16 @@ class RunConfig(Section):
     def _known_task(cls, value: str | FileTask) -> str | FileTask:
         if isinstance(value, str) and value not in TASKS:
             raise ValueError(unknown("task", value, TASKS) + "; or a mapping with kind and train for your own file")
+        return value
+
+    @field_validator("reader")
+    @classmethod
+    def _reads_folders(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                layout_for(None, reader=value)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return value
 
     @field_validator("model")

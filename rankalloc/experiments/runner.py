@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from ..methods.planners.planning import at_peak, first_batches, layer_shapes, pl
 from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
 from ..storage.loading import load
 from ..storage.model_saving import attach
-from ..storage.saving import save
-from ..trace import EvaluationRecord, RankTrace
+from ..storage.readers import layout_for
+from ..storage.saving import most_stored, save, stored_of
+from ..trace import EvaluationRecord, RankTrace, StoredRecord
 from ..training.callback import RankCallback
 from ..training.processes import check_agreement
 from .config import RunConfig
@@ -100,6 +101,7 @@ def train(
     trace = ranking.trace
     check_agreement(adapters, trace.steps_done)
     _describe(trace, config, prepared, command)
+    trace.stored = StoredRecord(**asdict(stored_of(adapters, layout_for(None, reader=config.reader))))
     trace.notes += [
         f"{path.name} was not whole, as {fault}: the run went on from {checkpoint.name}, before it"
         for path, fault in broken.items() if checkpoint is not None
@@ -108,7 +110,7 @@ def train(
     trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
     if first:
         run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
-        save(adapters, run.adapter)
+        save(adapters, run.adapter, reader=config.reader)
         trace.save(run.trace)
         for tracker in tracking:
             tracker.finish(trace)
@@ -204,7 +206,8 @@ def budget_from(config: RunConfig) -> RankBudget:
 class Preview:
     """What a run would do: the layers it would adapt (``rank`` is their first rank), heads with their parameters,
     the budget's plan, optimizer steps, examples by split (None: streamed), adapter parameters at the start and, where
-    they are known beforehand, at the end, and what is to be said of the data and the model."""
+    the budget says, the most there can be at the end, the most numbers that can be in the file, and what is to be said
+    of the data and the model."""
 
     layers: list[LayerShape]
     heads: dict[str, int]
@@ -214,6 +217,7 @@ class Preview:
     model: str
     params_initial: int
     params_final: int | None
+    stored: int
     notes: list[str]
 
 
@@ -234,14 +238,19 @@ def preview(config: RunConfig) -> Preview:
     shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
     RankCallback(adapters, budget, config.method, **_options(config))  # refuses what train would
-    final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
+    layout = layout_for(None, reader=config.reader)
     if find_method(config.method).when == "before":
-        final = adapters.num_params()
+        final: int | None = adapters.num_params()
+        stored = stored_of(adapters, layout).numbers
+    else:
+        final = {"params": plan.target, "bytes": plan.target // 4}.get(plan.unit)
+        stored = most_stored(adapters, plan, layout)
     return Preview(
         layers=adapters.shapes(), heads=adapters.head_params(), plan=plan, total_steps=total_steps,
         examples={s: prepared.train_examples if s == "train" else len(rows) for s, rows in prepared.splits.items()},
         model=prepared.model_name,
-        params_initial=adapters.num_params(), params_final=final, notes=prepared.notes,
+        params_initial=adapters.num_params(), params_final=final, stored=stored,
+        notes=prepared.notes,
     )
 
 

@@ -27,8 +27,8 @@ Space = dict[str, dict[str, Any]]
 def search_space(config: RunConfig) -> Space:
     """Each dimension as plain data: {"choices": [...]} or {"kind", "low", "high", "log", "step"}.
 
-    The budget is a share of rank × layers, so that every point is feasible. An absolute budget (ranks, params or
-    bytes) is the same in every trial, and no dimension.
+    The budget is a share of the parameters of the first rank in every layer, so that every point is feasible. An
+    absolute budget (ranks, params or bytes) is the same in every trial, and no dimension.
     """
     search = config.sweep.search
     given = {"method": config.searched_methods} | {name: getattr(search, name) for name in list(PATHS)[1:]}

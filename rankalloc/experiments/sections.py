@@ -64,8 +64,8 @@ class AdapterConfig(Section):
 
 
 class BudgetConfig(Section):
-    """The budget (in exactly one unit) and its schedule: ``warmup`` and ``freeze`` are shares of the training steps,
-    ``every`` is in optimizer steps."""
+    """The budget and its schedule. It is given in exactly one unit; ``fraction`` is a share of the parameters that the
+    adapters begin with. ``warmup`` and ``freeze`` are shares of the training steps, ``every`` is in optimizer steps."""
 
     ranks: Count | None = None
     params: Count | None = None

@@ -22,8 +22,8 @@ import torch
 from ..budget import RankBudget
 from ..errors import ConfigError
 from ..lowrank import Factors, concatenate
-from ..storage.layout import Layout
 from ..storage.peft_names import KEY
+from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
 from .combining import Combine, combiner, merged
 from .compatible import common_heads, require_composable
@@ -48,8 +48,9 @@ def compose(
     heads: str = "equal",
     missing: str = "error",
     same_base: bool = False,
-    layout: str = "compact",
+    layout: str | None = None,
     pad_multiple: int = 1,
+    reader: str | None = None,
     progress: Progress | None = None,
 ) -> CutResult:
     """Write one adapter that adds up several, as closely as the budget allows.
@@ -57,15 +58,15 @@ def compose(
     Args:
         adapters: folders, or finished adapters.
         weights: one for each adapter, of any sign; None for 1.
-        budget: as in :func:`rankalloc.shrink`, with ``fraction`` relative to the summed ranks; None keeps every rank
-            of the sum, which is exact.
+        budget: as in :func:`rankalloc.shrink`, with ``fraction`` relative to the parameters of the summed ranks; None
+            keeps every rank of the sum, which is exact.
         out: folder to write, with ``compose.json``; None only computes.
         combination: "sum", or PEFT's "ties", "dare_linear", "dare_ties" on whole updates with ``density`` and ``seed``.
         heads: which task heads to write: "equal" (all adapters must have the same), "first", "average" (the plain
             mean), or "none".
         missing: how to treat a layer that only some of the adapters have: "error", or "zero" for no change.
         same_base: the adapters have the same base model, although they name it differently.
-        layout, pad_multiple, progress: as in :func:`rankalloc.shrink`.
+        layout, pad_multiple, reader, progress: as in :func:`rankalloc.shrink`.
 
     Returns:
         Its ``extra["interference"]`` has principal angles, overlap and alignment for each layer and pair of adapters.
@@ -85,7 +86,7 @@ def compose(
         >>> ra.compose(folders, weights=[1, -0.5], budget=ra.RankBudget(ranks=2)).ranks
         {'0': 2}
     """
-    written = Layout(layout, pad_multiple).check()
+    written = layout_for(layout, pad_multiple, reader)
     finished = [open_adapter(adapter, out) for adapter in adapters]
     weights = [1.0] * len(finished) if weights is None else [float(weight) for weight in weights]
     if not finished or len(weights) != len(finished) or not all(map(math.isfinite, weights)):

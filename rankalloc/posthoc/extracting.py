@@ -34,9 +34,9 @@ from ..methods.allocators import ALLOCATORS, Demand
 from ..options import integer
 from ..storage import fingerprint, plain_lora
 from ..storage.folder import require_destination
-from ..storage.layout import Layout
 from ..storage.peft_names import KEY, as_parameters, is_parameter
 from ..storage.plain_lora import PlainLora
+from ..storage.readers import layout_for
 from .checkpoints import Checkpoint
 from .dense import frobenius, largest
 from .results import EXTRACTION_NAME, ExtractedLayer, Extraction, Leftover
@@ -47,7 +47,8 @@ _EMBEDDING = re.compile(r"(^|\.)([a-z_]*embed[a-z_]*|wte|wpe|shared|lm_head|clas
 
 def extract(
     base: str | os.PathLike, tuned: str | os.PathLike, budget: RankBudget, out: str | os.PathLike, *, rank: int = 64,
-    allocator: str = "global", layout: str = "uniform", pad_to: int = 1, dtype: str = "float32",
+    allocator: str = "global", layout: str | None = None, pad_to: int = 1, reader: str | None = None,
+    dtype: str = "float32",
     modules_to_save: Sequence[str] = (), model: nn.Module | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Extraction:
@@ -56,11 +57,11 @@ def extract(
     Args:
         base, tuned: folders with ``model.safetensors`` or its index, or those files themselves, with the same names
             and shapes.
-        budget: ``fraction`` is relative to ``rank`` in every layer; the schedule over steps is ignored.
+        budget: ``fraction`` is relative to the parameters of ``rank`` in every layer; the schedule is ignored.
         out: the adapter's folder.
         rank: the highest rank that a layer can get.
         allocator: key of ``rankalloc.ALLOCATORS``; its scores are σ².
-        layout, pad_to: see :func:`rankalloc.save`.
+        layout, pad_to, reader: see :func:`rankalloc.save`.
         dtype: of the factors: float32, float16 or bfloat16; ``budget.bytes`` counts in it.
         modules_to_save: modules to copy whole, such as a classifier that was trained; no budget counts them.
         model: the model whose layers are adapted, on the meta device or not; None builds it from the base's
@@ -73,7 +74,7 @@ def extract(
         BudgetError: the budget is above what ``rank`` allows, or below its floor.
         ConfigError: an option does not exist or is out of range.
     """
-    written = Layout(layout, pad_to).check()
+    written = layout_for(layout, pad_to, reader)
     rank = integer("rank", rank, 1)
     if dtype not in _DTYPES:
         raise ConfigError(unknown("dtype", dtype, _DTYPES))

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..budget import BudgetPlan
 from ..files import write_json
+from ..storage.folder import LayerToWrite, stored_size
 from ..storage.layout import Layout
 
 EXTRACTION_NAME = "extraction.json"
@@ -77,11 +80,11 @@ class CutResult:
         written."""
         ranks = [layer.rank for layer in layers]
         spent = sum(ranks) if plan is None else plan.spent(ranks)
-        top = layout.stored_rank(ranks)
+        written = {c.name: LayerToWrite(c.d_in, c.d_out, c.rank, torch.float32) for c in layers}
         return cls(
             layers=layers, unit="ranks" if plan is None else plan.unit, asked=spent if plan is None else plan.target,
             spent=spent, gap=gap, metric=metric, layout=layout.name,
-            stored_params=sum(layer.params(top if layout.uniform else layer.rank) for layer in layers),
+            stored_params=stored_size(written, layout).numbers,
             path=None if out is None else Path(out), sources=sources, extra=extra or {},
         )
 
@@ -141,7 +144,7 @@ class CutResult:
         if self.metric != "frobenius":
             lines.append(f"relative error weighed by {self.metric}: {self.metric_error:.4g}")
         if self.path is not None and self.stored_params != self.params:
-            lines.append(f"padded to one rank, the file holds {self.stored_params:,} (layout {self.layout})")
+            lines.append(f"padded, the file holds {self.stored_params:,} (layout {self.layout})")
         width = max(len(layer.name) for layer in self.layers)
         lines += [f"{c.name:{width}}  {c.rank_before:>4} → {c.rank:<4} {c.relative_error:.4f}" for c in self.layers]
         return "\n".join(lines)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..budget import RankBudget
 from ..storage.folder import require_destination
 from ..storage.layout import Layout
+from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .nested_cut import cut_nested, cut_of, rank_within, ranks_of, require_no_metric
@@ -28,8 +29,9 @@ def shrink(
     *,
     metric: KroneckerMetric | None = None,
     cut: str = "svd",
-    layout: str = "compact",
+    layout: str | None = None,
     pad_multiple: int = 1,
+    reader: str | None = None,
     progress: Progress | None = None,
 ) -> CutResult:
     """Write the best adapter within ``budget`` that a finished one contains.
@@ -42,9 +44,7 @@ def shrink(
         metric: weighs the layers, such as the result of :func:`rankalloc.calibrate`; None for ‖·‖_F.
         cut: "svd"; or "nested" for what method "dylora" trained: the first triplets of every layer, as many as the
             budget has room for.
-        layout: "compact", whose file is as small as the budget says, or "uniform", padded with zeros to one rank, for
-            servers that ignore rank_pattern; see :mod:`rankalloc.storage.layout`.
-        pad_multiple: in the uniform layout, round that rank up to a multiple of this.
+        layout, pad_multiple, reader: as for :func:`rankalloc.save`; the default is as small as the budget says.
         progress: called with (layers done, layers in all, newest values).
 
     Raises:
@@ -62,7 +62,7 @@ def shrink(
         >>> sum(result.ranks.values()), result.params, result.params_before
         (3, 48, 128)
     """
-    written = Layout(layout, pad_multiple).check()
+    written = layout_for(layout, pad_multiple, reader)
     finished = open_adapter(adapter, out)
     if cut_of(finished, cut) == "nested":
         require_no_metric(cut, metric)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from ..budget import RankBudget
 from ..errors import BudgetError
 from ..options import integer, number
-from ..storage.layout import Layout
+from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .points import Evaluate, Point, Points
@@ -33,8 +33,9 @@ def smallest(
     higher_is_better: bool = True,
     steps: int = 64,
     metric: KroneckerMetric | None = None,
-    layout: str = "compact",
+    layout: str | None = None,
     pad_multiple: int = 1,
+    reader: str | None = None,
     progress: Progress | None = None,
 ) -> CutResult:
     """Shrink to the smallest budget in parameters whose metric is at most ``max_drop`` (relative) worse.
@@ -44,7 +45,7 @@ def smallest(
             are kept in ``out/points.json`` and not evaluated again.
         max_drop: 0.005 for half a per cent of the whole adapter's metric.
         steps: the budget is found to within one ``steps``-th of the adapter's parameters.
-        out, metric, layout, pad_multiple, progress: as in :func:`rankalloc.shrink`.
+        out, metric, layout, pad_multiple, reader, progress: as in :func:`rankalloc.shrink`.
 
     Returns:
         Its ``extra["points"]`` has every budget that was evaluated.
@@ -54,7 +55,7 @@ def smallest(
         AdapterFileError, RankallocError: as :func:`rankalloc.shrink`.
     """
     max_drop, steps = number("max_drop", max_drop, 0, 1, ends="low"), integer("steps", steps, 2)
-    written = Layout(layout, pad_multiple).check()
+    written = layout_for(layout, pad_multiple, reader)
     points = Points(open_adapter(adapter, out), evaluate, out, metric, progress)
     uncut = points.whole()
     worst = uncut.value - abs(uncut.value) * max_drop * (1 if higher_is_better else -1)

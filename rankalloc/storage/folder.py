@@ -67,6 +67,10 @@ class LayerToWrite:
         lora_b = nn.functional.pad(lora_b, (0, rank - lora_b.shape[1])) if rank > lora_b.shape[1] else lora_b
         return (lora_a, lora_b) if self.pack is None else self.pack(lora_a, lora_b)
 
+    def numbers(self, rank: int) -> int:
+        """How many numbers its pair has in the file at ``rank``."""
+        return sum(tensor.numel() for tensor in self.pair(*self.nothing("meta"), rank))
+
     def nothing(self, device: str = "cpu") -> Pair:
         """Factors of rank 0."""
         return (
@@ -134,12 +138,8 @@ def write_folder(
     """
     layout.check()
     require_destination(path)
-    top = layout.stored_rank(layer.rank for layer in layers.values())
-    written = {name: layer for name, layer in layers.items() if layout.uniform or layer.rank}
-    if not written:
-        # a LoRA file must adapt something: one module of rank 1 that adds zero
-        written = dict(list(layers.items())[:1])
-    stored = {name: top if layout.uniform else max(1, layer.rank) for name, layer in written.items()}
+    top, stored = _stored_ranks(layers, layout)
+    written = {name: layers[name] for name in stored}
     counted = {name: rank * written[name].copies for name, rank in stored.items()}
     described = config(list(written), top)
     by_weight = {name for name in counted if is_parameter(name, described.get(KEY) or ())}
@@ -148,12 +148,15 @@ def write_folder(
         f"^{re.escape(name)}" + r"(\.weight)?" * (name in by_weight): rank
         for name, rank in counted.items() if rank != top
     }
-    described |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
+    one_alpha = layout.name == "one-alpha"
+    described |= {"rank_pattern": pattern, "alpha_pattern": {} if one_alpha else dict(pattern)}
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
 
     specs: dict[str, Spec] = {}
     sources: dict[str, Callable[[], torch.Tensor]] = {}
-    pairs = _PairCache(written, stored, factors)
+    # the reader's scale, lora_alpha / rank, is 1 but in the layout with one alpha
+    shares = {name: rank / top if one_alpha else 1.0 for name, rank in counted.items()}
+    pairs = _PairCache(written, stored, factors, shares)
     places = keyed_as({name: layer.owner for name, layer in written.items()})
     for name, layer in written.items():
         for part, shaped in enumerate(layer.pair(*layer.nothing("meta"), stored[name])):
@@ -175,6 +178,46 @@ def write_folder(
     return folder
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a folder's LoRA tensors hold, without the modules that were trained whole.
+
+    Attributes:
+        layout: of the folder.
+        reader: for which reader the layout was chosen; empty where the user chose it.
+        rank: r in its configuration.
+        numbers: in all tensors.
+        padding: those of them that only pad ranks.
+        bytes: of all tensors.
+    """
+
+    layout: str
+    reader: str
+    rank: int
+    numbers: int
+    padding: int
+    bytes: int
+
+
+def stored_size(layers: Mapping[str, LayerToWrite], layout: Layout) -> Stored:
+    """What :func:`write_folder` would store of these layers; nothing is computed."""
+    top, ranks = _stored_ranks(layers, layout)
+    numbers = {name: layers[name].numbers(rank) for name, rank in ranks.items()}
+    padding = sum(amount - layers[name].numbers(layers[name].rank) for name, amount in numbers.items())
+    size = sum(amount * layers[name].dtype.itemsize for name, amount in numbers.items())
+    return Stored(layout.name, layout.reader, top, sum(numbers.values()), padding, size)
+
+
+def _stored_ranks(layers: Mapping[str, LayerToWrite], layout: Layout) -> tuple[int, dict[str, int]]:
+    """r of the folder, and the rank that each layer in it is stored with."""
+    top = layout.stored_rank(layer.rank for layer in layers.values())
+    written = {name: layer for name, layer in layers.items() if layout.uniform or layer.rank}
+    if not written:
+        # a LoRA file must adapt something: one module of rank 1 that adds zero
+        written = dict(list(layers.items())[:1])
+    return top, {name: layout.rank_in_file(layer.rank, top) for name, layer in written.items()}
+
+
 def _itself(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
@@ -182,14 +225,19 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
 class _PairCache:
     """Keeps the pair of the layer that was asked for last: its two tensors follow one another in a file."""
 
-    def __init__(self, layers: Mapping[str, LayerToWrite], stored: Mapping[str, int], factors: FactorsOf) -> None:
-        self._layers, self._stored, self._factors = layers, stored, factors
+    def __init__(
+        self, layers: Mapping[str, LayerToWrite], stored: Mapping[str, int], factors: FactorsOf,
+        shares: Mapping[str, float],
+    ) -> None:
+        self._layers, self._stored, self._factors, self._shares = layers, stored, factors, shares
         self._last: tuple[str, Pair] | None = None
 
     def part(self, name: str, part: int) -> torch.Tensor:
         """lora_A (part 0) or lora_B (part 1) of a layer, as the file holds it."""
         if self._last is None or self._last[0] != name:
             layer = self._layers[name]
-            pair = self._factors(name) if layer.rank else layer.nothing()
-            self._last = name, layer.pair(*pair, self._stored[name])
+            lora_a, lora_b = self._factors(name) if layer.rank else layer.nothing()
+            if (share := self._shares[name]) != 1:
+                lora_b = (lora_b.float() * share).to(lora_b.dtype)
+            self._last = name, layer.pair(lora_a, lora_b, self._stored[name])
         return self._last[1][part]

@@ -1,6 +1,6 @@
 """A plain LoRA in memory: pairs of factors by module name, read, changed and written without a model.
 
-:func:`rankalloc.save` writes what adapters in a model compute. This module writes the same two layouts from factors
+:func:`rankalloc.save` writes what adapters in a model compute. This module writes the same layouts from factors
 that come from elsewhere: another folder, another tool's file, a decomposition.
 """
 

@@ -6,9 +6,11 @@ convolutions.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,16 @@ from torch import nn
 
 from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.triplets import Triplets
+from ..budget import BudgetPlan
 from ..errors import RankallocError
+from ..layers.experts import stack_of
 from ..layers.tied import partners
 from . import fingerprint
 from .experts import pack_stack, stacked
-from .folder import NESTED_KEY, LayerToWrite, lora_config, write_folder
+from .folder import NESTED_KEY, LayerToWrite, Stored, lora_config, stored_size, write_folder
 from .layout import Layout
 from .peft_names import KEY, as_parameters, is_parameter
+from .readers import layout_for
 
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
@@ -34,7 +39,10 @@ WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 """Task types for which PEFT expects a head in the file, and fails without one."""
 
 
-def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *, pad_multiple: int = 1) -> Path:
+def save(
+    adapters: Adapters, path: str | os.PathLike, layout: str | None = None, *, pad_multiple: int = 1,
+    reader: str | None = None,
+) -> Path:
     """Write the adapters as plain LoRA into the folder ``path``: exactly the function that they compute now.
 
     Task heads that were trained along are written as PEFT's modules_to_save.
@@ -42,10 +50,13 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
     Args:
         adapters: may be saved at any moment of a run; dropped triplets that grew back are included.
         path: folder; it is made if missing, and other files in it are left alone.
-        layout: "uniform" or "compact"; see :mod:`rankalloc.storage.layout`.
-        pad_multiple: in the uniform layout, round the one rank up to a multiple of this (some servers want 8 or 16).
+        layout: "compact" (None), as small as the adapters, or "uniform" or "one-alpha"; see
+            :mod:`rankalloc.storage.layout`.
+        pad_multiple: in the uniform layout, round the one rank up to a multiple of this.
+        reader: in the place of both, the tool that it is for: a key of :data:`rankalloc.READERS`.
 
     Raises:
+        ConfigError: there is no such layout or reader, or the reader reads no folder.
         NotAdaptedError: a method was to choose ranks for these adapters and never did.
         RankallocError: the folder cannot be written; its old content is unchanged then.
 
@@ -59,9 +70,47 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
             f"plain LoRA is not all that trains here: {adapters.beyond} would be missing from the file; save with "
             "model.save_pretrained"
         )
-    written = Layout(layout, pad_multiple).check()
+    written = layout_for(layout, pad_multiple, reader)
     for note in caveats(adapters):
         warnings.warn(note, stacklevel=2)
+    layers, factors = _layers_of(adapters)
+    heads = {
+        f"{head}.{key}": value
+        for head in saved_whole(adapters) for key, value in _module(adapters, head).state_dict().items()
+    }
+    base = fingerprint.fingerprint(adapters)
+    about = {} if base is None else {fingerprint.KEY: base.encode()}
+    if adapters.nested:
+        about[NESTED_KEY] = f"{SCALES[adapters.scale]:g}"
+    return write_folder(
+        path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
+    )
+
+
+def stored_of(adapters: Adapters, layout: Layout) -> Stored:
+    """What :func:`save` would store of the adapters as they are now. Padding is all that is more than they have: zeros
+    up to one rank, or to the highest of a stack's experts, and factors that a file repeats for groups."""
+    found = stored_size(_layers_of(adapters)[0], layout)
+    return replace(found, padding=found.numbers - adapters.num_params())
+
+
+def most_stored(adapters: Adapters, plan: BudgetPlan, layout: Layout) -> int:
+    """The most numbers that :func:`save` can store once these adapters meet ``plan``, whose ranks are not known yet."""
+    layers, _ = _layers_of(adapters)
+    highest: dict[str, int] = {}
+    for name, cost, cap in zip(adapters.modules, plan.costs, plan.caps, strict=True):
+        stored_as = name if name in layers else stack_of(name)
+        highest[stored_as] = max(highest.get(stored_as, 0), min(cap, plan.target // cost))
+    worst = stored_size({name: replace(layer, rank=highest[name]) for name, layer in layers.items()}, layout).numbers
+    if layout.uniform or any(name not in adapters.modules or layer.copies > 1 for name, layer in layers.items()):
+        return worst
+    sizes = [shape.params_per_rank for shape in adapters.shapes()]
+    dearest = max(size / cost for size, cost in zip(sizes, plan.costs, strict=True))  # numbers for a unit of the budget
+    return min(worst, math.floor(plan.target * dearest + 1e-9))
+
+
+def _layers_of(adapters: Adapters) -> tuple[dict[str, LayerToWrite], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """The layers of the file, and the factors of each; the experts of a stack are one."""
     factors = {name: _factors(adapter) for name, adapter in adapters.modules.items()}
     bases = {name: adapter.base_layer for name, adapter in adapters.modules.items()}
     stacks, factors = stacked(bases, factors)
@@ -78,17 +127,7 @@ def save(adapters: Adapters, path: str | os.PathLike, layout: str = "uniform", *
         layers[name] = LayerToWrite(
             a.shape[1], b.shape[0], a.shape[0], dtype, kind.keys, partial(kind.pack, layer), kind.groups(layer),
         )
-    heads = {
-        f"{head}.{key}": value
-        for head in saved_whole(adapters) for key, value in _module(adapters, head).state_dict().items()
-    }
-    base = fingerprint.fingerprint(adapters)
-    about = {} if base is None else {fingerprint.KEY: base.encode()}
-    if adapters.nested:
-        about[NESTED_KEY] = f"{SCALES[adapters.scale]:g}"
-    return write_folder(
-        path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
-    )
+    return layers, factors
 
 
 def _module(adapters: Adapters, name: str) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
 from ..adapters.triplets import Triplets
-from ..budget import BudgetPlan
+from ..budget import BudgetPlan, RankBudget, share_of
 from ..errors import RankallocError
 from ..layers import families, native, products
 from ..methods.scores import Score
@@ -60,7 +60,7 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
         )
     shapes = [replace(s, rank=r) for s, r in zip(adapters.shapes(), meta["initial_ranks"], strict=True)]
     length = _length_of_schedule(meta, state)
-    schedule = state.settings.budget.resolve(shapes, length, adapters.bytes_per_param())
+    schedule = _as_meant(state.settings.budget, meta).resolve(shapes, length, adapters.bytes_per_param())
     trace = RankTrace.model_validate(meta["trace"])
     _require_same_settings(meta, trace, schedule, state.trace)
     _require_same_scalings(meta, adapters)
@@ -110,6 +110,14 @@ def adopt_scores(state: RunState, saved: dict[str, Any]) -> bool:
 def _of_these_weights(meta: dict[str, Any], adapters: Adapters) -> bool:
     of_factors = factors_key(adapters)  # which 0.1 did not write
     return bool(meta["weights"] == weights_key(adapters) and meta.get("factors", of_factors) == of_factors)
+
+
+def _as_meant(budget: RankBudget, meta: dict[str, Any]) -> RankBudget:
+    """The budget in the unit that the run began with: a fraction was once a share of the ranks."""
+    if budget.fraction is None or meta["plan"]["unit"] != "ranks":
+        return budget
+    ranks = share_of(budget.fraction, sum(meta["initial_ranks"]))
+    return replace(budget, fraction=None, ranks=ranks // budget.multiple_of * budget.multiple_of)
 
 
 def _length_of_schedule(meta: dict[str, Any], state: RunState) -> int:

@@ -63,7 +63,7 @@ def plan_ranks(
         model: not adapted yet; not changed.
         batches: training batches for methods that look at data; the first few are kept in memory. Each is a mapping
             for ``model(**batch)``, a pair (x, y), or x alone. None for methods that do not look at data.
-        budget: a fraction is a share of ``rank`` × layers. None only for "manual".
+        budget: a fraction is a share of the parameters of ``rank`` in every layer. None only for "manual".
         method: a key of ``rankalloc.METHODS`` that chooses before training.
         rank: the highest rank of a layer, unless the budget has a lower ``max_rank``, or one side of the layer's
             weight is smaller.

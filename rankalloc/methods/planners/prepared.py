@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...budget import BudgetPlan, LayerShape, RankBudget, budget_of
+from ...budget import BudgetPlan, LayerShape, RankBudget, budget_of, share_of
 from ...errors import BudgetError, ConfigError, unknown
 from .. import METHODS, PLACEMENTS, Method, find_method
 from ..allocators import ALLOCATORS, Demand
@@ -79,7 +79,8 @@ def prepare_plan(
     if given is not None:
         asked = budget
         if budget is not None and budget.fraction:
-            asked = replace(budget, fraction=None, ranks=int(budget.fraction * sum(s.rank for s in shapes) + 1e-9))
+            peak = sum(shape.rank * shape.params_per_rank for shape in shapes)
+            asked = replace(budget, fraction=None, params=share_of(budget.fraction, peak))
         # a given rank may lie above the peak, which applies to the layers that no pattern names
         shapes = [replace(s, rank=max(s.rank, given[s.name])) for s in shapes]
         spent = [replace(s, rank=given[s.name]) for s in shapes]

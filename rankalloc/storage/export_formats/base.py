@@ -20,14 +20,16 @@ class Export:
         source: the folder it was read from.
         out: what to write, a folder or a file.
         layout: how ranks are padded.
-        prefix: of the tensors' names, for formats that have one.
+        prefix: of the tensors' names, for formats that have one; None for the format's own.
+        base: the base model's folder or configuration, for formats that need one; None for what the adapter names.
     """
 
     lora: PlainLora
     source: Path
     out: str | os.PathLike
     layout: Layout
-    prefix: str
+    prefix: str | None
+    base: str | os.PathLike | None = None
 
 
 Writer = Callable[[Export], Path]

@@ -1,6 +1,7 @@
 """kohya's format, which image tools read: one file, names without dots, and an alpha beside each pair of factors.
 
-Each layer keeps its own rank, and its alpha is that rank, so that its scale is 1.
+Each layer keeps its own rank, and its alpha is that rank, so that its scale is 1. Where ranks differ the alphas are
+left out, which everyone takes for that: diffusers gives some layers of mixed ranks the alpha of others.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from .base import Export
 
 
 def write(export: Export) -> Path:
-    if export.prefix not in key_names.KOHYA:
-        raise ConfigError(unknown("prefix", export.prefix, key_names.KOHYA))
+    prefix = export.prefix or "lora_unet"
+    if prefix not in key_names.KOHYA:
+        raise ConfigError(unknown("prefix", prefix, key_names.KOHYA))
     if Path(export.out).suffix != ".safetensors":
         raise ConfigError(f"format 'kohya' writes one file, so out must end in .safetensors; got {str(export.out)!r}")
-    tensors, top = _tensors_of(export.lora, export.prefix, export.layout, str(export.source))
+    tensors, top = _tensors_of(export.lora, prefix, export.layout, str(export.source))
     about = {"ss_network_module": "networks.lora", "ss_network_dim": str(top), "ss_network_alpha": str(top)}
     write_tensors(export.out, tensors, {**export.lora.metadata, **about})
     return Path(export.out)
@@ -56,5 +58,7 @@ def _tensors_of(lora: PlainLora, prefix: str, layout: Layout, what: str) -> tupl
         missing = rank - len(a)
         tensors[f"{stem}.lora_down.weight"] = torch.cat([a, a.new_zeros(missing, *a.shape[1:])])
         tensors[f"{stem}.lora_up.weight"] = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
-        tensors[f"{stem}.alpha"] = torch.tensor(float(rank))
-    return tensors, max(tensors[f"{stem}.lora_down.weight"].shape[0] for stem in stems)
+    ranks = {stem: tensors[f"{stem}.lora_down.weight"].shape[0] for stem in stems}
+    if len(set(ranks.values())) == 1:
+        tensors |= {f"{stem}.alpha": torch.tensor(float(rank)) for stem, rank in ranks.items()}
+    return tensors, max(ranks.values())
