@@ -25,6 +25,7 @@ _HOMES = {
     "ALLOCATORS": "methods.allocators",
     "save": "storage.saving",
     "load": "storage.loading",
+    "READERS": "storage.readers",
     "export": "storage.exporting",
     "import_lora": "storage.importing",
     "AdapterLibrary": "storage.library",

@@ -40,13 +40,15 @@ def export(
     The adapter computes the same function.
     """
     with results_only():
-        from ..storage.exporting import export as run
+        from ..storage.exporting import write_export
 
         if base is not None:
             from ..experiments.tasks.packages import reference_of
 
             base = reference_of(base)
-        done = run(adapter, output, reader=reader, layout=layout, pad_to=pad_to, format=form, prefix=prefix, base=base)
+        done = write_export(
+            adapter, output, reader=reader, layout=layout, pad_to=pad_to, format=form, prefix=prefix, base=base
+        )
     show(f"wrote {output}: {stored_text(done.params, done.stored, reader)}")
 
 

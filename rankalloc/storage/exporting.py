@@ -35,7 +35,7 @@ class Exported:
 def export(
     adapter: str | os.PathLike, out: str | os.PathLike, *, reader: str | None = None, layout: str | None = None,
     pad_to: int = 1, format: str | None = None, prefix: str | None = None, base: str | os.PathLike | None = None,
-) -> Exported:
+) -> Path:
     """Write a finished adapter again in the form that another tool reads; it computes the same as before.
 
     Args:
@@ -51,7 +51,7 @@ def export(
         base: for "gguf": the base model's folder or its config.json; None takes the one that the adapter names.
 
     Returns:
-        What was written, and how much of it only pads ranks.
+        ``out``.
 
     Raises:
         AdapterFileError: the adapter is damaged, or not a plain LoRA.
@@ -59,6 +59,16 @@ def export(
         RankallocError: the format cannot hold this adapter: it has heads, embeddings or grouped convolutions, or two
             layers would get the same name. Nothing is written then.
     """
+    return write_export(
+        adapter, out, reader=reader, layout=layout, pad_to=pad_to, format=format, prefix=prefix, base=base
+    ).path
+
+
+def write_export(
+    adapter: str | os.PathLike, out: str | os.PathLike, *, reader: str | None, layout: str | None, pad_to: int,
+    format: str | None, prefix: str | None, base: str | os.PathLike | None,
+) -> Exported:
+    """As :func:`export`; returns what was written, and how much of it only pads ranks."""
     pads: int | tuple[int, ...] = pad_to
     if reader is not None:
         if layout is not None or pad_to != 1 or format is not None:
@@ -73,8 +83,7 @@ def export(
     format = format or "peft"
     if format not in EXPORT_FORMATS:
         raise ConfigError(unknown("format", format, EXPORT_FORMATS))
-    name = layout or ("compact" if format == "peft" or pads == 1 else "uniform")
-    stored = Layout(name, pads, reader or "").check()
+    stored = Layout(layout or ("compact" if pads == 1 else "uniform"), pads, reader or "").check()
     lora = plain_lora.read(adapter)
     path = EXPORT_FORMATS[format](Export(lora, FinishedAdapter(adapter).folder, out, stored, prefix, base))
     numbers = lora.num_params() if path.suffix == ".gguf" else _factors_in(path)

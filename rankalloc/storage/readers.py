@@ -105,13 +105,14 @@ def find_reader(name: str) -> Reader:
 
 
 def layout_for(layout: str | None, pad_multiple: int = 1, reader: str | None = None) -> Layout:
-    """The layout of a folder: the reader's, or the one that the user names, or the compact one.
+    """The layout of a folder: the reader's, or the one that the user names, or the compact one (where only padding is
+    asked for, the uniform one).
 
     Raises:
         ConfigError: there is no such reader or layout; the reader reads no folder; both are given.
     """
     if reader is None:
-        return Layout(layout or LAYOUTS[0], pad_multiple).check()
+        return Layout(layout or ("compact" if pad_multiple == 1 else "uniform"), pad_multiple).check()
     if layout is not None or pad_multiple != 1:
         raise ConfigError(f"the reader {reader!r} decides on layout and padding; give it, or them, and not both")
     return find_reader(reader).folder_layout()

@@ -135,6 +135,10 @@ class FinishedAdapter:
         """Part A, B or E of a layer, in the shape it has in the file."""
         return self._file[self.layers[name].keys[part]]
 
+    def shape(self, name: str, part: str) -> tuple[int, ...]:
+        """The shape in the file of part A, B or E of a layer."""
+        return self._file.specs[self.layers[name].keys[part]].shape
+
     def stored(self, name: str) -> Factors:
         """The factors of one layer as the file holds them: unchecked, with zero padding, the scale kept apart.
 

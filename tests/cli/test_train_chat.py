@@ -46,7 +46,8 @@ def test_one_command_trains(home, name):
     done = run("train", home / f"{name}.yaml", "--output", home / "runs" / name, "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["budget"]["reached"] == told["budget"]["asked"] and told["steps"] == 3
+    assert 0 <= told["budget"]["asked"] - told["budget"]["reached"] < 96 and told["steps"] == 3
+    assert told["budget"]["reached"] == told["stored"]["numbers"]
     assert {path.name for path in (home / "runs" / name).iterdir()} == {
         "adapter", "config.yaml", "report.html", "report.json", "trace.json",
     }

@@ -14,7 +14,7 @@ from rankalloc.experiments.config import load_config
 from rankalloc.experiments.runner import evaluate_saved, preview, steps_of, train
 from rankalloc.experiments.tasks import prepare
 from rankalloc.trace import RankTrace
-from tests.support.runs import small_config
+from tests.support.runs import meets_budget, small_config
 
 
 def digest(folder):
@@ -40,8 +40,8 @@ def first(config, home):
 
 def test_a_run_meets_its_budget_and_leaves_everything_behind(first, home, config):
     trace, seen = first
-    assert sum(trace.final_ranks) == trace.budget.target == 4 * len(trace.layers) // 2
-    assert [step for step, _, _ in seen] == list(range(1, 7)) and seen[-1][2]["ranks"] == trace.budget.target
+    assert meets_budget(trace) and trace.budget.target == trace.adapter_params_initial // 2
+    assert [step for step, _, _ in seen] == list(range(1, 7)) and seen[-1][2]["ranks"] == sum(trace.final_ranks)
     assert {e.split for e in trace.evaluations} == {"tune", "report"}
     assert trace.heads and trace.data_fingerprint and trace.command == "rankalloc train" and trace.finished
     assert RankTrace.load(home / "first" / "trace.json") == trace
@@ -149,7 +149,7 @@ def test_steps_from_epochs(config):
 def test_gradient_checkpointing_and_bf16_run(home, config):
     run = config.replaced({"training.gradient_checkpointing": True, "training.bf16": True})
     trace = train(run, home / "checkpointed")
-    assert sum(trace.final_ranks) == trace.budget.target
+    assert meets_budget(trace)
 
 
 def test_saving_before_training_is_refused(config):
@@ -180,7 +180,8 @@ def test_a_run_plans_from_its_data_and_a_dry_run_shows_the_same(config, home):
     trace = train(config, home / "eva")
     seen = preview(config)
     assert [layer.rank for layer in seen.layers] == trace.final_ranks == [la.initial_rank for la in trace.layers]
-    assert sum(trace.final_ranks) == seen.plan.target == 26 and seen.params_final == trace.adapter_params_final
+    assert seen.params_final == trace.adapter_params_final == seen.stored == trace.stored.numbers
+    assert 0 <= seen.plan.target - trace.adapter_params_final < max(seen.plan.costs)
     assert trace.method_options["max_batches"] == 3 and trace.finished
     (home / "eva" / "trace.json").unlink()
     resumed = train(config, home / "eva", resume=True)
@@ -200,7 +201,8 @@ def test_a_run_plans_from_its_data_and_a_dry_run_shows_the_same(config, home):
 )
 def test_methods_and_options_by_configuration(config, settings):
     seen = preview(config.replaced({"method_options": {}, **settings}))
-    assert sum(layer.rank for layer in seen.layers) == seen.plan.target
+    spent = sum(layer.rank * cost for layer, cost in zip(seen.layers, seen.plan.costs, strict=True))
+    assert 0 <= seen.plan.target - spent < max(seen.plan.costs)
 
 
 def test_a_dry_run_refuses_the_options_a_planned_run_would(config):
@@ -220,10 +222,10 @@ def test_a_configuration_names_the_variants(config, home):
         "vera": {"adapter.init": "vera", "method": "first-order"}, "decay": {"training.weight_decay": 0.5},
     }.items():
         trace = train(plain.replaced(values), home / name, prepared=prepared, splits=())
-        assert sum(trace.final_ranks) == trace.budget.target
+        assert meets_budget(trace)
         assert trace.scaling == (4.0 if name == "rslora" else 2.0)
         tensors = load_file(home / name / "adapter" / "adapter_model.safetensors")
         sizes[name] = sum(float(t.square().sum()) for key, t in tensors.items() if "lora_B" in key)
-    assert sizes["plus"] > 4 * sizes["plain"] > 4 * sizes["decay"] and len(set(sizes.values())) == 6
+    assert sizes["plus"] > 4 * sizes["plain"] and len(set(sizes.values())) == 6
     with pytest.raises(ConfigError, match="adapter.init: .*did you mean 'lora-fa'"):
         plain.replaced({"adapter.init": "lorafa"})

@@ -110,23 +110,21 @@ def test_course_is_monotone_whole_and_ends_exactly(steps, warmup, freeze, every,
 
 
 def test_units_of_the_same_budget():
-    assert RankBudget(fraction=0.5).resolve(LAYERS).target == 18
-    assert RankBudget(fraction=1.0).resolve(LAYERS).target == 36
+    whole = sum(layer.rank * layer.params_per_rank for layer in LAYERS)
+    assert RankBudget(fraction=0.5).resolve(LAYERS).target == whole // 2
+    assert RankBudget(fraction=1.0).resolve(LAYERS).target == whole
+    assert RankBudget(fraction=0.5).resolve(LAYERS).unit == "params"
     assert RankBudget(params=500).resolve(LAYERS).initial == 12 * (32 + 32 + 16)
     half = RankBudget(bytes=1000).resolve(LAYERS, bytes_per_param=2)
     assert (half.initial, half.costs, half.spent([1, 0, 2])) == (2 * 960, (64, 64, 32), 128)
 
 
-@pytest.mark.parametrize("fraction", [k / 36 for k in range(1, 37)] + [0.29, 0.57, 0.58])
-def test_fraction_never_loses_a_rank_to_rounding(fraction):
+@pytest.mark.parametrize("fraction", [k / 36 for k in range(2, 37)] + [0.29, 0.57, 0.58])
+def test_fraction_never_loses_a_parameter_to_rounding(fraction):
     layers = LAYERS if fraction not in (0.29, 0.57, 0.58) else [LayerShape(str(i), 99, 99, 10) for i in range(10)]
-    total = sum(layer.rank for layer in layers)
+    total = sum(layer.rank * layer.params_per_rank for layer in layers)
     expected = math.floor(Fraction(fraction).limit_denominator(10_000) * total)
     assert RankBudget(fraction=fraction).resolve(layers).target == expected
-
-
-def test_fraction_rounds_down_to_the_multiple():
-    assert RankBudget(fraction=0.5, multiple_of=4).resolve(LAYERS).target == 16
 
 
 def test_a_fraction_too_small_for_one_rank_is_refused_instead_of_pruning_everything():
@@ -193,5 +191,5 @@ def test_numpy_numbers_are_numbers_and_leave_plain_ones_behind():
 
     budget = RankBudget(ranks=np.int64(6), min_rank=np.int64(1))
     assert json.dumps(budget.given) == '{"ranks": 6}'
-    assert RankBudget(fraction=np.float64(0.5)).resolve(LAYERS).target == 18
+    assert RankBudget(fraction=np.float64(0.5)).resolve(LAYERS).target == 480
     assert type(budget.resolve(LAYERS, 10).target) is int

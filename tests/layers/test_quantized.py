@@ -214,7 +214,7 @@ def test_qlora_trains_to_its_budget_and_its_adapter_loads_on_every_base(folder, 
     assert sum(adapters.ranks().values()) == 9
     trained = logits_of(model)
     assert (trained - untouched).abs().max() > 1e-2
-    ra.save(adapters, tmp_path / "uniform")
+    ra.save(adapters, tmp_path / "uniform", "uniform")
     ra.save(adapters, tmp_path / "compact", "compact")
 
     again = llama(folder, **NF4)

@@ -136,10 +136,11 @@ def test_shrink_and_compose_from_the_command_line(folder, tmp_path):
     done = run("shrink", folder, "--fraction", "0.5", "-o", tmp_path / "small", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert told["ranks"]["after"] == told["ranks"]["before"] // 2
+    whole = told["params"]["before"]
+    assert whole // 2 - 100 < told["params"]["after"] == told["params"]["stored"] <= whole // 2
     assert (tmp_path / "small" / "adapter_model.safetensors").exists()
     done = run("shrink", folder, "--params", "300", "--layout", "uniform", "--pad-to", "8", "-o", tmp_path / "padded")
-    assert done.exit_code == 0 and "padded with zeros" in done.stdout
+    assert done.exit_code == 0 and "padded: " in done.stdout
     assert json.loads((tmp_path / "padded" / "adapter_config.json").read_text())["r"] % 8 == 0
     done = run("compose", folder, tmp_path / "small", "--weights", "1,-0.5", "-o", tmp_path / "sum",
                "--missing", "zero", "--ranks", "6")

@@ -77,7 +77,7 @@ def test_planted_updates_come_back_exactly_here_and_in_peft(name, shards, tmp_pa
 )
 def test_the_budget_is_met_by_the_best_choice_over_all_layers(budget, tmp_path):
     base, tuned = checkpoints(tmp_path, rank=5, everything=True)
-    done = ra.extract(base, tuned, budget, tmp_path / "a", rank=6)
+    done = ra.extract(base, tuned, budget, tmp_path / "a", rank=6, layout="uniform")
     old, new = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
     deltas = {layer.name: new[f"{layer.name}.weight"] - old[f"{layer.name}.weight"] for layer in done.layers}
     sigma = {name: torch.linalg.svdvals(delta.double()).numpy() for name, delta in deltas.items()}

@@ -127,7 +127,7 @@ def test_a_damaged_folder_gets_one_clear_sentence_and_leaves_the_model_alone(wha
     damage, words = DAMAGE[what]
     folder = tmp_path / "adapter"
     _, adapters = adapted("bert", ranks=(3, 4, 1))
-    ra.save(adapters, folder)
+    ra.save(adapters, folder, "uniform")
     damage(folder)
     model = make_bert()
     state, flags = copy.deepcopy(model.state_dict()), {n: p.requires_grad for n, p in model.named_parameters()}

@@ -32,7 +32,7 @@ def test_peft_computes_what_we_compute(name, layout, shrink, tmp_path):
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_the_uniform_layout_is_right_for_readers_that_know_no_patterns(name, tmp_path):
     model, adapters = adapted(name)
-    ra.save(adapters, tmp_path)
+    ra.save(adapters, tmp_path, "uniform")
     config, tensors = read(tmp_path)
     assert config["r"] == config["lora_alpha"] == 4 and not config["rank_pattern"] and not config["alpha_pattern"]
     assert config["use_rslora"] is False and config["bias"] == "none" and config["peft_type"] == "LORA"
@@ -74,7 +74,7 @@ def test_the_compact_layout_holds_live_ranks_alone(tmp_path):
 @pytest.mark.parametrize("multiple", [1, 3, 8, 16])
 def test_padding_to_what_a_server_wants(multiple, tmp_path):
     model, adapters = adapted()
-    ra.save(adapters, tmp_path, pad_multiple=multiple)
+    ra.save(adapters, tmp_path, "uniform" if multiple == 1 else None, pad_multiple=multiple)
     assert read(tmp_path)[0]["r"] == -(-4 // multiple) * multiple
     torch.testing.assert_close(logits_of(in_peft("bert", tmp_path)), logits_of(model), **CLOSE)
     again = make_bert()
@@ -165,7 +165,7 @@ def test_a_head_is_the_one_of_that_name_and_no_other(tmp_path):
 
 def test_a_gpt2_adapter_says_how_its_weights_lie(tmp_path):
     _, adapters = adapted("gpt2")
-    ra.save(adapters, tmp_path)
+    ra.save(adapters, tmp_path, "uniform")
     config, _ = read(tmp_path)
     assert config["fan_in_fan_out"] is True and config["task_type"] == "CAUSAL_LM"
     assert config["target_modules"] == ["c_attn", "c_fc", "c_proj"]

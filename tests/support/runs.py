@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from rankalloc.experiments.config import RunConfig, load_config
 from rankalloc.experiments.tasks.packages import minilm_folder
+from rankalloc.trace import RankTrace
 
 WORDS = [
     "the", "film", "was", "good", "bad", "long", "short", "loved", "hated", "plot", "actor", "scene", "music", "ending",
@@ -59,3 +60,15 @@ def small_yaml(folder: Path) -> Path:
 def small_config(folder: Path, *overrides: str) -> RunConfig:
     """The same, loaded."""
     return load_config(small_yaml(folder), overrides)
+
+
+def meets_budget(trace: RankTrace) -> bool:
+    """Whether a run spent its budget: no further rank of any layer that may have one more would fit."""
+    sizes = [1 if trace.budget.unit == "ranks" else layer.d_in + layer.d_out for layer in trace.layers]
+    sizes = [size * 4 for size in sizes] if trace.budget.unit == "bytes" else sizes
+    spent = sum(size * rank for size, rank in zip(sizes, trace.final_ranks, strict=True))
+    growable = [
+        size for size, rank, layer in zip(sizes, trace.final_ranks, trace.layers, strict=True)
+        if rank < layer.initial_rank
+    ]
+    return 0 <= trace.budget.target - spent < min(growable, default=trace.budget.target + 1)

@@ -197,7 +197,7 @@ def test_hot_swapping(reference, base, tmp_path):
     trainer, chooses = reference
     trained = logits_of(trainer.model)
     trainer.save_model(str(tmp_path / "final"))
-    ra.save(chooses.adapters, tmp_path / "uniform")
+    ra.save(chooses.adapters, tmp_path / "uniform", "uniform")
     alike = peft.PeftModel.from_pretrained(plain(base), tmp_path / "final")
     for layer in alike.modules():
         for factor in getattr(layer, "lora_B", {}).values():
