@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reports test test-long coverage bench brown lint docs clean
+.PHONY: help demo reports test test-long test-readers coverage bench brown lint docs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: $(VENV)/.ready-test ## the test suite (under 4 minutes)
 
 test-long: $(VENV)/.ready-test ## the few tests that take longest, and the rest of the suite
 	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long"
+
+test-readers: $(VENV)/.ready-readers ## what llama.cpp, diffusers and PEFT make of each layout (builds llama.cpp: minutes)
+	$(BIN)/python -m studies.readers
 
 bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run
 	$(BIN)/python -m studies.speed
@@ -67,6 +70,10 @@ $(VENV)/.ready-test: $(VENV)/.ready
 	@-$(BIN)/python -m pytest --collect-only -q > /dev/null 2>&1
 	# the compiled kernel, half a minute of g++, where its tests look for it
 	@-TORCH_EXTENSIONS_DIR=$(CURDIR)/.pytest_cache/d/kernel $(BIN)/rankalloc build-kernel > /dev/null 2>&1
+	@touch $@
+
+$(VENV)/.ready-readers: $(VENV)/.ready-test studies/readers/requirements.txt
+	$(PIP) --no-deps -r studies/readers/requirements.txt
 	@touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready

@@ -69,7 +69,7 @@ READERS: dict[str, Reader] = {
     for reader in (
         Reader(
             "peft", "PEFT", "each layer's own alpha / rank, patterns included", LAYOUTS,
-            note="its hot swap and its linear combination want one rank: the uniform layout",
+            note="its hot swap wants one rank: the uniform layout",
         ),
         Reader(
             "vllm", "vLLM", "one alpha / r for all layers", ("compact", "uniform"), refuses=("heads", "groups"),

@@ -1,0 +1,1 @@
+"""What each reader makes of each layout; ``python -m studies.readers``."""
