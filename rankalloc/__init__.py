@@ -25,6 +25,7 @@ _HOMES = {
     "ALLOCATORS": "methods.allocators",
     "save": "storage.saving",
     "load": "storage.loading",
+    "check": "posthoc.checking",
     "READERS": "storage.readers",
     "export": "storage.exporting",
     "import_lora": "storage.importing",

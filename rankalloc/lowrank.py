@@ -203,7 +203,11 @@ def effective_rank(matrix: torch.Tensor) -> float:
 
     The report has its own copy, from recorded values, because it does not import torch.
     """
-    values = torch.linalg.svdvals(matrix.double())
+    return effective_rank_of(torch.linalg.svdvals(matrix.double()))
+
+
+def effective_rank_of(values: torch.Tensor) -> float:
+    """exp(entropy of σ / Σσ) of singular values, (r,); 0 where all are zero."""
     total = values.sum()
     if total == 0:
         return 0.0

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import RankallocError
 from ..files import write_json, write_text
 from ..trace import RankTrace, SweepRecord
 from .source import Source, read_source, would_lose
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -56,16 +60,14 @@ def write_report(
     return write_text(output, page)
 
 
-def render(records: Source, *, title: str | None = None, data_name: str = "report.json") -> str:
-    """The page as a string. ``data_name`` is the name of the JSON beside it."""
+def environment() -> Environment:
+    """The templates, with the filters they use; everything is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from . import svg, wording
-    from .facts import Subject
-    from .sections import SECTIONS
+    from . import wording
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -74,9 +76,21 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
         keep_trailing_newline=True,  # of a section: its end tag follows on the next line
     )
     for name in ("count", "number", "fixed", "rank", "percent", "size", "duration", "moment", "plural", "printable"):
-        environment.filters[name] = getattr(wording, name)
-    environment.filters["svg"] = Markup  # applied only to svg.finish's output, which has escaped every name
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+        made.filters[name] = getattr(wording, name)
+    made.filters["svg"] = Markup  # applied only to svg.finish's output, which has escaped every name
+    made.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    return made
+
+
+def render(records: Source, *, title: str | None = None, data_name: str = "report.json") -> str:
+    """The page as a string. ``data_name`` is the name of the JSON beside it."""
+    from markupsafe import Markup
+
+    from . import svg
+    from .facts import Subject
+    from .sections import SECTIONS
+
+    made = environment()
     page = Subject.of(records)
     sections, drawn = [], 0
     for section in SECTIONS:
@@ -84,13 +98,13 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
         if shown is not None:
             figures = list(enumerate(shown.get("figures", ()), drawn + 1))
             drawn += len(figures)
-            body = environment.get_template(section.template).render(
+            body = made.get_template(section.template).render(
                 **shown | {"figures": figures, "data_name": data_name}
             )
             sections.append((section, Markup(body)))
     light, dark = svg.palette()
     parts = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js")}
-    text = environment.get_template("report.html.j2").render(
+    text = made.get_template("report.html.j2").render(
         title=title or page.record.name, record=page.record, trace=records.trace, sweep=page.sweep, sections=sections,
         light=light, dark=dark, style=parts["report.css"], script=parts["report.js"],
     )
