@@ -22,7 +22,9 @@ from rankalloc.storage.plain_lora import PlainLora
 from rankalloc.storage.tensors import read_tensors
 from studies.chat.task import GGUF, unpacked
 
-PROMPTS = ("The capital of France is", "def add(a, b):", "Once upon a time there was", "Water boils at a temperature of")
+PROMPTS = (
+    "The capital of France is", "def add(a, b):", "Once upon a time there was", "Water boils at a temperature of",
+)
 NEW_TOKENS = 40
 
 

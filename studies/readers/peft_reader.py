@@ -49,11 +49,10 @@ def outcomes(folder: Path) -> dict[str, Any]:
             found[f"{source}, {layout}"] = {"difference": _apart(logits_of(there), wanted), "effect": effect}
         if source == "trained":
             for layout in LAYOUTS:
-                found[f"hot swap, {layout}"] = _hot_swapped(folder / source / f"as-{layout}", wanted) | {"effect": effect}
+                path = folder / source / f"as-{layout}"
+                found[f"hot swap, {layout}"] = _hot_swapped(path, wanted) | {"effect": effect}
                 for kind in ("linear", "cat", "svd"):
-                    found[f"combination {kind}, {layout}"] = _combined(
-                        folder / source / f"as-{layout}", kind, plain, wanted
-                    ) | {"effect": effect}
+                    found[f"combination {kind}, {layout}"] = _combined(path, kind, wanted) | {"effect": effect}
     return found
 
 
@@ -68,7 +67,7 @@ def _hot_swapped(adapter: Path, wanted: torch.Tensor) -> dict[str, Any]:
     return {"difference": _apart(logits_of(fresh), wanted)}
 
 
-def _combined(adapter: Path, kind: str, plain: torch.Tensor, wanted: torch.Tensor) -> dict[str, Any]:
+def _combined(adapter: Path, kind: str, wanted: torch.Tensor) -> dict[str, Any]:
     """1 and 0 times the same adapter: PEFT's linear combination adds factors up, so that other weights give no sum."""
     model = peft.PeftModel.from_pretrained(tiny(), adapter, adapter_name="one")
     model.load_adapter(adapter, adapter_name="two")

@@ -1,4 +1,4 @@
-"""Adapters that readers are given: of mixed ranks, as they come out of training, shrinking, composing and extracting."""
+"""Adapters of mixed ranks that readers are given: trained, shrunk, composed and extracted."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def main(asked: str, answer: str) -> None:
     with open(asked) as file:
         wanted = json.load(file)
     engine = vllm.LLM(
-        wanted["model"], dtype="float32", enable_lora=True, max_lora_rank=8, max_model_len=256, enforce_eager=True,
+        wanted["model"], dtype="float32", enable_lora=True, max_lora_rank=16, max_model_len=256, enforce_eager=True,
         max_loras=1,
     )
     sampling = vllm.SamplingParams(temperature=0, max_tokens=wanted["tokens"], ignore_eos=True)

@@ -110,7 +110,7 @@ def test_several_adapters_and_how_they_interfere(folder, tmp_path):
     found = ra.check(folder, twin, other)
     same, first, second = found.interference
     assert same["alignment"] == pytest.approx(1, abs=1e-5) and same["output_overlap"] == pytest.approx(1, abs=1e-5)
-    assert abs(first["alignment"]) < 0.5 and first["layers"] < len(found.layers)
+    assert abs(first["alignment"]) < 0.5
     assert abs(second["alignment"]) < 0.5 and second["first"].endswith("twin")
     with pytest.raises(AdapterFileError, match="not of one base"):
         ra.check(saved(tmp_path / "x", make_mlp), saved(tmp_path / "y", lambda: make_mlp(hidden=20)))

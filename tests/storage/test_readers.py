@@ -1,0 +1,188 @@
+"""What is written for each reader, what it stores, and what the table says of folders that are there."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import rankalloc as ra
+from rankalloc.errors import ConfigError, RankallocError
+from rankalloc.storage.layout import LAYOUTS, Layout
+from rankalloc.storage.reader_facts import verdicts
+from rankalloc.storage.readers import READERS, VLLM_RANKS, layout_for
+from rankalloc.storage.saving import most_stored, stored_of
+from rankalloc.storage.tensors import read_header
+from tests.layers.test_experts import make_mixtral
+from tests.support.models import logits_of, make_llama, prune, randomize
+
+WIDTH = 8
+KINDS = {
+    "linear": lambda: nn.Linear(WIDTH, 6), "wide": lambda: nn.Linear(WIDTH, 20),
+    "embedding": lambda: nn.Embedding(9, 5),
+    "convolution": lambda: nn.Conv2d(WIDTH, 6, 3), "pointwise": lambda: nn.Conv1d(WIDTH, 6, 1),
+    "grouped": lambda: nn.Conv2d(WIDTH, 6, 3, groups=2),
+}
+FOLDERS = [name for name, reader in READERS.items() if reader.layouts]
+
+
+@st.composite
+def cases(draw):
+    """Layers of every kind with ranks of 0 to 5, and how they are to be laid out."""
+    kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=5))
+    ranks = draw(st.lists(st.integers(0, 5), min_size=len(kinds), max_size=len(kinds)))
+    how = draw(st.one_of(
+        st.sampled_from([{"reader": name} for name in FOLDERS] + [{"layout": name} for name in LAYOUTS]),
+        st.integers(2, 9).map(lambda multiple: {"pad_multiple": multiple}),
+    ))
+    return kinds, ranks, how
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(case=cases())
+def test_a_file_holds_as_many_numbers_as_is_said(case, tmp_path):
+    kinds, ranks, how = case
+    model = nn.ModuleDict({f"{kind}{i}": KINDS[kind]() for i, kind in enumerate(kinds)})
+    adapters = ra.attach(model, rank=5, target_modules=list(model), modules_to_save=[])
+    randomize(adapters)
+    before = ra.RankBudget(params=adapters.num_params()).resolve(adapters.shapes())
+    layout = layout_for(how.get("layout"), how.get("pad_multiple", 1), how.get("reader"))
+    most = most_stored(adapters, before, layout)
+    prune(adapters, [min(rank, adapter.rank) for rank, adapter in zip(ranks, adapters, strict=True)])
+    said = stored_of(adapters, layout)
+    path = ra.save(adapters, tmp_path / "a", **how)
+    shapes = read_header(path / "adapter_model.safetensors").shapes
+    assert said.numbers == sum(math.prod(shape) for shape in shapes.values()) <= most
+    assert said.padding == said.numbers - adapters.num_params() and said.bytes == 4 * said.numbers
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert said.rank == config["r"] == config["lora_alpha"]
+    compact = layout.name != "uniform" and any(ranks) and "grouped" not in "".join(kinds)
+    assert not compact or said.padding == 0
+    assert how.get("reader") != "tgi" or config["r"] in (8, 16)
+
+
+def test_a_stack_of_experts_is_counted_as_it_is_padded(tmp_path):
+    model = make_mixtral()
+    adapters = ra.attach(model, rank=4)
+    randomize(adapters)
+    prune(adapters, [i % 4 for i in range(len(adapters))])
+    said = stored_of(adapters, Layout())
+    path = ra.save(adapters, tmp_path / "a")
+    shapes = read_header(path / "adapter_model.safetensors").shapes
+    assert said.numbers == sum(math.prod(s) for key, s in shapes.items() if "lora_" in key)
+    assert said.padding == said.numbers - adapters.num_params() > 0
+
+
+def saved(folder, **how):
+    adapters = ra.attach(make_llama(), rank=4, alpha=6)
+    randomize(adapters)
+    prune(adapters, [(3, 0, 1, 4, 2)[i % 5] for i in range(len(adapters))])
+    return adapters, ra.save(adapters, folder, **how)
+
+
+@pytest.mark.parametrize("reader", FOLDERS)
+def test_what_is_written_for_a_reader_is_right_in_it(reader, tmp_path):
+    adapters, path = saved(tmp_path / "a", reader=reader)
+    said = {one.reader: one for one in verdicts(ra.FinishedAdapter(path))}
+    assert said[reader].right and said["peft"].right
+    again = make_llama()
+    ra.load(again, path)
+    torch.testing.assert_close(logits_of(again), logits_of(adapters.model), rtol=1e-5, atol=1e-5)
+    for name, one in said.items():
+        if not one.right and READERS[name].layouts:  # what mends it does
+            mended = ra.export(path, tmp_path / name, reader=name)
+            assert {v.reader: v for v in verdicts(ra.FinishedAdapter(mended))}[name].right
+    flags = said["vllm"].flags if said["vllm"].right else "--enable-lora --max-lora-rank 8"
+    assert flags == "--enable-lora --max-lora-rank 8"
+
+
+def test_readers_that_cannot_take_something_say_what():
+    flags = [READERS["vllm"].flags(rank) for rank in (1, 2, 17, 321, 512, 513)]
+    assert flags[:2] == ["--enable-lora --max-lora-rank 1", "--enable-lora --max-lora-rank 8"]
+    assert flags[2:] == [*(f"--enable-lora --max-lora-rank {rank}" for rank in (32, 512, 512)), ""]
+    assert sorted(VLLM_RANKS) == list(VLLM_RANKS)
+    for name in ("kohya", "diffusers"):
+        with pytest.raises(ConfigError, match=f"--for {name}"):
+            layout_for(None, reader=name)
+    assert [Layout("uniform", (8, 16)).stored_rank([top]) for top in (1, 8, 9, 17, 40)] == [8, 8, 16, 32, 48]
+
+
+gguf = pytest.importorskip("gguf")
+
+
+def test_a_gguf_holds_what_llama_cpp_undoes(tmp_path):
+    """Each pair times alpha over its own rank is the update, with q and k in the order of llama.cpp's converter."""
+    adapters, path = saved(tmp_path / "a")
+    config = adapters.model.config
+    config.save_pretrained(tmp_path / "base")
+    out = ra.export(path, tmp_path / "a.gguf", reader="llama.cpp", base=tmp_path / "base")
+    read = gguf.GGUFReader(out)
+    kept = {
+        "general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0,
+    }
+    assert {key: read.fields[key].contents() for key in kept} == kept
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in read.tensors}
+    names = {
+        "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+        "up_proj": "ffn_up", "down_proj": "ffn_down",
+    }
+    seen = 0
+    for name, adapter in adapters.modules.items():
+        _, _, block, _, role = name.split(".")
+        stem = f"blk.{block}.{names[role]}.weight"
+        if not adapter.rank:
+            assert f"{stem}.lora_a" not in tensors
+            continue
+        a, b = tensors.pop(f"{stem}.lora_a"), tensors.pop(f"{stem}.lora_b")
+        assert a.shape == (adapter.rank, adapter.d_in)
+        found = b @ a * (4.0 / adapter.rank)
+        wanted = adapter.delta_weight().detach()
+        if role in ("q_proj", "k_proj"):
+            heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}[role]
+            rows = torch.arange(len(wanted)).view(heads, 2, -1)  # of each head its two halves, one after the other ...
+            wanted = wanted[rows.transpose(1, 2).flatten()]  # ... which the converter puts side by side
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        seen += 1
+    assert seen == 11 and not tensors
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    ({"model_type": "bert"}, "unknown model type for format 'gguf'"), (None, "cannot be read"),
+    ({"num_attention_heads": 7, "num_key_value_heads": 7}, "is of another model"),
+    ({"num_hidden_layers": 1}, "has no layer model.layers.1"),
+])  # fmt: skip
+def test_what_a_gguf_cannot_hold_is_one_sentence(spoil, words, tmp_path):
+    adapters, path = saved(tmp_path / "a")
+    base = tmp_path / "config.json"
+    if spoil is not None:
+        base.write_text(json.dumps({**adapters.model.config.to_dict(), **spoil}))
+    with pytest.raises(RankallocError, match=words) as caught:
+        ra.export(path, tmp_path / "a.gguf", format="gguf", base=base)
+    assert "\n" not in str(caught.value) and not (tmp_path / "a.gguf").exists()
+    with pytest.raises(ConfigError, match="end in .gguf"):
+        ra.export(path, tmp_path / "folder", format="gguf", base=base)
+
+
+def test_diffusers_own_form_says_its_ranks_in_the_header(tmp_path):
+    adapters, path = saved(tmp_path / "a")
+    out = ra.export(path, tmp_path / "d.safetensors", reader="diffusers", prefix="transformer")
+    header = read_header(out)
+    config = json.loads(header.metadata["lora_adapter_metadata"])
+    assert config["transformer.r"] == config["transformer.lora_alpha"] == 4
+    assert config["transformer.rank_pattern"] == config["transformer.alpha_pattern"]
+    assert not any(key.endswith("alpha") for key in header.shapes)
+    with torch.device("meta"):
+        skeleton = type(adapters.model)(adapters.model.config)
+    ra.import_lora(out, skeleton, tmp_path / "back")
+    again = make_llama()
+    ra.load(again, tmp_path / "back")
+    torch.testing.assert_close(logits_of(again), logits_of(adapters.model), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="unknown prefix"):
+        ra.export(path, out, reader="diffusers", prefix="lora_te")
