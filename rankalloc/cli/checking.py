@@ -111,9 +111,8 @@ def _spread(ranks: Sequence[int]) -> str:
 
 def _reader_text(one: object, given: str) -> str:
     right, why, mend, flags = (getattr(one, name) for name in ("right", "why", "mend", "flags"))
-    if right:
-        return flags
-    return why + (f": rankalloc export {shlex.quote(given)} {mend} -o OUT" if mend else "")
+    way_out = f": rankalloc export {shlex.quote(given)} {mend} -o OUT" if mend else ""
+    return "; ".join(part for part in (flags if right else "", why + way_out) if part)
 
 
 COMMANDS: dict[str, Command] = {

@@ -72,8 +72,9 @@ READERS: dict[str, Reader] = {
             note="its hot swap wants one rank: the uniform layout",
         ),
         Reader(
-            "vllm", "vLLM", "one alpha / r for all layers", ("compact", "uniform"), refuses=("heads", "groups"),
-            note=f"it takes ranks up to {VLLM_RANKS[-1]}",
+            "vllm", "vLLM", "each layer's own alpha / rank; before 0.32 one alpha / r for all layers", LAYOUTS,
+            refuses=("heads", "groups"),
+            note=f"it takes ranks up to {VLLM_RANKS[-1]}; older versions read compact and uniform folders right",
         ),
         Reader(
             "llama.cpp", "llama.cpp", "the file's one alpha over each layer's own rank", ("one-alpha", "uniform"),
@@ -146,9 +147,9 @@ class Verdict:
     Attributes:
         reader: its name.
         right: whether it does.
-        why: what it would do otherwise, or refuse; empty where it is right.
-        mend: the options of ``rankalloc export`` that write what it reads; empty where it is right, and where nothing
-            helps.
+        why: what it would do otherwise, or refuse, and what older versions of it would do; else empty.
+        mend: the options of ``rankalloc export`` that write what it reads, in older versions too; empty where there is
+            nothing to mend, and where nothing helps.
         flags: what its command line has to say.
     """
 
@@ -175,7 +176,8 @@ def verdict(reader: Reader, facts: Facts) -> Verdict:
             return Verdict(reader.name, False, f"rank {top} is above the {VLLM_RANKS[-1]} that it takes", "")
         one = _one_scale(facts)
         if any(not _same(scale, one) for scale in facts.scales):
-            why = f"it scales every layer by {one:g}, and they have scales from {_range(facts.scales)}"
+            old = f"before 0.32 it scales every layer by {one:g}, and they have scales from {_range(facts.scales)}"
+            return Verdict(reader.name, True, old, f"--for {reader.name}", reader.flags(top))
     elif reader.name == "llama.cpp":
         wrong = [s for s, rank in zip(facts.scales, facts.ranks, strict=True) if not _same(s, facts.alpha / rank)]
         if wrong:
