@@ -145,8 +145,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
             mistakes.append(f"{override!r} is not an override: write it as key=value, such as training.steps=100")
             continue
         try:
-            given[parts] = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError):
+            given[parts] = safe_yaml(text)
+        except (yaml.YAMLError, RecursionError, ValueError):
             mistakes.append(f"{'.'.join(parts)}: {text!r} is not a valid YAML value; quote it if it is text")
     # An override's paths are resolved in a separate tree: the file's are already absolute.
     for parts, value in given.items():
@@ -161,21 +161,51 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = safe_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
     except OSError as error:
         raise ConfigError(f"could not read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"the configuration {path} is not UTF-8 text") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        why = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is nested too deep"
+        deep = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        why = getattr(error, "problem", None) or getattr(error, "reason", None) or deep
         raise ConfigError(f"the configuration {path} is not valid YAML{where}: {why}") from None
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"the configuration {path} should hold keys and values, and holds a {type(tree).__name__}")
     return tree or {}
+
+
+MOST_VALUES = 100_000
+"""Values in a configuration, each alias (``*name``) with all that it stands for: nine lines of aliases can stand for
+more than a memory holds."""
+
+
+def safe_yaml(text: str) -> Any:
+    """YAML as plain values.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, stands for too many values, or holds itself.
+        ValueError, RecursionError: a number has thousands of digits, or it is nested too deep.
+    """
+    tree = yaml.safe_load(text)
+    if _values_in(tree, {}) > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
+    return tree
+
+
+def _values_in(tree: Any, known: dict[int, int]) -> int:
+    """How many values a tree has when aliases are written out; ``known`` holds those of the parts that were seen."""
+    if not isinstance(tree, (dict, list)):
+        return 1
+    if id(tree) not in known:
+        known[id(tree)] = MOST_VALUES + 1  # what it counts for inside itself
+        parts = tree.values() if isinstance(tree, dict) else tree
+        known[id(tree)] = min(1 + sum(_values_in(part, known) for part in parts), MOST_VALUES + 1)
+    return known[id(tree)]
 
 
 def _absolute(tree: dict[str, Any], folder: Path) -> None:

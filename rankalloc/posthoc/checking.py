@@ -197,6 +197,7 @@ class _File(Checked):
             raise AdapterFileError(f"{path} holds no tensors")
         parts = {}
         for component, held in key_names.group(tensors, str(path)).items():
+            key_names.take_scales(held, component, self.metadata, str(path))
             for name, entry in held.entries.items():
                 down, up = entry.pair
                 scale = 1.0 if entry.alpha is None or not len(down) else entry.alpha / len(down)

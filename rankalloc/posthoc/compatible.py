@@ -46,7 +46,11 @@ def require_composable(
             raise AdapterFileError(
                 f"{other.folder} and {first.folder} are of different bases: they differ in fan_in_fan_out"
             )
-        unlike = sorted(first.layers.keys() ^ other.layers.keys())
+        # a layer that holds nothing but zeros is one without ranks, which the compact layout leaves out
+        unlike = [
+            name for name in sorted(first.layers.keys() ^ other.layers.keys())
+            if (first if name in first.layers else other).factors(name).rank
+        ]
         if unlike and missing == "error":
             has, lacks = (first, other) if unlike[0] in first.layers else (other, first)
             raise AdapterFileError(

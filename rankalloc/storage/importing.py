@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ def import_lora(
     component = _choose(groups, component, what)
     chosen = groups[component]
     layers = {name: module for name, module in model.named_modules() if name and not why_not(module)}
+    key_names.take_scales(chosen, component, metadata, what)
     names = key_names.resolve(chosen.entries, chosen.flat, layers, what)
     lora = PlainLora({}, config={"fan_in_fan_out": any(type(layers[n]).__name__ == "Conv1D" for n in names.values())})
     for name, entry in chosen.entries.items():
@@ -78,10 +80,16 @@ def _choose(groups: Mapping[str, Any], component: str | None, what: str) -> str:
 def _pair(
     name: str, entry: key_names.Entry, layer: nn.Module, what: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of one module, with the scale in B and without the 1 × 1 kernels of a linear layer."""
+    """The factors of one module, with the scale in B, without the 1 × 1 kernels of a linear layer and with those of a
+    convolution, which some tools leave out."""
     down, up = entry.pair
-    if type(layer).__name__ in ("Linear", "Conv1D") or shape_of(layer) == (down.shape[1], up.shape[0]):
+    kernel = tuple(getattr(layer, "kernel_size", ()))
+    if not kernel or type(layer).__name__ == "Conv1D":
         down, up = (t.flatten(1) if t.dim() > 2 and t.shape[2:].numel() == 1 else t for t in (down, up))
+    else:
+        ones = (1,) * len(kernel)
+        down = down.view(*down.shape, *ones) if down.dim() == 2 and math.prod(kernel) == 1 else down
+        up = up.view(*up.shape, *ones) if up.dim() == 2 else up
     found, groups = plain_lora.groups_of(down, up), getattr(layer, "groups", 1)
     if found == 1 < groups:
         raise AdapterFileError(

@@ -13,6 +13,7 @@ meant, and a model that has both is refused.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ import torch
 
 from ..errors import AdapterFileError, did_you_mean
 from .folder import PREFIX
+from .patterns import by_pattern
+from .peft_keys import require_plain
+
+METADATA_KEY = "lora_adapter_metadata"
+"""The entry of a file's header in which diffusers keeps PEFT's configuration, each key behind its component's name."""
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 KOHYA = {
@@ -89,6 +95,29 @@ def group(tensors: Mapping[str, torch.Tensor], what: str) -> dict[str, Component
     return found
 
 
+def take_scales(chosen: Component, component: str, metadata: Mapping[str, str], what: str) -> None:
+    """Give the entries of a component the alphas that stand in the file's header, as diffusers writes them.
+
+    Raises:
+        AdapterFileError: the header's configuration is damaged, or of something else than a plain LoRA.
+    """
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        return
+    try:
+        held = json.loads(text)
+        prefix = f"{component}." if component else ""
+        config = {key.removeprefix(prefix): value for key, value in held.items() if key.startswith(prefix)}
+        require_plain({"peft_type": "LORA", **config}, f"the configuration in the header of {what}")
+        for name, entry in chosen.entries.items():
+            if entry.alpha is None and "lora_alpha" in config:
+                rank = len(entry.pair[0])
+                alpha = float(by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
+                entry.alpha = alpha * rank**0.5 if config.get("use_rslora") else alpha
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterFileError(f"{what}: {METADATA_KEY} in its header is damaged ({str(error)[:120]})") from None
+
+
 def resolve(names: Iterable[str], flat: bool, modules: Iterable[str], what: str) -> dict[str, str]:
     """{name in the file: full module name}.
 
@@ -100,6 +129,12 @@ def resolve(names: Iterable[str], flat: bool, modules: Iterable[str], what: str)
     for module in modules:
         by_name.setdefault(flattened(module) if flat else module, []).append(module)
     names = list(names)
+    # transformers 5 has a CLIP text encoder's layers without the "text_model" around them, which all files name
+    around = "text_model_" if flat else "text_model."
+    for name in names:
+        bare, full = name.removeprefix(around), around + name
+        if name not in by_name and (bare in by_name or full in by_name):
+            by_name[name] = by_name[bare if bare in by_name else full]
     missing = [name for name in names if name not in by_name]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -122,8 +157,10 @@ def flattened(module: str) -> str:
 
 
 def kohya_key(module: str, prefix: str) -> str:
-    """The stem of a module's keys in a kohya file."""
-    return f"{prefix}_{flattened(module)}"
+    """The stem of a module's keys in a kohya file. A text encoder's layers are named as files have always had them,
+    inside its "text_model", which transformers 5 has no more."""
+    bare = prefix.startswith("lora_te") and re.match(r"(encoder|embeddings|final_layer_norm)\b", module)
+    return f"{prefix}_{'text_model_' if bare else ''}{flattened(module)}"
 
 
 def _split(key: str, what: str) -> tuple[str, str]:
@@ -141,9 +178,9 @@ def _split(key: str, what: str) -> tuple[str, str]:
 
 def _component(stem: str) -> tuple[str, str, bool]:
     """(component, name, whether the name has lost its dots) of a stem."""
-    match = re.fullmatch(r"(lora_(?:unet|transformer|te[123]?))_(.+)", stem)
+    match = re.fullmatch(r"(lora_(?:unet|transformer|te[123]?)|lycoris)_(.+)", stem)
     if match and "." not in stem:
-        return KOHYA[match[1]], match[2], True
+        return KOHYA.get(match[1], "unet"), match[2], True
     stem = stem.removeprefix(PREFIX)
     first, _, rest = stem.partition(".")
     return (first, rest, False) if rest and first in COMPONENTS else ("", stem, False)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from ..errors import ConfigError, unknown
 from .layout import LAYOUTS, Layout
 
+__all__ = ["READERS", "Facts", "Reader", "Verdict", "find_reader", "layout_for", "verdict"]
+
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 

@@ -28,6 +28,8 @@ from ..files import sha256_of
 from ..layer_names import natural_key
 from ..lowrank import Factors
 from .folder import CONFIG_NAME, NESTED_KEY, PREFIX, WEIGHTS_NAME
+from .patterns import by_pattern
+from .peft_keys import require_plain
 from .peft_names import KEY, is_parameter, plain_name, stacks_in
 from .tensors import Spec, TensorFile, refuse_pickles
 from .triplets import triplet_sizes
@@ -233,14 +235,14 @@ def read_config(folder: Path, experts: Collection[str] | None = None) -> dict[st
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdapterFileError(f"{folder} holds no {CONFIG_NAME}, so it is not an adapter") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
-        raise AdapterFileError(f"{folder / CONFIG_NAME} is damaged: {error}") from None
+    except RecursionError:
+        raise AdapterFileError(f"{folder / CONFIG_NAME} is damaged: it is nested too deep") from None
+    except (ValueError, OSError) as error:  # of the encoding, of JSON, and of numbers with thousands of digits
+        raise AdapterFileError(f"{folder / CONFIG_NAME} is damaged: {str(error)[:200]}") from None
     if not isinstance(config, dict) or config.get("peft_type") not in PEFT_TYPES:
         kind, known = config.get("peft_type") if isinstance(config, dict) else config, " and ".join(PEFT_TYPES)
         raise AdapterFileError(f"{folder} is an adapter of type {kind!r}; this version reads {known}")
-    for key in ("use_dora", "trainable_token_indices", "layer_replication", "megatron_config"):
-        if config.get(key):
-            raise AdapterFileError(f"{folder} uses {key}, which plain low-rank adapters cannot express")
+    require_plain(config, str(folder))
     if (stacks := stacks_in(config)) and not experts:
         more = f" and {len(stacks) - 1} more" if stacks[1:] else ""
         if experts is not None:
@@ -305,9 +307,9 @@ def _split(file: TensorFile, kind: str, folder: Path) -> tuple[dict[str, dict[st
 def _lora_scale(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
     """PEFT's scale of one module: alpha / r, where the first pattern (a regular expression) that matches decides."""
     try:
-        alpha = float(_by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
-        named = _by_pattern(config.get("rank_pattern"), name, config.get("r", rank))
-    except (re.error, AttributeError, TypeError, ValueError) as error:
+        alpha = float(by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
+        named = by_pattern(config.get("rank_pattern"), name, config.get("r", rank))
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise AdapterFileError(
             f"{folder / CONFIG_NAME} is damaged: lora_alpha, alpha_pattern or rank_pattern cannot be read ({error})"
         ) from None
@@ -336,9 +338,3 @@ def _check_rank(named: Any, rank: int, name: str, folder: Path) -> None:
             f"and {rank} in the second"
         )
 
-
-def _by_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default

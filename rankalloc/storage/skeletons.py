@@ -23,6 +23,7 @@ def build_skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
     try:
         with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+            _require_buildable(config)
             own_class = None if getattr(config, "auto_map", None) else _class_named_in(config)
             if own_class is not None:
                 return own_class(config)
@@ -30,6 +31,23 @@ def build_skeleton(model: str, trust_remote_code: bool = False) -> nn.Module:
     # a damaged config.json fails in whatever way the model's own code trips over it
     except Exception as error:
         raise ConfigError(_why(model, error, trust_remote_code)) from error
+
+
+MOST_BLOCKS = 2_000
+"""Blocks, and experts in one, that a model is built with: every one of them is a module in memory."""
+
+
+def _require_buildable(config: PreTrainedConfig) -> None:
+    """Raise ValueError when the configuration asks for more blocks or experts than any model has."""
+    parts = [config.to_dict()]
+    while parts:
+        part = parts.pop()
+        for key, value in part.items():
+            if isinstance(value, dict):
+                parts.append(value)
+            counted = str(key).endswith(("_layers", "_layer", "_experts", "_blocks", "depth"))
+            if counted and isinstance(value, int) and value > MOST_BLOCKS:
+                raise ValueError(f"its configuration says {key}={value:,}, and no model has more than {MOST_BLOCKS:,}")
 
 
 def _class_named_in(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 
@@ -46,14 +48,31 @@ def versions() -> dict[str, str]:
 
 
 def git_hash() -> str | None:
-    """The commit of the working folder, with "+changes" when files differ; None outside a checkout."""
+    """The commit of the working folder, with "+changes" when files differ; None outside a checkout.
+
+    The folder may be anybody's, and its own configuration can name programs that git starts when it compares files. So
+    git is asked with those switched off, and where filters or other files' settings are named, not to compare at all.
+    """
     try:
         head = _git("rev-parse", "HEAD")
+        if _RUNS.search(_git("config", "--local", "--list", "--name-only")):
+            return head
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
+_RUNS = re.compile(
+    r"^(filter|include|includeif|diff|extensions|core\.(attributesfile|sshcommand|worktree))\b",
+    re.MULTILINE | re.IGNORECASE,
+)
+_OFF = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.attributesFile=/dev/null")
+
+
 def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
+    switched = [word for setting in _OFF for word in ("-c", setting)]
+    done = subprocess.run(
+        ["git", *switched, *args], capture_output=True, text=True, timeout=10, check=True,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+    )
     return done.stdout.strip()

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import stat
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -48,6 +49,12 @@ def fused_linear() -> Callable[..., list[torch.Tensor]] | None:
     path = library_path()
     if not path.is_file():
         return None
+    if not _only_ours(path):
+        logger.warning(
+            "the compiled kernel %s is not used: it or its folder belongs to another user or can be written by others; "
+            "name a folder of your own in TORCH_EXTENSIONS_DIR and run `rankalloc build-kernel`", path,
+        )
+        return None
     try:
         if not hasattr(torch.ops.rankalloc, "fused_linear"):  # torch aborts a process that registers an operator twice
             torch.ops.load_library(path)
@@ -58,6 +65,17 @@ def fused_linear() -> Callable[..., list[torch.Tensor]] | None:
         )
         return None
     return torch.ops.rankalloc.fused_linear.default
+
+
+def _only_ours(path: Path) -> bool:
+    """Whether nobody but this user (or root) can have written the file: it, its folder and the one around that."""
+    if not hasattr(os, "getuid"):
+        return True
+    for one in (path, path.parent, path.parent.parent):
+        held = one.stat()
+        if held.st_uid not in (os.getuid(), 0) or held.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+    return True
 
 
 def build(force: bool = False) -> Path:

@@ -11,12 +11,10 @@ import torch
 
 from ...errors import ConfigError, RankallocError, unknown
 from ..folder import lora_config
-from ..key_names import COMPONENTS
+from ..key_names import COMPONENTS, METADATA_KEY
 from ..tensors import write_tensors
 from .base import Export
 
-METADATA_KEY = "lora_adapter_metadata"
-"""The header's entry with PEFT's configuration, each key behind the component's name."""
 _READ = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora", "lora_dropout")
 
 
