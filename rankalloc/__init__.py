@@ -47,6 +47,7 @@ _HOMES = {
     "frontier": "posthoc.frontier",
     "smallest": "posthoc.smallest",
     "TaskEvaluator": "experiments.judging",
+    "recover": "experiments.recovering",
     # what a score, an allocator, a rule or a planner of one's own is made from (docs/extending.md)
     "Method": "methods",
     "Score": "methods.scores",

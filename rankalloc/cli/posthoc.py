@@ -80,12 +80,17 @@ class Weighing:
 
 def run_shrink(
     adapter: str, output: str, budget: BudgetOptions, options: dict[str, Any], weighing: Weighing,
-    max_drop: str | None, task: str | None, cut: str, as_json: bool,
+    max_drop: str | None, task: str | None, cut: str, recover: int | None, learning_rate: float | None, as_json: bool,
 ) -> None:
     """``rankalloc shrink``; ``options`` say how the folder is laid out."""
     judged_by = task or weighing.config
-    if max_drop is None and task:
-        raise ConfigError("--task is what --max-drop evaluates on; give --max-drop too, or leave it out")
+    if max_drop is None and recover is None and task:
+        raise ConfigError("--task is for --max-drop and --recover; give one of them too, or leave it out")
+    if recover is None and learning_rate is not None:
+        raise ConfigError("--learning-rate is that of --recover; give --recover STEPS too, or leave it out")
+    if recover is not None and judged_by is None:
+        raise ConfigError("--recover needs a task to train on: --task CONFIG, such as the run's own config.yaml")
+    on = None if recover is None or judged_by is None else _configured(judged_by)  # its mistakes before the cut
     if max_drop is not None:
         if budget.given:
             raise ConfigError("--max-drop finds the budget itself; leave out --ranks, --params, --bytes and --fraction")
@@ -98,7 +103,25 @@ def run_shrink(
         result = _shrink_to_budget(adapter, output, budget.resolved(), weighing, cut, options)
     else:
         result = _shrink_by_quality(adapter, output, share(max_drop), weighing, judged_by, options)
+    if on is not None and recover is not None:
+        _recover(result, output, on, recover, learning_rate, options)
     _show(result, output, as_json)
+
+
+def _recover(
+    result: CutResult, output: str, config: RunConfig, steps: int, rate: float | None, options: dict[str, Any]
+) -> None:
+    """Train the cut adapter on, in its folder; the record says so."""
+    say(f"training on for {count(steps, 'step')} at the ranks that are left")
+    with results_only(), Bar() as bar:
+        from ..experiments.recovering import recover
+        from ..posthoc.shrinking import RECORD_NAME
+        from ..storage.quiet import quiet
+
+        with quiet():
+            done = recover(output, config, steps, output, learning_rate=rate, reader=options["reader"], progress=bar)
+        result.extra["recovered"] = done.record()
+        result.save(Path(output) / RECORD_NAME)
 
 
 def _shrink_to_budget(
@@ -192,6 +215,8 @@ def run_frontier(
           "knee" if p is curve.knee else "") for p in curve.points],
         ("parameters", "share", "ranks", "error", curve.name, ""), right=range(5),
     )
+    if curve.aurac is not None:
+        show(f"AURAC {number(curve.aurac)}: the mean over log2 of the parameters, for curves over the same budgets")
     show(f"wrote {os.path.join(output, 'frontier.svg')}")
 
 
@@ -261,6 +286,12 @@ def _show(result: CutResult, output: str, as_json: bool) -> None:
         rows.append(("weighed error", f"{result.metric_error:.4g}, by {result.metric}"))
     if result.gap > 0:
         rows.append(("bound", f"no choice within the budget lowers the squared error by more than {result.gap:.2g}"))
+    if (recovered := result.extra.get("recovered")) is not None:
+        rows.append(("trained on", f"{count(recovered['steps'], 'step')} from rate {recovered['learning_rate']:g}"))
+        rows += [
+            (when, "  ".join(f"{name} {number(value)}" for name, value in recovered[when].items()) + "  (tune)")
+            for when in ("before", "after")
+        ]
     if result.stored_params != result.params:
         rows.append(("in the file", stored_text(result.params, result.stored_params)))
     show_table([*rows, ("adapter", output)])

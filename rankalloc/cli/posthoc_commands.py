@@ -50,23 +50,34 @@ def shrink(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="CONFIG", help="Task to evaluate --max-drop on. [default: that of --calibrate]"),
+        typer.Option(
+            "--task", metavar="CONFIG", help="Task for --max-drop and --recover. [default: that of --calibrate]"
+        ),
+    ] = None,
+    recover: Annotated[
+        int | None,
+        typer.Option("--recover", min=1, metavar="STEPS", help="Train on for so many steps after the cut, on --task."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", metavar="X", help="Of --recover. [default: a quarter of the task's]"),
     ] = None,
     cut: Annotated[
         str, typer.Option("--cut", help="svd, or nested: the first ranks of every layer of a dylora run.")
     ] = "svd",
     as_json: Json = False,
 ) -> None:
-    """Make a finished adapter fit an exact budget, without training.
+    """Make a finished adapter fit an exact budget.
 
-    Drops the singular triplets, over all layers, that contribute least. Needs no data unless --calibrate is given.
+    Drops the singular triplets, over all layers, that contribute least. Needs no data, and trains nothing, unless
+    --calibrate or --recover is given.
     """
     from .posthoc import BudgetOptions, Weighing, run_shrink
 
     budget = BudgetOptions(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
     run_shrink(
         adapter, output, budget, {"reader": reader, "layout": layout, "pad_multiple": pad_to},
-        Weighing(calibrate, inputs_only, batches), max_drop, task, cut, as_json,
+        Weighing(calibrate, inputs_only, batches), max_drop, task, cut, recover, learning_rate, as_json,
     )
 
 
@@ -154,6 +165,7 @@ COMMANDS: dict[str, Command] = {
         "rankalloc shrink adapter/ --params 200000 --for tgi -o small/",
         "rankalloc shrink adapter/ --ranks 96 --calibrate my.yaml -o small/",
         "rankalloc shrink adapter/ --max-drop 0.5% --task my.yaml -o small/",
+        "rankalloc shrink adapter/ --fraction 0.25 --recover 50 --task my.yaml -o small/",
         "rankalloc shrink runs/dylora --fraction 0.5 --cut nested -o small/",
     ),
     "compose": (

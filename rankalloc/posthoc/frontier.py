@@ -1,5 +1,9 @@
 """Quality against budget for one adapter: evaluated points, the knee, a figure.
 
+AURAC is the area under quality over the logarithm of the size, divided by the length of that axis: the mean quality
+over budgets that grow by factors (MatryoshkaLoRA, arXiv 2605.07850, takes log₂ of a rank that all layers share; here it
+is log₂ of the parameters). It compares curves over the same budgets and no others.
+
 The knee is the point farthest above the straight line between the ends, both axes scaled to 0…1 (Kneedle: Satopää et
 al., 2011). Known weaknesses: it depends on the range of budgets, and each point is a single evaluation, so a knee among
 points that differ by less than the metric's noise means nothing.
@@ -7,10 +11,12 @@ points that differ by less than the metric's noise means nothing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +53,21 @@ class Frontier:
     name: str = "metric"
     cut: str = "svd"
 
+    @property
+    def aurac(self) -> float | None:
+        """The mean quality over log₂ of the parameters, by trapezoids; None for fewer than two sizes."""
+        places = {math.log2(point.params): point.value for point in self.points if point.params}
+        ordered = sorted(places.items())
+        if len(ordered) < 2:
+            return None
+        area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairwise(ordered))
+        return area / (ordered[-1][0] - ordered[0][0])
+
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values for JSON."""
         return {
             "version": 1, "metric": self.name, "higher_is_better": self.higher_is_better, "cut": self.cut,
+            "aurac": self.aurac,
             "points": [asdict(point) for point in self.points],
             "knee": None if self.knee is None else asdict(self.knee),
         }
@@ -75,6 +92,8 @@ class Frontier:
                 linestyle="none", label=f"knee: {self.knee.params:,} parameters",
             )
         axes.set(xlabel="adapter parameters (below each point: triplets in all layers)", ylabel=self.name)
+        if self.aurac is not None:
+            axes.set_title(f"AURAC {self.aurac:.4g}", loc="left", fontsize=9)
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

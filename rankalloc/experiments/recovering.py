@@ -1,0 +1,112 @@
+"""Training on after an adapter was cut: a few steps at the ranks that it has, on the task that it was made for.
+
+LoRA-Squeeze (arXiv 2602.10993) calls it Cont: train at a high rank, cut by SVD, and let the cut adapter settle. Ranks
+do not change any more, so the size stays that of the cut.
+
+Cost: the steps, and two evaluations. Weakness: the rate is a share of the run's own, and no search for the best one.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from ..errors import ConfigError
+from ..options import integer, number
+from ..storage.folder import require_destination
+from ..storage.loading import load
+from ..storage.reading import FinishedAdapter
+from ..storage.saving import save
+from .config import RunConfig
+from .tasks import prepare
+from .tasks.base import PreparedTask, base_of, evaluate
+from .trainer import arguments_for, require_trainable, trainer_for
+
+SHARE_OF_RATE = 0.25
+"""Of the run's own learning rate, where none is given: the adapter has been trained, and is not to be forgotten."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What :func:`recover` did: its steps and first learning rate (cosine to zero), and the metrics on the tune split
+    before and after."""
+
+    steps: int
+    learning_rate: float
+    seed: int
+    before: dict[str, float]
+    after: dict[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """The record as plain values for JSON."""
+        return asdict(self)
+
+
+def recover(
+    adapter: str | os.PathLike,
+    config: RunConfig,
+    steps: int,
+    out: str | os.PathLike,
+    *,
+    learning_rate: float | None = None,
+    reader: str | None = None,
+    prepared: PreparedTask | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> Recovery:
+    """Train a finished adapter on for ``steps`` optimizer steps, at the ranks that it has.
+
+    Args:
+        adapter: a folder, such as one that :func:`rankalloc.shrink` wrote.
+        config: of the run that made it, or of another on the same base: task, model, batch size and seed are its own.
+        steps: optimizer steps; a tenth of those it was trained for is a good beginning.
+        out: folder to write; ``adapter`` itself is allowed, and replaced at the end.
+        learning_rate: the first; it falls to zero along a cosine. None for a quarter of the configuration's.
+        reader: as for :func:`rankalloc.save`.
+        prepared: the task, when the caller has it already.
+        progress: called after every step with (step, steps, {}).
+
+    Raises:
+        ConfigError: a number is out of its range; the task's trainer cannot begin with an adapter that has moved (DPO).
+        AdapterFileError: the adapter is damaged, or of another base.
+        RankallocError: ``out`` cannot be written; nothing is changed then.
+    """
+    steps = integer("steps", steps, 1)
+    rate = number("learning_rate", learning_rate or SHARE_OF_RATE * config.training.learning_rate, 0, ends="low")
+    if Path(adapter).resolve() != Path(out).resolve():
+        require_destination(out)
+    FinishedAdapter(adapter)  # its own faults come before the data are read
+    config = config.replaced({
+        "training.steps": steps, "training.epochs": None, "training.learning_rate": rate,
+        "training.scheduler": "cosine", "training.warmup_steps": 0, "training.save_every": None,
+    })
+    prepared = prepared or prepare(config)
+    if prepared.trainer == "dpo":
+        raise ConfigError("DPO compares with the base, and a finished adapter is not the base: it cannot be trained on")
+    set_seed(config.seed)
+    model = base_of(prepared)
+    adapters = load(model, adapter)
+    require_trainable(prepared, model, adapters)
+    size = config.training.eval_batch_size
+    before = evaluate(prepared, model, "tune", size).metrics
+    with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one, and keeps nothing in it
+        arguments = arguments_for(config, prepared, Path(folder))
+        callbacks: list[TrainerCallback] = [] if progress is None else [_Told(progress)]
+        with trainer_for(config, model, adapters, prepared, arguments, callbacks) as trainer:
+            trainer.train()
+    after = evaluate(prepared, model, "tune", size).metrics
+    save(adapters, out, reader=reader)
+    return Recovery(steps, rate, config.seed, before, after)
+
+
+class _Told(TrainerCallback):
+    def __init__(self, progress: Callable[[int, int, dict[str, float]], None]) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps, {})
