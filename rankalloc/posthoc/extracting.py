@@ -17,6 +17,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from torch import nn
 from ..budget import LayerShape, RankBudget
 from ..errors import AdapterFileError, ConfigError, did_you_mean, unknown
 from ..files import write_json
+from ..layer_names import places
 from ..layers.adaptable import kind_of
 from ..layers.targets import ALL_LINEAR, find_heads, find_targets
+from ..layers.tied import partners
 from ..methods.allocators import ALLOCATORS, Demand
 from ..options import integer
 from ..storage import fingerprint, plain_lora
@@ -37,6 +40,7 @@ from ..storage.folder import require_destination
 from ..storage.peft_names import KEY, as_parameters, is_parameter
 from ..storage.plain_lora import PlainLora
 from ..storage.readers import layout_for
+from ..storage.skeletons import build_skeleton
 from .checkpoints import Checkpoint
 from .dense import frobenius, largest
 from .results import EXTRACTION_NAME, ExtractedLayer, Extraction, Leftover
@@ -54,9 +58,11 @@ def extract(
 ) -> Extraction:
     """Write the adapter of ``base`` that comes closest to ``tuned`` within ``budget``.
 
+    A head that the base lacks, or has for other labels, is stored whole; so are embeddings that have grown, where
+    ``modules_to_save`` names them, and the base must then be given as many rows.
+
     Args:
-        base, tuned: folders with ``model.safetensors`` or its index, or those files themselves, with the same names
-            and shapes.
+        base, tuned: folders with ``model.safetensors`` or its index, or those files themselves, of one model.
         budget: ``fraction`` is relative to the parameters of ``rank`` in every layer; the schedule is ignored.
         out: the adapter's folder.
         rank: the highest rank that a layer can get.
@@ -82,18 +88,23 @@ def extract(
         raise ConfigError(unknown("allocator", allocator, ALLOCATORS))
     require_destination(out, base, tuned)
     old, new = Checkpoint(base), Checkpoint(tuned)
-    _require_same_tensors(old, new)
     notes: list[str] = []
+    common = _common_part(old, new, modules_to_save, notes)
+    modules_to_save = sorted({*modules_to_save, *common.whole})
+    if model is None and (old.folder / "config.json").is_file():
+        model = build_skeleton(str(old.folder))
     turned = _targets(old, model, notes)
-    heads = _heads(old, modules_to_save)
-    turned = {name: flag for name, flag in turned.items() if f"{name}.weight" not in heads}
+    heads = _heads(new, modules_to_save)
+    copies = _copies(model, modules_to_save, new)
+    shared = {key for key in common.keys if key not in heads}
+    turned = {name: flag for name, flag in turned.items() if f"{name}.weight" in shared}
     shapes = [_shape(name, old.shapes[f"{name}.weight"], turned[name], rank) for name in turned]
     demand = _demand(budget, shapes, rank, _DTYPES[dtype].itemsize)
 
     parent = Path(out).parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{Path(out).name}.") as waiting:
-        found, leftovers = _decompose(old, new, turned, heads, shapes, Path(waiting), progress)
+        found, leftovers = _decompose(old, new, turned, shared, shapes, Path(waiting), progress)
         scores = [np.pad(found[s.name]["sigma"] ** 2, (0, s.rank - len(found[s.name]["sigma"]))) for s in shapes]
         kept = [int(mask.sum()) for mask in ALLOCATORS[allocator](scores, demand)]
         lora = PlainLora({}, config={"fan_in_fan_out": any(turned.values())})
@@ -113,8 +124,8 @@ def extract(
     unused = sum(kept) - sum(layer.rank for layer in layers)
     if unused:
         notes.append(f"{unused} of the {sum(kept)} ranks that the budget pays for were not needed: no more has changed")
-    lora.heads = {key: new[key].clone() for key in heads}
-    lora.config["modules_to_save"] = sorted(modules_to_save) or None
+    lora.heads = {key: new[key].clone() for key in heads} | {key: new[of].clone() for key, of in copies.items()}
+    lora.config["modules_to_save"] = sorted({*modules_to_save, *(key.rpartition(".")[0] for key in copies)}) or None
     lora.config["base_model_name_or_path"] = str(base)
     lora.config[KEY] = as_parameters(_config(old).get("model_type"), lora.pairs)
     mark = fingerprint.of_weights(turned, lambda name: old[f"{name}.weight"], _config(old))
@@ -126,29 +137,70 @@ def extract(
     return done
 
 
-def _require_same_tensors(old: Checkpoint, new: Checkpoint) -> None:
+@dataclass(frozen=True)
+class _Common:
+    """What two checkpoints share: ``keys`` of the same shapes, and ``whole``, the modules of the tuned one that the
+    base lacks or has in another size, which only a copy can carry."""
+
+    keys: list[str]
+    whole: list[str]
+
+
+def _common_part(old: Checkpoint, new: Checkpoint, asked: Sequence[str], notes: list[str]) -> _Common:
+    """Compare names and shapes. Heads may differ, and embeddings may have grown; what else differs makes the two
+    different models.
+
+    Raises:
+        AdapterFileError: they are not of one model.
+    """
+    keys = [key for key, shape in old.shapes.items() if new.shapes.get(key) == shape]
+    unlike = [key for key in (*old.shapes, *new.shapes) if old.shapes.get(key) != new.shapes.get(key)]
+    for key in dict.fromkeys(unlike):
+        (block, _), = places([key])
+        shapes = [checkpoint.shapes.get(key) for checkpoint in (old, new)]
+        rows_only = None not in shapes and shapes[0][1:] == shapes[1][1:]  # type: ignore[index]
+        if block is not None or not keys or not (None in shapes or rows_only):
+            raise AdapterFileError(_unlike(old, new, key))
+    modules = list(dict.fromkeys(key.rpartition(".")[0] for key in unlike if key in new.shapes))
+    grown = [name for name in modules if _is_vocabulary(f"{name}.weight", new)]
+    gone = list(dict.fromkeys(key.rpartition(".")[0] for key in unlike if key not in new.shapes))
+    whole = [name for name in modules if name not in grown or name in asked]
+    for name in grown:
+        if name not in asked:
+            rows = [checkpoint.shapes.get(f"{name}.weight", (0,))[0] for checkpoint in (new, old)]
+            notes.append(
+                f"{name} has {rows[0]:,} rows in {new.path} and {rows[1]:,} in the base, and is left out: give the "
+                f"base as many, and store it whole with --save-module {name}"
+            )
+    notes += [f"{name} is not in the base, or of another size there, and is stored whole" for name in whole]
+    if gone:
+        more = f" and {len(gone) - 1} more modules" if len(gone) > 1 else ""
+        notes.append(f"{gone[0]}{more} of the base are not in {new.path}: nothing to extract there")
+    return _Common(keys, whole)
+
+
+def _is_vocabulary(key: str, new: Checkpoint) -> bool:
+    """Whether a matrix has a row for each token: too large to be stored unasked."""
+    return len(new.shapes.get(key, ())) == 2 and new.shapes[key][0] >= 1_000
+
+
+def _unlike(old: Checkpoint, new: Checkpoint, key: str) -> str:
     for one, other in ((old, new), (new, old)):
-        missing = [key for key in one.shapes if key not in other.shapes]
-        if missing:
+        if key not in other.shapes:
+            missing = [name for name in one.shapes if name not in other.shapes]
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise AdapterFileError(
-                f"{other.path} is not a fine-tune of the same model: it has no {missing[0]}{more}, which {one.path} has"
-                f"{did_you_mean(missing[0], other.shapes)}"
+            return (
+                f"{other.path} is not a fine-tune of the same model: it has no {key}{more}, which {one.path} has"
+                f"{did_you_mean(key, other.shapes)}"
             )
-    for key, shape in old.shapes.items():
-        if new.shapes[key] != shape:
-            raise AdapterFileError(
-                f"{new.path} is not a fine-tune of the same model: {key} is {new.shapes[key]} there and "
-                f"{shape} in {old.path}"
-            )
+    return (
+        f"{new.path} is not a fine-tune of the same model: {key} is {new.shapes[key]} there and {old.shapes[key]} in "
+        f"{old.path}"
+    )
 
 
 def _targets(old: Checkpoint, model: nn.Module | None, notes: list[str]) -> dict[str, bool]:
     """{name of a module to adapt: whether its weight is stored transposed}."""
-    if model is None and (old.folder / "config.json").is_file():
-        from ..storage.skeletons import build_skeleton
-
-        model = build_skeleton(str(old.folder))
     if model is not None:
         layers = find_targets(model, ALL_LINEAR, heads=find_heads(model))
         found = {n: kind_of(m) == "conv1d" for n, m in layers.items() if len(old.shapes.get(f"{n}.weight", ())) == 2}
@@ -168,15 +220,27 @@ def _targets(old: Checkpoint, model: nn.Module | None, notes: list[str]) -> dict
     return found
 
 
-def _heads(old: Checkpoint, modules: Sequence[str]) -> set[str]:
+def _copies(model: nn.Module | None, modules: Sequence[str], new: Checkpoint) -> dict[str, str]:
+    """{key of a module that shares its weight with one that is stored whole: key of that one}: the file has a copy for
+    each, as PEFT gives each its own, and a checkpoint has one for all."""
+    if model is None:
+        return {}
+    names = dict(model.named_modules())
+    return {
+        f"{partner}.weight": f"{name}.weight" for name in modules if name in names for partner in partners(model, name)
+        if f"{partner}.weight" not in new.shapes and f"{name}.weight" in new.shapes
+    }
+
+
+def _heads(new: Checkpoint, modules: Sequence[str]) -> set[str]:
     """The keys of the modules that are copied whole."""
     keys: set[str] = set()
     for module in modules:
-        under = {key for key in old.shapes if key.startswith(module + ".")}
+        under = {key for key in new.shapes if key.startswith(module + ".")}
         if not under:
-            names = sorted({key.rsplit(".", 1)[0] for key in old.shapes})
+            names = sorted({key.rsplit(".", 1)[0] for key in new.shapes})
             near = did_you_mean(module, names)
-            raise ConfigError(f"modules_to_save names {module!r}, which {old.path} does not have{near}")
+            raise ConfigError(f"modules_to_save names {module!r}, which {new.path} does not have{near}")
         keys |= under
     return keys
 
@@ -196,17 +260,17 @@ def _demand(budget: RankBudget, shapes: list[LayerShape], rank: int, bytes_per_p
 
 
 def _decompose(
-    old: Checkpoint, new: Checkpoint, turned: dict[str, bool], heads: set[str], shapes: list[LayerShape], waiting: Path,
-    progress: Callable[[int, int, str], None] | None,
+    old: Checkpoint, new: Checkpoint, turned: dict[str, bool], shared: set[str], shapes: list[LayerShape],
+    waiting: Path, progress: Callable[[int, int, str], None] | None,
 ) -> tuple[dict[str, dict[str, Any]], list[Leftover]]:
-    """Decompose the change of each matrix, its factors written to ``waiting``, and measure all other changes."""
+    """Decompose the change of each ``shared`` matrix, its factors written to ``waiting``, and measure other changes."""
     ranks = {shape.name: shape.rank for shape in shapes}
     found: dict[str, dict[str, Any]] = {}
     leftovers: list[Leftover] = []
     for index, key in enumerate(old.shapes):
         if progress is not None:
             progress(index, len(old.shapes), key)
-        if key in heads:
+        if key not in shared:
             continue
         delta, change, size = _difference(old, new, key)
         name = key.removesuffix(".weight")

@@ -207,8 +207,8 @@ def test_unlike_checkpoints_are_named(tmp_path):
 
     tuned_is({k: t for k, t in whole.items() if k != key})
     refused(AdapterFileError, f"it has no {key}", tmp_path)
-    tuned_is({**whole, "model.extra.weight": torch.ones(3)})
-    refused(AdapterFileError, "base is not a fine-tune of the same model: it has no model.extra.weight", tmp_path)
+    tuned_is({**whole, "model.layers.7.extra.weight": torch.ones(3)})
+    refused(AdapterFileError, "base is not a fine-tune of the same model: it has no model.layers.7.extra", tmp_path)
     tuned_is({**whole, key: whole[key][:5].clone()})
     refused(AdapterFileError, r"up_proj.weight is \(5, 32\) there and \(64, 32\)", tmp_path)
     tuned_is({**whole, key: torch.full_like(whole[key], torch.nan)})
@@ -253,3 +253,67 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
     refused(AdapterFileError, "as a pickle", tmp_path)
     with pytest.raises(AdapterFileError, match="no checkpoint at"):
         ra.extract(tmp_path / "none", tuned, ra.RankBudget(ranks=1), tmp_path / "a")
+
+
+def test_a_head_that_the_base_lacks_or_has_for_others_is_stored_whole(tmp_path):
+    """From a language model to a classifier, and from two labels to five: tuned weights move, and so does the head."""
+    peft = pytest.importorskip("peft")
+    from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification
+
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 48, "max_position_embeddings": 32, "hidden_dropout_prob": 0.0,
+             "attention_probs_dropout_prob": 0.0}
+    ids = torch.arange(2, 26).view(2, 12)
+    for base_class, before in ((BertForMaskedLM, 2), (BertForTokenClassification, 2), (BertForTokenClassification, 5)):
+        torch.manual_seed(0)
+        base = base_class(BertConfig(**sizes, num_labels=before)).eval()
+        tuned = BertForTokenClassification(BertConfig(**sizes, num_labels=5)).eval()
+        tuned.load_state_dict({**tuned.state_dict(), **{
+            key: value for key, value in base.state_dict().items() if key.startswith("bert.")
+        }})
+        with torch.no_grad():
+            for name, parameter in tuned.named_parameters():
+                if name.endswith("query.weight"):
+                    parameter += torch.randn(32, 2) @ torch.randn(2, 32) * 0.1
+            tuned.classifier.weight.normal_()
+        folders = [tmp_path / f"{base_class.__name__}{before}{kind}" for kind in ("base", "tuned", "adapter")]
+        base.save_pretrained(folders[0])
+        tuned.save_pretrained(folders[1])
+        whole = ["classifier"] if before == 5 else []  # of the same size, it is the user's to say
+        done = ra.extract(folders[0], folders[1], ra.RankBudget(ranks=4), folders[2], rank=4, modules_to_save=whole)
+        assert done.error < 1e-5 and (before == 5 or any("classifier is not in the base" in n for n in done.notes))
+        assert (base_class is BertForMaskedLM) == any("cls.predictions" in note for note in done.notes)
+        fresh = BertForTokenClassification.from_pretrained(folders[0], num_labels=5, ignore_mismatched_sizes=True)
+        there = peft.PeftModel.from_pretrained(fresh, folders[2]).eval()
+        torch.testing.assert_close(there(ids).logits, tuned(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_that_a_fine_tune_got_are_reported_and_stored_when_asked(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(rows):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(
+            vocab_size=rows, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            tie_word_embeddings=True,
+        )).eval()
+
+    base, tuned = make(1200), make(1200)
+    base.save_pretrained(tmp_path / "base")
+    tuned.resize_token_embeddings(1203)
+    with torch.no_grad():
+        tuned.model.layers[0].mlp.up_proj.weight += torch.randn(48, 2) @ torch.randn(2, 32) * 0.1
+        tuned.get_input_embeddings().weight[1200:] = 0.5
+    tuned.save_pretrained(tmp_path / "tuned")
+    left = ra.extract(tmp_path / "base", tmp_path / "tuned", ra.RankBudget(ranks=2), tmp_path / "a", rank=4)
+    assert left.error < 1e-5
+    assert any("model.embed_tokens has 1,203 rows" in note and "--save-module" in note for note in left.notes)
+    ra.extract(
+        tmp_path / "base", tmp_path / "tuned", ra.RankBudget(ranks=2), tmp_path / "b", rank=4,
+        modules_to_save=["model.embed_tokens"],
+    )
+    model = make(1200)
+    model.resize_token_embeddings(1203)
+    ra.load(model, tmp_path / "b", check_base=False)
+    ids = torch.tensor([[3, 1201, 7, 1202]])
+    torch.testing.assert_close(model(ids).logits, tuned(ids).logits, rtol=1e-4, atol=1e-4)
