@@ -23,6 +23,7 @@ from .adapter import Adapter
 from .adapter_set import SCALES, Adapters, parents_in
 from .ddp import leave_out_empty
 from .experts import ExpertAdapter, unwrap_experts, wrap_experts
+from .mixed import Gated
 from .plan import RankPlan, initialise
 from .triplets import INITS, Triplets
 from .vera import shared_pair
@@ -177,6 +178,8 @@ def require_free(model: nn.Module) -> None:
     """Raise TargetError when ``model`` carries adapters already, ours or PEFT's."""
     if any(isinstance(module, Adapter) for module in model.modules()):
         raise TargetError("this model has adapters attached already; call rankalloc.detach or rankalloc.merge first")
+    if any(isinstance(module, Gated) for module in model.modules()):
+        raise TargetError("this model holds a mixture of adapters already; call the mixture's detach() first")
     if is_peft_model(model) or any(is_tuner_layer(module) for module in model.modules()):
         raise TargetError(
             f"this {type(model).__name__} carries adapters of PEFT's, and rankalloc would adapt those; to choose their "

@@ -32,6 +32,7 @@ from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
+from ..adapters.mixed import Gated
 from ..errors import AdapterFileError
 from ..files import sha256_of
 from ..layers.missing import missing_parameters
@@ -251,11 +252,11 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
 
 def _is_adapted(module: nn.Module) -> bool:
     """Whether this is a layer with an adapter, ours or PEFT's."""
-    return isinstance(module, Adapter) or is_tuner_layer(module)
+    return isinstance(module, (Adapter, Gated)) or is_tuner_layer(module)
 
 
 def _base_of(module: Any) -> nn.Module:
-    return module.base_layer if isinstance(module, Adapter) else module.get_base_layer()
+    return module.base_layer if isinstance(module, (Adapter, Gated)) else module.get_base_layer()
 
 
 def _alone(model: nn.Module) -> bool:

@@ -50,7 +50,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     rest = _without_copies(finished, modules)
     heads = _head_names(rest, modules, folder)
     exponent = finished.nested_exponent
-    read = {name: fit(finished, name, _layer(name, modules, folder)) for name in finished.layers}
+    read = {name: fit(finished, name, layer_for(name, modules, folder)) for name in finished.layers}
     read |= read_stacks(finished, model)
     factors = {name: at_full_rank(part) for name, part in read.items()}
     if check_base:
@@ -138,7 +138,7 @@ def _head_names(rest: Mapping[str, str], modules: Mapping[str, nn.Module], folde
     return heads
 
 
-def _layer(name: str, modules: Mapping[str, nn.Module], folder: Path) -> nn.Module:
+def layer_for(name: str, modules: Mapping[str, nn.Module], folder: Path) -> nn.Module:
     """The module of that name, when an adapter can be attached to it."""
     if name not in modules:
         raise AdapterFileError(f"{folder} was made for another model: this one has no layer {name}")

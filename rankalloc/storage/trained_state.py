@@ -3,7 +3,7 @@
 Plain LoRA is not enough to go on from. It holds P·(Λ·s) in one matrix and leaves out what is dropped and may come back.
 Here is everything that training changes, under its name in ``model.state_dict()``:
 
-- each adapter's factors and masks;
+- each adapter's factors and masks, and the gates of a mixture of adapters;
 - the task heads, and any other parameter that is trained;
 - running statistics of normalisation layers;
 - under :data:`FAMILIES`, which adapters share the products of one input. Sums are rounded in another order without.
@@ -27,6 +27,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..adapters.adapter import Adapter
+from ..adapters.gates import Gate
+from ..adapters.mixed import Gated
 from ..errors import RankallocError
 from ..layers import families
 from .tensors import read_header, read_tensors, write_tensors
@@ -43,7 +45,7 @@ def trained_state(model: nn.Module, heads: Iterable[nn.Module] = ()) -> dict[str
     for module in model.modules():
         if isinstance(module, (Adapter, _NormBase)):
             changed |= {id(tensor) for tensor in module.buffers(recurse=False)}
-        if isinstance(module, Adapter):
+        if isinstance(module, (Adapter, Gated, Gate)):
             changed |= {id(tensor) for tensor in module.parameters(recurse=False)}
     for head in heads:  # frozen parts of a head are not the base's either
         changed |= {id(tensor) for tensor in (*head.parameters(), *head.buffers())}
@@ -129,7 +131,7 @@ def _take_families(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any
 
 def _expect_no_base(model: nn.Module, incompatible: Any) -> None:
     """Empty the list of missing names when they are the whole base and nothing else of ``model``."""
-    if not incompatible.missing_keys or not adapters_in(model):
+    if not incompatible.missing_keys or not any(isinstance(m, (Adapter, Gated)) for m in model.modules()):
         return
     changed = trained_state(model).keys()
     base = {name for name, _ in model.named_parameters(remove_duplicate=False)} - changed
