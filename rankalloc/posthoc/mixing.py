@@ -193,7 +193,7 @@ def cut_together(
             kept[adapter][layer] = Factors(lora_b, lora_a)
     return kept, CutResult.of(
         cuts(every, chosen, {}), chosen.plan, Layout(), None, [*updates], gap=chosen.gap,
-        metric="relative to each adapter" if balance else "frobenius",
+        metric="each adapter's own size" if balance else "frobenius",
     )
 
 

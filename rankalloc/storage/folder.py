@@ -27,6 +27,8 @@ from .tensors import Spec, write_stream
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+MIXTURE_NAME = "mixture.json"
+"""The description of a mixture of adapters, which is no adapter (:mod:`.mixture_folder`)."""
 PREFIX = "base_model.model."
 """What PEFT puts before every module's name in the weights file."""
 NESTED_KEY = "rankalloc_nested"

@@ -25,10 +25,9 @@ from ..errors import AdapterFileError, ConfigError
 from ..files import replacing, sha256_of
 from ..lowrank import Factors
 from . import fingerprint
-from .folder import CONFIG_NAME, require_destination
+from .folder import CONFIG_NAME, MIXTURE_NAME, require_destination
 from .tensors import Spec, TensorFile, write_stream
 
-MIXTURE_NAME = "mixture.json"
 MIXTURE_WEIGHTS = "mixture.safetensors"
 FORMAT, VERSION = "rankalloc-mixture", 1
 OF_MODEL = "model"
