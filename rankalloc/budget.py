@@ -25,12 +25,14 @@ _QUANTITIES = ("ranks", "params", "bytes", "fraction")
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One adapted layer: ``d_in`` and ``d_out`` of its weight, and the rank it starts with."""
+    """One adapted layer: ``d_in`` and ``d_out`` of its weight, the rank it starts with, and ``extra`` parameters beside
+    those of its ranks: the biases of a bottleneck."""
 
     name: str
     d_in: int
     d_out: int
     rank: int
+    extra: int = 0
 
     @property
     def params_per_rank(self) -> int:

@@ -26,19 +26,24 @@ RankChoice = Literal["adaptive", "uniform", "control", "given"]
 GIVEN = ("manual", "module-types")
 """Methods whose ranks the user states: they look neither at data nor at the training."""
 
+BASELINES = ("bottleneck",)
+"""Methods that train something else than low-rank updates, for comparison."""
+
 
 def rank_choice(method: str, options: Mapping[str, Any]) -> RankChoice:
     """How a run chose its ranks; ``options`` are its ``method_options``.
 
     - "uniform": the same rank for every layer, by the method of that name or by ``placement="uniform"``.
     - "control": any other placement than the method's own ("random", "shuffled", "grouped"). Such ranks differ between
-      layers, but the method did not place them.
+      layers, but the method did not place them. So is a baseline that has no ranks (:data:`BASELINES`).
     - "given": ranks that the user stated before training (:data:`GIVEN`).
     - "adaptive": everything else, which includes every method a user adds, whatever its name.
 
     Only "adaptive" ranks are evidence for adaptive ranks, and only "uniform" ones are what they are compared with.
     """
     placement = options.get("placement", "chosen")
+    if method in BASELINES:
+        return "control"
     if "uniform" in (method, placement):
         return "uniform"
     if placement != "chosen":

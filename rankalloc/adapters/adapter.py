@@ -94,7 +94,7 @@ class Adapter(Triplets, nn.Module):
         self.layout: Kind = LAYER_KINDS[self.kind or "linear"]
         for name in self.layout.attributes:  # what other code reads from the layer it thinks it has
             setattr(self, name, getattr(base_layer, name))
-        self.d_in, self.d_out = shape_of(base_layer)
+        self.d_in, self.d_out = self._sides(base_layer)
         self.scaling = float(scaling)
         self.init = init
         self.initial_rank = rank
@@ -111,6 +111,10 @@ class Adapter(Triplets, nn.Module):
             self.register_parameter(name, factor)
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=place["device"]))
         self._initialise(pair)
+
+    def _sides(self, base_layer: nn.Module) -> tuple[int, int]:
+        """d_in of Q and d_out of P."""
+        return shape_of(base_layer)
 
     @torch.no_grad()
     def _initialise(self, pair: tuple[torch.Tensor, torch.Tensor] | None) -> None:

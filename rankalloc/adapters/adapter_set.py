@@ -92,8 +92,9 @@ class Adapters:
         return {name: adapter.live_rank for name, adapter in self.modules.items()}
 
     def num_params(self) -> int:
-        """Parameters of the plain LoRA these adapters export to: d_in + d_out for each live rank."""
-        return sum(adapter.params_per_rank * adapter.live_rank for adapter in self)
+        """Parameters of the plain LoRA these adapters export to: d_in + d_out for each live rank; of bottlenecks, all
+        they have."""
+        return sum(adapter.params_per_rank * adapter.live_rank + adapter.extra_params() for adapter in self)
 
     def head_params(self) -> dict[str, int]:
         """{head name: parameters} of the heads that train along; no budget counts them."""
@@ -129,7 +130,7 @@ class Adapters:
 
     def shapes(self) -> list[LayerShape]:
         """The layers as a budget sees them; ``rank`` is the number of triplets held now."""
-        return [LayerShape(name, a.d_in, a.d_out, a.rank) for name, a in self.modules.items()]
+        return [LayerShape(name, a.d_in, a.d_out, a.rank, a.extra_params()) for name, a in self.modules.items()]
 
     def bytes_per_param(self) -> int:
         """Size of one adapter parameter in bytes."""

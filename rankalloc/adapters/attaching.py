@@ -9,9 +9,10 @@ from torch import nn
 
 from ..errors import ConfigError, TargetError, unknown
 from ..layers import quantized
-from ..layers.adaptable import shape_of
+from ..layers.adaptable import kind_of, shape_of
 from ..layers.coverage import little_covered
 from ..layers.experts import ExpertMatrix
+from ..layers.kinds import LINEAR
 from ..layers.missing import left_frozen, missing_modules
 from ..layers.statistics import said_of_statistics, with_running_statistics
 from ..layers.targets import ALL_LINEAR, HEAD_NAMES, Targets, find_heads, find_targets, named_heads, unadapted
@@ -21,11 +22,12 @@ from ..layers.wrapping import unwrapped
 from ..options import choice, integer, number
 from .adapter import Adapter
 from .adapter_set import SCALES, Adapters, parents_in
+from .bottleneck import BottleneckAdapter
 from .ddp import leave_out_empty
 from .experts import ExpertAdapter, unwrap_experts, wrap_experts
 from .mixed import Gated
 from .plan import RankPlan, initialise
-from .triplets import INITS, Triplets
+from .triplets import BOTTLENECK, INITS, Triplets
 from .vera import shared_pair
 
 
@@ -64,8 +66,8 @@ def attach(
             (classifier, score, ...) that the model has, for what its checkpoint lacked, and for normalisation layers
             with running statistics; () for none.
         dropout: input dropout of the adapters while training.
-        init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapters.adapter.Adapter`; None for
-            the plan's, and else "svd".
+        init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapters.adapter.Adapter`; or
+            "bottleneck" (:mod:`rankalloc.adapters.bottleneck`), which is no LoRA; None for the plan's, and else "svd".
         scale: "lora" for alpha / rank, "rslora" for alpha / √rank (arXiv 2312.03732).
 
     Returns:
@@ -95,7 +97,7 @@ def attach(
     rank = integer("rank", rank, 1)
     alpha = 2.0 * rank if alpha is None else number("alpha", alpha, ends=False)
     dropout = number("dropout", dropout, 0, 1, ends="low")
-    choice("init", init, INITS)
+    choice("init", init, (*INITS, BOTTLENECK))
     choice("scale", scale, SCALES)
     if init == "vera" and plan is not None and plan.factors:
         raise ConfigError(
@@ -109,6 +111,8 @@ def attach(
     targets = find_targets(model, target_modules, exclude_modules, heads)
     layer_ranks = _layer_ranks(targets, rank, ranks or {})
     _require_own_weights(model, targets, heads)
+    if init == BOTTLENECK:
+        _require_linear(targets, layer_ranks)
     notes = unadapted(model, target_modules, exclude_modules) + left_frozen(model, heads)
     if dropout and any(isinstance(base, ExpertMatrix) for base in targets.values()):
         notes.append(
@@ -130,7 +134,7 @@ def attach(
     parents = parents_in(model)
     for name, base in targets.items():
         exponent = SCALES[scale]
-        kind = ExpertAdapter if isinstance(base, ExpertMatrix) else Adapter
+        kind = ExpertAdapter if isinstance(base, ExpertMatrix) else BottleneckAdapter if init == BOTTLENECK else Adapter
         adapter = kind(
             base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=shared, exponent=exponent
         )
@@ -197,6 +201,16 @@ def _require_own_weights(model: nn.Module, targets: Mapping[str, nn.Module], hea
                     f"{name} shares its weight with {head}, which is trained whole, so it cannot be adapted too; leave "
                     "one of them out of target_modules or modules_to_save"
                 )
+
+
+def _require_linear(targets: Mapping[str, nn.Module], ranks: Mapping[str, int]) -> None:
+    """Raise TargetError when a bottleneck is to stand behind a layer whose output is not a row of features."""
+    for name, base in targets.items():
+        if ranks[name] and (isinstance(base, ExpertMatrix) or kind_of(base) not in LINEAR):
+            raise TargetError(
+                f"a bottleneck stands behind a linear layer, and {name} is a {type(base).__name__}; leave it out of "
+                "target_modules"
+            )
 
 
 def _new_modules(model: nn.Module) -> list[str]:

@@ -66,6 +66,7 @@ def parameter_groups(
         ("P", plus_ratio * lr, weight_decay, [a.P for a in adapters]),
         ("lam", plus_ratio * lr, 0.0, [p for a in adapters for p in (a.lam, a.lam_out) if p is not None]),
         ("Q", lr, weight_decay, [a.Q for a in adapters]),
+        ("biases", lr, 0.0, [bias for a in adapters for bias in a.biases()]),
         ("heads", lr, weight_decay, [p for p in of_heads if p.dim() > 1]),
         ("heads' vectors", lr, 0.0, [p for p in of_heads if p.dim() <= 1]),
     ]

@@ -20,16 +20,21 @@ from ..errors import RankallocError
 from ..layers.kinds import Kind
 from ..lowrank import Factors, singular_values
 
+BOTTLENECK = "bottleneck"
+"""The parametrisation that is no low-rank update (:mod:`.bottleneck`)."""
+
 TRAINED = {
     "svd": ("P", "lam", "Q"),
     "lora": ("P", "Q"),
     "gate": ("P", "lam", "Q"),
     "lora-fa": ("P",),
     "vera": ("lam", "lam_out"),
+    BOTTLENECK: ("P", "Q"),
 }
 """{init: the factors it trains}."""
 
-INITS = tuple(TRAINED)
+INITS = tuple(init for init in TRAINED if init != BOTTLENECK)
+"""Parametrisations of a low-rank update."""
 FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
 """Parametrisations whose basis must stay as it is."""
 
@@ -101,6 +106,14 @@ class Triplets:
     def params_per_rank(self) -> int:
         """Parameters that one rank takes in a plain LoRA: d_in + d_out."""
         return self.d_in + self.d_out
+
+    def extra_params(self) -> int:
+        """Parameters beside those of its live ranks: the biases of a bottleneck."""
+        return 0
+
+    def biases(self) -> list[nn.Parameter]:
+        """Vectors that train beside the factors: those of a bottleneck."""
+        return []
 
     @property
     def sized_by_factors(self) -> bool:

@@ -103,7 +103,7 @@ def layer_rows(layers: list[LayerShape]) -> list[tuple[str, ...]]:
     for (role, d_in, d_out), members in groups.items():
         ranks = sorted({member.rank for member in members})
         shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
-        params = sum(member.rank * member.params_per_rank for member in members)
+        params = sum(member.rank * member.params_per_rank + member.extra for member in members)
         rows.append((role, f"{len(members):,}", f"{d_in:,}", f"{d_out:,}", shown, f"{params:,}"))
     return rows
 

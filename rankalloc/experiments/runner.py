@@ -18,7 +18,7 @@ from ..errors import ConfigError, RankallocError, unknown
 from ..files import write_text
 from ..methods import find_method
 from ..methods.planners.planning import at_peak, first_batches, layer_shapes, plan_ranks
-from ..storage.folder import CONFIG_NAME, WEIGHTS_NAME
+from ..storage.bottleneck_folder import ADAPTER_FILES
 from ..storage.loading import load
 from ..storage.model_saving import attach
 from ..storage.readers import layout_for
@@ -106,7 +106,7 @@ def train(
         f"{path.name} was not whole, as {fault}: the run went on from {checkpoint.name}, before it"
         for path, fault in broken.items() if checkpoint is not None
     ]
-    trace.notes += processes_note(config, arguments, prepared.train_examples)
+    trace.notes += [*processes_note(config, arguments, prepared.train_examples), *_sizes_note(config, adapters)]
     trace.evaluations += [_evaluated(config, prepared, model, split) for split in splits]
     if first:
         run.trace.unlink(missing_ok=True)  # an earlier run's trace would mark an incomplete adapter as finished
@@ -124,12 +124,17 @@ def finished(config: RunConfig, folder: Path) -> RankTrace | None:
     A run that is to be longer, or shorter, than it was is not finished: it is resumed, where its checkpoints allow.
     """
     run = RunFolder(folder)
-    if not (run.trace.is_file() and (run.adapter / CONFIG_NAME).is_file() and (run.adapter / WEIGHTS_NAME).is_file()):
+    if not (run.trace.is_file() and any(all((run.adapter / n).is_file() for n in pair) for pair in ADAPTER_FILES)):
         return None
     trace = RankTrace.load(run.trace)
     then, now = trace.config.get("training", {}), config.training.model_dump(mode="json")
     same_length = all(then.get(name) == now[name] for name in ("steps", "epochs"))
     return trace if trace.finished and same_length else None
+
+
+def _sizes_note(config: RunConfig, adapters: Adapters) -> list[str]:
+    """How the parameters of what is no LoRA were counted."""
+    return [] if find_method(config.method).lora or adapters.plan is None else adapters.plan.notes
 
 
 def _options(config: RunConfig) -> dict[str, Any]:
@@ -177,6 +182,10 @@ def attach_for(
     checkpoint then brings the final ones.
     """
     method = find_method(config.method)
+    if not method.lora and config.reader is not None:
+        raise ConfigError(
+            f"reader {config.reader!r} reads LoRA, and method {config.method!r} trains none; leave reader out"
+        )
     budget = budget_from(config)
     rank, targets = config.adapter.rank, _targets(config)
     adapter = config.adapter
@@ -194,7 +203,7 @@ def attach_for(
     seed = config.method_options.get("seed", config.seed)
     ranks = plan_ranks(model, batches, budget, config.method, rank=rank, seed=seed, **targets, **options)
     adapters = attach(model, **common, ranks=ranks, **targets)
-    return adapters, budget_of(adapters.shapes(), budget)
+    return adapters, budget_of(adapters.shapes(), budget) if method.lora else budget
 
 
 def budget_from(config: RunConfig) -> RankBudget:
@@ -234,8 +243,8 @@ def preview(config: RunConfig) -> Preview:
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
     require_trainable(prepared, model, adapters)
-    # a rank pattern may exceed the peak
-    shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
+    if find_method(config.method).lora:  # a rank pattern may exceed the peak
+        shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
     RankCallback(adapters, budget, config.method, **_options(config))  # refuses what train would
     layout = layout_for(None, reader=config.reader)
@@ -250,7 +259,7 @@ def preview(config: RunConfig) -> Preview:
         examples={s: prepared.train_examples if s == "train" else len(rows) for s, rows in prepared.splits.items()},
         model=prepared.model_name,
         params_initial=adapters.num_params(), params_final=final, stored=stored,
-        notes=prepared.notes,
+        notes=[*prepared.notes, *_sizes_note(config, adapters)],
     )
 
 

@@ -33,7 +33,8 @@ class Method:
             data; None when nothing does.
         when: "during" training (ranks reach the budget while training), or "before" (adapters start at
             their final ranks).
-        init: parametrisation the method trains, a key of ``rankalloc.adapters.triplets.INITS``.
+        init: parametrisation the method trains, a key of ``rankalloc.adapters.triplets.TRAINED``. One of "bottleneck"
+            is a baseline that is no LoRA: see :attr:`lora`.
         canonical: whether adapters are brought to canonical form at each allocation, unless the option
             of that name says otherwise (:mod:`rankalloc.adapters.canonical`).
         shrinks: when dropped triplets leave memory: "events", at every allocation, or "freeze"
@@ -52,8 +53,14 @@ class Method:
     rule: str = "shrink"
     planner: str | None = None
     when: Literal["during", "before"] = "during"
-    init: Literal["svd", "lora", "gate"] = "svd"
+    init: Literal["svd", "lora", "gate", "bottleneck"] = "svd"
     canonical: bool = True
     shrinks: Literal["events", "freeze"] = "freeze"
     orthogonal: float = 0.1
     options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lora(self) -> bool:
+        """Whether what it trains is a plain LoRA: it can be exported, merged, shrunk, composed and mixed, and its ranks
+        can be placed by any control. A bottleneck is saved and loaded in a format of its own, and nothing else."""
+        return self.init != "bottleneck"

@@ -87,4 +87,16 @@ BEFORE = (
         cost="none",
         weakness="as good as the guess",
     ),
+    Method(
+        name="bottleneck",
+        summary="no LoRA: bottlenecks of equal size behind attention and feed-forward layers, as a baseline",
+        allocator="uniform", **(_BEFORE | {"init": "bottleneck"}),
+        options={
+            "after": "the layers they stand behind: houlsby (both kinds), pfeiffer (feed-forward alone), or a list of "
+            "names or endings (houlsby)",
+        },
+        source="Houlsby et al., ICML 2019, arXiv 1902.00751; Pfeiffer et al., EACL 2021, arXiv 2005.00247",
+        cost="two small products behind each such layer, in serving too",
+        weakness="cannot be merged, exported, shrunk or composed; no other tool reads it",
+    ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..adapters.triplets import FIXED_Q
+from ..adapters.triplets import BOTTLENECK, FIXED_Q
 from ..errors import ConfigError
 from ..options import flag, number
 from . import METHODS, Method
@@ -18,6 +18,11 @@ def require_trainable(method: Method, init: str) -> None:
     Args:
         init: a key of ``rankalloc.adapters.triplets.TRAINED``.
     """
+    if (init == BOTTLENECK) == method.lora:
+        raise ConfigError(
+            f"method {method.name!r} trains {'low-rank updates' if method.lora else 'bottlenecks'}, and these adapters "
+            f"were attached with init={init!r}; attach with init={method.init!r}, or with the method's own plan"
+        )
     if init == "vera" and method.planner and PLANNERS[method.planner].initial is not Planner.initial:
         raise ConfigError(
             f"method {method.name!r} starts adapters from factors it computes, and init='vera' from the same random "

@@ -24,6 +24,7 @@ from ..layers.adaptable import kind_of
 from ..layers.kinds import LINEAR
 from ..layers.tied import partners
 from ..options import choice
+from ..storage.heads import check_head
 from ..storage.mixture_folder import GATES, OF_MODEL, MixtureParts
 from ..storage.model_saving import CHECKPOINT
 from ..storage.trained_state import prepare_to_load, same_values, trained_state, write_trained_state
@@ -158,14 +159,7 @@ def _check_heads(model: nn.Module, modules: Mapping[str, nn.Module], parts: Mixt
             raise AdapterFileError(f"{label} was made for another model: it holds {name}, and this model has no {name}")
         if name in states and kind_of(modules[name]) not in LINEAR:
             raise AdapterFileError(f"{label}: {name} is a {type(modules[name]).__name__} here, which cannot be mixed")
-        own = modules[name].state_dict()
-        for key in [*own, *state]:
-            shapes = [tuple(tensors[key].shape) if key in tensors else "missing" for tensors in (state, own)]
-            if shapes[0] != shapes[1]:
-                raise AdapterFileError(
-                    f"{label} was made for another model, perhaps with other labels: {name}.{key} is {shapes[0]} in "
-                    f"it and {shapes[1]} here"
-                )
+        check_head(name, state, modules[name], label)
         if shared := partners(model, name):
             raise TargetError(
                 f"{name}, which the adapters trained whole, shares its weight with {shared[0]} here; untie them first, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..trace import PairRecord, RankChoice, RankTrace, SweepRecord
+from ..trace import BASELINES, PairRecord, RankChoice, RankTrace, SweepRecord
 from .facts import Facts
 from .outcome import budget_phrase, headline_metric, judged
 from .wording import count, fixed, number, percent, plural
@@ -70,6 +70,8 @@ def _evidence(trace: RankTrace) -> str:
     """What this run alone says about adaptive ranks: nothing, for a reason that depends on how it chose its own."""
     if trace.rank_choice == "uniform":
         return f"every layer has the same rank, {_CONTROL}"
+    if trace.method in BASELINES:
+        return f"{trace.method} adapters have no ranks, {_CONTROL}"
     if trace.rank_choice == "control":
         placement = str(trace.method_options.get("placement"))
         return f"{PLACED.get(placement, f'the ranks were placed by {placement!r}')}, {_CONTROL}"

@@ -27,8 +27,17 @@ from .tensors import Spec, write_stream
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+BOTTLENECK_NAME = "bottleneck.json"
+"""The description of bottleneck adapters, which are no LoRA (:mod:`.bottleneck_folder`)."""
 MIXTURE_NAME = "mixture.json"
 """The description of a mixture of adapters, which is no adapter (:mod:`.mixture_folder`)."""
+OTHER_KINDS = {
+    BOTTLENECK_NAME: "holds bottleneck adapters, which are no LoRA: rankalloc.load puts them into their model, and "
+    "nothing else reads them",
+    MIXTURE_NAME: "is a mixture of several adapters, whose weights depend on the input, and not one adapter; load it "
+    "with rankalloc.load_mixture",
+}
+"""{file: what a folder that has it is, in the words of a message}: kinds of adapters that are not plain LoRA."""
 PREFIX = "base_model.model."
 """What PEFT puts before every module's name in the weights file."""
 NESTED_KEY = "rankalloc_nested"

@@ -20,15 +20,18 @@ from ..layers.adaptable import why_not
 from ..layers.tied import untie
 from ..layers.wrapping import unwrapped
 from . import fingerprint
+from .bottleneck_loading import bottlenecks_in, load_bottlenecks
 from .expert_reading import experts_in, read_stacks
 from .fitting import at_full_rank, fit
 from .folder import WEIGHTS_NAME
+from .heads import check_head
 from .model_saving import attach
 from .reading import FinishedAdapter
 
 
 def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) -> Adapters:
-    """Attach the adapter in folder ``path`` to ``model``: rankalloc's own, any PEFT LoRA, or a PEFT AdaLoRA.
+    """Attach the adapter in folder ``path`` to ``model``: rankalloc's own, any PEFT LoRA, or a PEFT AdaLoRA; or
+    bottlenecks that method "bottleneck" trained.
 
     Zero padding is removed, so ``ranks()`` gives the ranks that were saved; a rank above min(d_in, d_out) becomes that
     rank, with the same ΔW. λ is trainable; it is 1, or AdaLoRA's own. What method "dylora" trained stays nested:
@@ -45,6 +48,8 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     """
     model = unwrapped(model)
     require_free(model)
+    if (other := bottlenecks_in(path)) is not None:
+        return load_bottlenecks(model, other, check_base)
     finished = FinishedAdapter(path, experts=experts_in(model))
     folder, modules = finished.folder, dict(model.named_modules())
     rest = _without_copies(finished, modules)
@@ -60,7 +65,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
         for head in heads
     }
     for head, state in states.items():
-        _check_head(head, state, modules[head], folder)
+        check_head(head, state, modules[head], folder)
     _untie(model, _separate(model, states))
     rank = max(1, *(part.rank for part in factors.values()))
     scale = next((key for key, value in SCALES.items() if value == exponent), "lora")
@@ -145,14 +150,3 @@ def layer_for(name: str, modules: Mapping[str, nn.Module], folder: Path) -> nn.M
     if why_not(modules[name]):
         raise AdapterFileError(f"{folder}: cannot adapt {name}: {why_not(modules[name])}")
     return modules[name]
-
-
-def _check_head(head: str, state: Mapping[str, torch.Tensor], module: nn.Module, folder: Path) -> None:
-    own = module.state_dict()
-    for key in [*own, *state]:
-        shapes = [tuple(tensors[key].shape) if key in tensors else "missing" for tensors in (state, own)]
-        if shapes[0] != shapes[1]:
-            raise AdapterFileError(
-                f"{folder} was made for another model, perhaps with other labels: {head}.{key} is {shapes[0]} in the "
-                f"adapter and {shapes[1]} here"
-            )

@@ -27,7 +27,7 @@ from ..errors import AdapterFileError
 from ..files import sha256_of
 from ..layer_names import natural_key
 from ..lowrank import Factors
-from .folder import CONFIG_NAME, MIXTURE_NAME, NESTED_KEY, PREFIX, WEIGHTS_NAME
+from .folder import CONFIG_NAME, NESTED_KEY, OTHER_KINDS, PREFIX, WEIGHTS_NAME
 from .patterns import by_pattern
 from .peft_keys import require_plain
 from .peft_names import KEY, is_parameter, plain_name, stacks_in
@@ -234,12 +234,7 @@ def read_config(folder: Path, experts: Collection[str] | None = None) -> dict[st
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if (folder / MIXTURE_NAME).exists():
-            raise AdapterFileError(
-                f"{folder} is a mixture of several adapters, whose weights depend on the input, and not one adapter; "
-                "load it with rankalloc.load_mixture"
-            ) from None
-        raise AdapterFileError(f"{folder} holds no {CONFIG_NAME}, so it is not an adapter") from None
+        raise AdapterFileError(f"{folder} {_what_else(folder)}") from None
     except RecursionError:
         raise AdapterFileError(f"{folder / CONFIG_NAME} is damaged: it is nested too deep") from None
     except (ValueError, OSError) as error:  # of the encoding, of JSON, and of numbers with thousands of digits
@@ -268,6 +263,12 @@ def read_config(folder: Path, experts: Collection[str] | None = None) -> dict[st
     if config.get("bias", "none") != "none":
         raise AdapterFileError(f"{folder} trained biases (bias={config['bias']!r}), which rankalloc does not carry")
     return config
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without an adapter_config.json holds, in the words of a message."""
+    held = {name for place in (folder, folder / "adapter") for name in OTHER_KINDS if (place / name).exists()}
+    return next((OTHER_KINDS[name] for name in sorted(held)), f"holds no {CONFIG_NAME}, so it is not an adapter")
 
 
 def _open_weights(folder: Path) -> TensorFile:

@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from ..adapters.adapter_set import SCALES, Adapters
-from ..adapters.triplets import Triplets
+from ..adapters.triplets import BOTTLENECK, Triplets
 from ..budget import BudgetPlan
-from ..errors import RankallocError
+from ..errors import ConfigError, RankallocError
 from ..layers.experts import stack_of
 from ..layers.tied import partners
 from . import fingerprint
+from .bottleneck_folder import write_bottlenecks
 from .experts import pack_stack, stacked
 from .folder import NESTED_KEY, LayerToWrite, Stored, lora_config, stored_size, write_folder
 from .layout import Layout
@@ -45,7 +46,8 @@ def save(
 ) -> Path:
     """Write the adapters as plain LoRA into the folder ``path``: exactly the function that they compute now.
 
-    Task heads that were trained along are written as PEFT's modules_to_save.
+    Task heads that were trained along are written as PEFT's modules_to_save. Bottlenecks, which are no LoRA, have a
+    format of their own (:mod:`rankalloc.storage.bottleneck_folder`).
 
     Args:
         adapters: may be saved at any moment of a run; dropped triplets that grew back are included.
@@ -70,14 +72,18 @@ def save(
             f"plain LoRA is not all that trains here: {adapters.beyond} would be missing from the file; save with "
             "model.save_pretrained"
         )
+    if adapters.init == BOTTLENECK:
+        if layout is not None or pad_multiple != 1 or reader is not None:
+            raise ConfigError(
+                "bottlenecks are no LoRA and have one format, which rankalloc alone reads; leave layout, padding and "
+                "reader out"
+            )
+        return write_bottlenecks(adapters, path, _states(adapters))
     written = layout_for(layout, pad_multiple, reader)
     for note in caveats(adapters):
         warnings.warn(note, stacklevel=2)
     layers, factors = _layers_of(adapters)
-    heads = {
-        f"{head}.{key}": value
-        for head in saved_whole(adapters) for key, value in _module(adapters, head).state_dict().items()
-    }
+    heads = _states(adapters)
     base = fingerprint.fingerprint(adapters)
     about = {} if base is None else {fingerprint.KEY: base.encode()}
     if adapters.nested:
@@ -90,6 +96,9 @@ def save(
 def stored_of(adapters: Adapters, layout: Layout) -> Stored:
     """What :func:`save` would store of the adapters as they are now. Padding is all that is more than they have: zeros
     up to one rank, or to the highest of a stack's experts, and factors that a file repeats for groups."""
+    if adapters.init == BOTTLENECK:
+        size = adapters.num_params()
+        return Stored(BOTTLENECK, "", max(adapters.ranks().values()), size, 0, size * adapters.bytes_per_param())
     found = stored_size(_layers_of(adapters)[0], layout)
     return replace(found, padding=found.numbers - adapters.num_params())
 
@@ -128,6 +137,14 @@ def _layers_of(adapters: Adapters) -> tuple[dict[str, LayerToWrite], dict[str, t
             a.shape[1], b.shape[0], a.shape[0], dtype, kind.keys, partial(kind.pack, layer), kind.groups(layer),
         )
     return layers, factors
+
+
+def _states(adapters: Adapters) -> dict[str, torch.Tensor]:
+    """{name in the model: tensor} of the modules that are written whole."""
+    return {
+        f"{head}.{key}": value
+        for head in saved_whole(adapters) for key, value in _module(adapters, head).state_dict().items()
+    }
 
 
 def _module(adapters: Adapters, name: str) -> nn.Module:

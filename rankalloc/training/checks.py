@@ -71,6 +71,30 @@ def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     return bool(torch.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms])).all())
 
 
+def budget_of_units(adapters: Adapters, budget: RankBudget) -> RankBudget:
+    """``budget`` as a controller holds it over bottlenecks: restated as the units they have, whose biases no unit of a
+    budget counts.
+
+    Raises:
+        BudgetError: they are larger than the budget, or were not planned for it.
+    """
+    units, size = sum(a.initial_rank for a in adapters), adapters.num_params()
+    planned = adapters.plan.budget if adapters.plan is not None else None
+    if budget.params is not None:
+        fits = size <= budget.params
+    elif budget.bytes is not None:
+        fits = size * adapters.bytes_per_param() <= budget.bytes
+    else:
+        fits = budget.ranks == units or planned is not None and planned.given == budget.given
+    if not fits:
+        said = ", ".join(f"{name}={value:,}" for name, value in budget.given.items())
+        raise BudgetError(
+            f"these bottlenecks hold {units:,} units with {size:,} parameters, and the budget says {said}: attach with "
+            "ranks=rankalloc.plan_ranks(model, None, budget, 'bottleneck'), which sizes them for it"
+        )
+    return RankBudget(ranks=units, warmup=budget.warmup, freeze=budget.freeze, every=budget.every, shape=budget.shape)
+
+
 def budget_after(adapters: Adapters, budget: RankBudget, method: Method) -> RankBudget:
     """``budget`` as a controller holds it over adapters whose ranks ``method`` has chosen already: restated as
     what they hold.

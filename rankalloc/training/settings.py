@@ -23,7 +23,7 @@ from ..methods.rules import RULES, Rule
 from ..methods.scores import SCORES, Score
 from ..methods.scores.routing import Routed
 from ..options import flag
-from .checks import budget_after, check_spendable
+from .checks import budget_after, budget_of_units, check_spendable
 
 Shrink = Literal["events", "freeze", False]
 """When dropped triplets leave memory; see :class:`rankalloc.RankController`."""
@@ -119,7 +119,11 @@ def settle(
     placement = options.pop("placement", "chosen")
     if placement not in PLACEMENTS:
         raise ConfigError(unknown("placement", placement, PLACEMENTS))
-    budget = budget if chosen.planner is None else budget_after(adapters, budget, chosen)
+    if not chosen.lora:
+        options.pop("after", None)
+        budget = budget_of_units(adapters, budget)
+    elif chosen.planner is not None:
+        budget = budget_after(adapters, budget, chosen)
     # of the ranks at the start: weights loaded from a checkpoint may have been shrunk already
     shapes = [replace(s, rank=a.initial_rank) for s, a in zip(adapters.shapes(), adapters, strict=True)]
     schedule = budget.resolve(shapes, total_steps, adapters.bytes_per_param())

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from ..adapters.adapter_set import Adapters
-from ..adapters.triplets import TRAINED, Triplets
+from ..adapters.triplets import BOTTLENECK, TRAINED, Triplets
 from ..errors import ConfigError, unknown
 from ..options import number
 from .subspaces import SIDES, Given, subspaces_of
@@ -68,6 +68,11 @@ class SubspacePenalty:
         self.side = "input" if side is None else side
         if self.side not in SIDES:
             raise ConfigError(unknown("away_side", self.side, SIDES))
+        if adapters.init == BOTTLENECK:
+            raise ConfigError(
+                "away_from keeps what an update reads and writes out of others' subspaces, and a bottleneck is no "
+                "update of a weight; leave away_from out, or train a LoRA"
+            )
         for which, factor in _FACTOR.items():
             if self.side in (which, "both") and factor not in TRAINED[adapters.init]:
                 raise ConfigError(

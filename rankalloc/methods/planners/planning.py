@@ -22,7 +22,9 @@ from ...layers.kinds import LINEAR
 from ...layers.targets import ALL_LINEAR, Targets, find_heads, find_targets, named_heads
 from ...layers.wrapping import unwrapped
 from ...options import integer
-from .prepared import Prepared, prepare_plan
+from .. import find_method
+from ..bottlenecks import plan_bottlenecks
+from .prepared import Prepared, prepare_plan, require_options
 from .probe import LossFn, Probe, unchanged
 
 
@@ -98,6 +100,15 @@ def plan_ranks(
     require_free(model)
     rank = integer("rank", rank, 1)
     targets = _targets(model, target_modules, exclude_modules, modules_to_save)
+    chosen = find_method(method)
+    if not chosen.lora:
+        require_options(chosen, options, placement)
+        priced = plan_ranks(
+            model, None, budget, "uniform", rank=rank, bytes_per_param=bytes_per_param, target_modules=target_modules,
+            exclude_modules=exclude_modules, modules_to_save=modules_to_save,
+        )
+        assert budget is not None, "uniform ranks have one"
+        return plan_bottlenecks(targets, priced, budget, rank, bytes_per_param=bytes_per_param, **options)
     multiple = budget.multiple_of if budget is not None else 1
     shapes = [at_peak(LayerShape(name, *shape_of(module), rank), multiple) for name, module in targets.items()]
     prepared = prepare_plan(shapes, budget, method, placement, bytes_per_param, seed, options)

@@ -68,10 +68,7 @@ def prepare_plan(
     if chosen.when != "before":
         early = [m.name for m in METHODS.values() if m.when == "before"]
         raise ConfigError(f"method {method!r} chooses ranks while training; before it, use one of: {', '.join(early)}")
-    strangers = [name for name in options if name not in chosen.options]
-    if strangers or (placement != "chosen" and "placement" not in chosen.options):
-        stranger = (strangers or ["placement"])[0]
-        raise ConfigError(unknown(f"option of method {method!r}:", stranger, chosen.options or ["none"]))
+    require_options(chosen, options, placement)
     if placement not in PLACEMENTS:
         raise ConfigError(unknown("placement", placement, PLACEMENTS))
     planner = PLANNERS[chosen.planner](**options) if chosen.planner is not None else None
@@ -96,6 +93,14 @@ def prepare_plan(
         plan.require_spendable()
     demand = Demand.at(plan, plan.freeze_step, seed or 0)
     return Prepared(chosen, planner, placement, budget, shapes, given, demand)
+
+
+def require_options(method: Method, options: Mapping[str, Any], placement: str) -> None:
+    """Raise ConfigError when an option, or a placement other than its own, is not one of the method's."""
+    strangers = [name for name in options if name not in method.options]
+    if strangers or (placement != "chosen" and "placement" not in method.options):
+        stranger = (strangers or ["placement"])[0]
+        raise ConfigError(unknown(f"option of method {method.name!r}:", stranger, method.options or ["none"]))
 
 
 def _require_allowed(plan: BudgetPlan, ranks: Sequence[int], shapes: Sequence[LayerShape]) -> None:
