@@ -56,12 +56,14 @@ def plan_bottlenecks(
         params = budget.params
     else:
         params = sum(rank * sum(shape_of(targets[name])) for name, rank in priced.items())
-    units = sizes({name: shape_of(targets[name])[1] for name in places}, params)
-    spent = sum(size_of(shape_of(targets[name])[1], count) for name, count in units.items())
+    shapes = {name: shape_of(targets[name]) for name in places}
+    widths = {name: d_out for name, (_, d_out) in shapes.items()}
+    units = sizes(widths, params, {name: min(shape) for name, shape in shapes.items()})
+    spent = sum(size_of(widths[name], count) for name, count in units.items())
     of_lora = "" if budget.params is not None or budget.bytes is not None else ", those of uniform LoRA"
     notes = [
-        f"the {len(units)} bottlenecks hold {spent:,} parameters, 2·d·m + m + d each with their biases; the budget allows "
-        f"{params:,}{of_lora}"
+        f"the {len(units)} bottlenecks hold {spent:,} parameters, 2·d·m + m + d each with their biases; the budget "
+        f"allows {params:,}{of_lora}"
     ]
     return RankPlan({**dict.fromkeys(targets, 0), **units}, "bottleneck", BOTTLENECK, rank, budget, notes=notes)
 
@@ -71,34 +73,37 @@ def size_of(width: int, units: int) -> int:
     return 2 * width * units + units + width if units else 0
 
 
-def sizes(widths: Mapping[str, int], params: int) -> dict[str, int]:
+def sizes(widths: Mapping[str, int], params: int, most: Mapping[str, int] | None = None) -> dict[str, int]:
     """{place: units} that spend ``params`` parameters on bottlenecks of these widths {place: d}.
 
+    Args:
+        most: {place: units}, at most d, the default.
+
     Raises:
-        BudgetError: they do not buy one unit at each place, or are more than d units at each hold.
+        BudgetError: they do not buy one unit at each place, or are more than ``most`` units at each hold.
 
     Example:
         >>> sizes({"a": 8, "b": 8}, 100)
         {'a': 3, 'b': 2}
     """
-    floor, most = (sum(size_of(d, units) for d, units in which) for which in (
-        [(d, 1) for d in widths.values()], [(d, d) for d in widths.values()]
-    ))
+    caps = [d if most is None else most[name] for name, d in widths.items()]
+    floor = sum(size_of(d, 1) for d in widths.values())
+    ceiling = sum(size_of(d, cap) for d, cap in zip(widths.values(), caps, strict=True))
     if params < floor:
         raise BudgetError(
             f"the budget of {params:,} parameters buys no bottleneck of one unit at each of {len(widths)} places, "
             f"which takes {floor:,}; raise it, or name fewer places (method_options: after)"
         )
-    if params > most:
+    if params > ceiling:
         raise BudgetError(
-            f"the budget of {params:,} parameters is above the {most:,} of bottlenecks as wide as their layers; lower "
-            "it, or name more places (method_options: after)"
+            f"the budget of {params:,} parameters is above the {ceiling:,} of bottlenecks as wide as their layers; "
+            "lower it, or name more places (method_options: after)"
         )
     demand = Demand(
         params - sum(widths.values()), tuple(2 * d + 1 for d in widths.values()), (1,) * len(widths),
-        tuple(widths.values()),
+        tuple(caps),
     )
-    kept = ALLOCATORS["uniform"]([np.zeros(d) for d in widths.values()], demand)
+    kept = ALLOCATORS["uniform"]([np.zeros(cap) for cap in caps], demand)
     return {name: int(mask.sum()) for name, mask in zip(widths, kept, strict=True)}
 
 
