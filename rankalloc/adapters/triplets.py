@@ -29,7 +29,7 @@ TRAINED = {
     "gate": ("P", "lam", "Q"),
     "lora-fa": ("P",),
     "vera": ("lam", "lam_out"),
-    BOTTLENECK: ("P", "Q"),
+    BOTTLENECK: ("P", "Q", "biases"),
 }
 """{init: the factors it trains}."""
 
