@@ -89,7 +89,9 @@ class Mixture:
         return {name: layer.gate_of() for name, layer in self._gated().items()}
 
     def _gated(self) -> dict[str, Gated]:
-        """Everything that a gate weighs, by name."""
+        """Everything that a gate weighs, by name. Raises RankallocError once it was taken out of its model."""
+        if not self.layers:
+            raise RankallocError("this mixture was taken out of its model (detach): nothing is left of it here")
         return {**self.layers, **{name: head for name, head in self.heads.items() if isinstance(head, MixedHead)}}
 
     def ranks(self) -> dict[str, dict[str, int]]:
@@ -245,12 +247,13 @@ class Mixture:
 
     def parts(self) -> MixtureParts:
         """What the mixture is made of, as a file holds it."""
+        gates = self.gates
         base = fingerprint.fingerprint(self.model)
         parts = MixtureParts(
             self.adapters, self.gate, self.activation, {name: layer.updates() for name, layer in self.layers.items()},
             base=fingerprint.name_of(self.model), fingerprint=None if base is None else base.encode(),
         )
-        parts.gates = {name: (gate.weight.detach(), gate.bias.detach()) for name, gate in self.gates.items()}
+        parts.gates = {name: (gate.weight.detach(), gate.bias.detach()) for name, gate in gates.items()}
         for name, head in self.heads.items():
             if isinstance(head, MixedHead):
                 parts.mixed_heads[name] = head.weights, head.biases

@@ -341,6 +341,8 @@ def test_a_mixture_leaves_the_model_as_it_was(folders):
         assert dict(model.named_parameters()).keys() == names and all(p.requires_grad for p in model.parameters())
         assert vars(model).keys() == own.keys() and not model._forward_pre_hooks and not model._forward_hooks
         assert model.generate(token_ids(), **GREEDY).shape == (3, 14)
+        with pytest.raises(ra.RankallocError, match="taken out of its model"):
+            mixture.export("nowhere")
 
 
 @pytest.mark.parametrize("ask, sentence", [
