@@ -113,7 +113,7 @@ def _embedding_of(model: Any) -> Any:
     try:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        return None
+        return None  # a model of another kind
 
 
 def _generates(model: Any) -> bool:
@@ -125,7 +125,7 @@ def _require_one_gate(model: Any, layers: Mapping[str, Any]) -> None:
     """Raise TargetError for a model whose tokens one gate cannot see, or whose layers it cannot serve."""
     way_out = "mix with gate='layer', which gives every layer a gate over its own input"
     embedding = _embedding_of(model)
-    if embedding is None or kind_of(embedding) != "embedding":
+    if not isinstance(embedding, nn.Embedding):  # of which the gate reads the weight alone, whatever it is scaled by
         raise TargetError(
             f"gate='model' looks at token embeddings, and this {type(model).__name__} has none; {way_out}"
         )

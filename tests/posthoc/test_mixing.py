@@ -12,6 +12,7 @@ from torch import nn
 import rankalloc as ra
 from rankalloc.adapters.gates import mean_so_far
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError, TargetError
+from tests.support.architectures import ARCHITECTURES
 from tests.support.models import assert_same, logits_of, make_bert, make_llama, make_mlp, randomize, token_ids
 from tests.support.training import make_trainer
 
@@ -369,6 +370,25 @@ def test_what_a_mixture_cannot_do_is_said(ask, sentence, folders, tmp_path):
         ask(mixture, tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     assert torch.equal(logits_of(model), before)
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("t5", "reads two"), ("vit", "has none"), ("gemma3n", None), ("mamba", None), ("distilbert", None),
+])
+def test_architectures_with_one_text_take_one_gate(name, sentence, tmp_path):
+    architecture = ARCHITECTURES[name]
+    adapters = ra.attach(architecture.build(), rank=2, modules_to_save=())
+    randomize(adapters)
+    folder, inputs = ra.save(adapters, tmp_path / "a"), architecture.inputs(0)
+    model, alone = architecture.build().eval(), architecture.build().eval()
+    if sentence:
+        with pytest.raises(TargetError, match=sentence):
+            ra.mix(model, [folder], gate="model")
+    ra.load(alone, folder)
+    opened(ra.mix(model, [folder], gate="layer" if sentence else "model"))
+    with torch.no_grad():
+        one, other = (next(v for v in m(**inputs).values() if torch.is_tensor(v) and v.dim()) for m in (model, alone))
+    assert_near(one, other)
 
 
 @pytest.mark.parametrize("options, sentence", [
