@@ -99,8 +99,10 @@ def read_bottlenecks(folder: Path) -> tuple[dict[str, StoredBottleneck], dict[st
     try:
         text = (folder / BOTTLENECK_NAME).read_text(encoding="utf-8")
         about = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterFileError(f"{folder / BOTTLENECK_NAME} is damaged or missing: {error}") from None
+    except RecursionError:
+        raise AdapterFileError(f"{folder / BOTTLENECK_NAME} is damaged: it is nested too deep") from None
+    except (OSError, ValueError) as error:  # of the encoding, of JSON, and of numbers with thousands of digits
+        raise AdapterFileError(f"{folder / BOTTLENECK_NAME} is damaged or missing: {str(error)[:200]}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise AdapterFileError(f"{folder / BOTTLENECK_NAME} does not describe bottleneck adapters of rankalloc's")
     if about.get("version") != VERSION or about.get("activation") != ACTIVATION:

@@ -165,8 +165,10 @@ def _described(text: str, folder: Path) -> dict[str, Any]:
     """The description, checked as far as it goes alone."""
     try:
         about = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise AdapterFileError(f"{folder / MIXTURE_NAME} is damaged: {error}") from None
+    except RecursionError:
+        raise AdapterFileError(f"{folder / MIXTURE_NAME} is damaged: it is nested too deep") from None
+    except ValueError as error:  # of JSON, and of numbers with thousands of digits
+        raise AdapterFileError(f"{folder / MIXTURE_NAME} is damaged: {str(error)[:200]}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise AdapterFileError(f"{folder / MIXTURE_NAME} does not describe a mixture of rankalloc's")
     if about.get("version") != VERSION:

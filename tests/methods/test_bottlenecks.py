@@ -151,6 +151,8 @@ def test_what_is_saved_is_loaded_to_the_bit(saved, tmp_path):
     (lambda a, f: ra.merge(a), ra.RankallocError, "not a linear map"),
     (lambda a, f: ra.shrink(f, ra.RankBudget(ranks=2)), AdapterFileError, "no LoRA: rankalloc.load puts them"),
     (lambda a, f: ra.export(f, f / "out"), AdapterFileError, "no LoRA"),
+    (lambda a, f: ra.save(a, f, "uniform"), ConfigError, "leave layout, padding and reader out"),
+    (lambda a, f: ra.save(a, f, reader="vllm"), ConfigError, "leave layout, padding and reader out"),
     (lambda a, f: ra.mix(make_bert(), [f]), AdapterFileError, "no LoRA"),
     (lambda a, f: ra.RankController(a, HALF, 9, "auto"), ConfigError, "trains low-rank updates"),
     (lambda a, f: ra.RankController(a, HALF, 9, "uniform"), ConfigError, "trains low-rank updates"),
@@ -203,6 +205,9 @@ def test_a_configuration_compares_them_with_lora(tmp_path):
     assert seen.params_final == trace.adapter_params_final and trace.rank_choice == "control"
     assert seen.notes == [note for note in trace.notes if "bottlenecks hold" in note] != []
     assert sum(layer.rank > 0 for layer in seen.layers) == 2
+    assert trace.stored.numbers == trace.adapter_params_final == seen.stored and trace.stored.padding == 0
+    with pytest.raises(ConfigError, match="reads LoRA, and method 'bottleneck' trains none"):
+        preview(alone.replaced({"reader": "vllm"}))
     again = evaluate_saved(alone, prepared, tmp_path / "run" / "adapter", "tune")
     assert again.metrics == trace.evaluation("tune").metrics
     assert train(alone, tmp_path / "run", prepared=prepared, resume=True).steps_done == trace.steps_done

@@ -445,6 +445,8 @@ def edited(folder, **values):
 @pytest.mark.parametrize("damage, sentence", [
     (lambda f: (f / "mixture.json").write_text("{"), "mixture.json is damaged"),
     (lambda f: (f / "mixture.json").write_text("[]"), "does not describe a mixture"),
+    (lambda f: (f / "mixture.json").write_text("[" * 100_000), "damaged"),
+    (lambda f: (f / "mixture.json").write_bytes(b"\xff\xfe"), "damaged"),
     (lambda f: edited(f, version=2), "version 2, and this version of rankalloc reads 1"),
     (lambda f: edited(f, gate="model"), "not of one save"),
     (lambda f: (f / "mixture.safetensors").unlink(), "holds no mixture.safetensors"),
