@@ -52,6 +52,13 @@ class PlainLora:
         """{module name: rank}."""
         return {name: b.shape[1] for name, (_, b) in self.pairs.items()}
 
+    def holds(self) -> set[str]:
+        """What is in it that some readers refuse: "heads", "embeddings", "experts", "groups"."""
+        held = {
+            "heads": self.heads, "embeddings": self.embeddings, "groups": self.groups, "experts": self.config.get(KEY),
+        }
+        return {what for what, there in held.items() if there}
+
     def num_params(self) -> int:
         """Numbers in the factors, without the heads."""
         return sum(a.numel() + b.numel() for a, b in self.pairs.values())

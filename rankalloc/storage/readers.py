@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, RankallocError, unknown
 from .layout import LAYOUTS, Layout
 
-__all__ = ["READERS", "Facts", "Reader", "Verdict", "find_reader", "layout_for", "verdict"]
+__all__ = ["READERS", "Facts", "Reader", "Verdict", "find_reader", "layout_for", "require_takes", "verdict"]
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
@@ -121,6 +121,26 @@ def layout_for(layout: str | None, pad_multiple: int = 1, reader: str | None = N
     return find_reader(reader).folder_layout()
 
 
+def require_takes(reader: str | None, holds: Collection[str], what: str) -> None:
+    """Raise RankallocError when this reader (None for nobody in particular) refuses something that ``what`` holds."""
+    if reader is None:
+        return
+    found = find_reader(reader)
+    held = [one for one in found.refuses if one in holds]
+    if held:
+        raise RankallocError(
+            f"{found.title} cannot take {' and '.join(HELD[one] for one in held)}, and {what} has them; leave out the "
+            f"reader to write for PEFT"
+        )
+
+
+HELD = {
+    "heads": "modules that are trained whole", "embeddings": "adapted embeddings", "experts": "adapters of experts",
+    "groups": "adapters of grouped convolutions",
+}
+"""What a reader may refuse, for people."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a reader has to know of a PEFT folder.
@@ -167,7 +187,7 @@ def verdict(reader: Reader, facts: Facts) -> Verdict:
     top = max(facts.ranks, default=facts.r)
     held = [what for what in reader.refuses if what in facts.holds]
     if held:
-        return Verdict(reader.name, False, f"it cannot take {' and '.join(held)}")
+        return Verdict(reader.name, False, f"it cannot take {' and '.join(HELD[what] for what in held)}")
     if reader.name == "peft":
         return Verdict(reader.name, True)
     if not reader.layouts:

@@ -22,7 +22,7 @@ from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.triplets import BOTTLENECK, Triplets
 from ..budget import BudgetPlan
 from ..errors import ConfigError, RankallocError
-from ..layers.experts import stack_of
+from ..layers.experts import ExpertMatrix, stack_of
 from ..layers.tied import partners
 from . import fingerprint
 from .bottleneck_folder import write_bottlenecks
@@ -30,7 +30,7 @@ from .experts import pack_stack, stacked
 from .folder import NESTED_KEY, LayerToWrite, Stored, lora_config, stored_size, write_folder
 from .layout import Layout
 from .peft_names import KEY, as_parameters, is_parameter
-from .readers import layout_for
+from .readers import layout_for, require_takes
 
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
@@ -80,6 +80,7 @@ def save(
             )
         return write_bottlenecks(adapters, path, _states(adapters))
     written = layout_for(layout, pad_multiple, reader)
+    require_takes(reader, held_in(adapters), "the model")
     for note in caveats(adapters):
         warnings.warn(note, stacklevel=2)
     layers, factors = _layers_of(adapters)
@@ -91,6 +92,19 @@ def save(
     return write_folder(
         path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
     )
+
+
+def held_in(adapters: Adapters) -> set[str]:
+    """What :func:`save` writes of these that some readers refuse: "heads", "embeddings", "experts", "groups"."""
+    held = {"heads"} if saved_whole(adapters) else set()
+    for adapter in adapters:
+        if isinstance(adapter.base_layer, ExpertMatrix):
+            held.add("experts")
+        elif adapter.layout.name == "embedding":
+            held.add("embeddings")
+        elif adapter.layout.groups(adapter.base_layer) > 1:
+            held.add("groups")
+    return held
 
 
 def stored_of(adapters: Adapters, layout: Layout) -> Stored:

@@ -19,7 +19,7 @@ from rankalloc.storage.readers import READERS, VLLM_RANKS, layout_for
 from rankalloc.storage.saving import most_stored, stored_of
 from rankalloc.storage.tensors import read_header
 from tests.layers.test_experts import make_mixtral
-from tests.support.models import logits_of, make_llama, prune, randomize
+from tests.support.models import logits_of, make_bert, make_llama, prune, randomize
 
 WIDTH = 8
 KINDS = {
@@ -49,6 +49,8 @@ def cases(draw):
 @given(case=cases())
 def test_a_file_holds_as_many_numbers_as_is_said(case, tmp_path):
     kinds, ranks, how = case
+    if {"embedding", "grouped"} & set(kinds) and "reader" in how:
+        how = {"layout": READERS[how["reader"]].layout}  # which these readers refuse
     model = nn.ModuleDict({f"{kind}{i}": KINDS[kind]() for i, kind in enumerate(kinds)})
     adapters = ra.attach(model, rank=5, target_modules=list(model), modules_to_save=[])
     randomize(adapters)
@@ -112,6 +114,24 @@ def test_readers_that_cannot_take_something_say_what():
         with pytest.raises(ConfigError, match=f"--for {name}"):
             layout_for(None, reader=name)
     assert [Layout("uniform", (8, 16)).stored_rank([top]) for top in (1, 8, 9, 17, 40)] == [8, 8, 16, 32, 48]
+
+
+def test_what_a_reader_cannot_take_is_not_written_for_it(tmp_path):
+    adapters = ra.attach(make_bert(), rank=2)
+    path = ra.save(adapters, tmp_path / "a")
+    for reader, attempt in (
+        ("vllm", lambda: ra.save(adapters, tmp_path / "b", reader="vllm")),
+        ("tgi", lambda: ra.export(path, tmp_path / "b", reader="tgi")),
+        ("kohya", lambda: ra.export(path, tmp_path / "b.safetensors", reader="kohya")),
+    ):
+        with pytest.raises(RankallocError, match="cannot take modules that are trained whole"):
+            attempt()
+        assert not next(one for one in verdicts(ra.FinishedAdapter(path)) if one.reader == reader).right
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    grouped = ra.attach(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), rank=1, target_modules=["0"], modules_to_save=[])
+    with pytest.raises(RankallocError, match="adapters of grouped convolutions"):
+        ra.save(grouped, tmp_path / "c", reader="vllm")
+    assert ra.save(grouped, tmp_path / "c", reader="peft")
 
 
 gguf = pytest.importorskip("gguf")
