@@ -83,7 +83,7 @@ def sizes(widths: Mapping[str, int], params: int, most: Mapping[str, int] | None
         BudgetError: they do not buy one unit at each place, or are more than ``most`` units at each hold.
 
     Example:
-        >>> sizes({"a": 8, "b": 8}, 100)
+        >>> sizes({"a": 8, "b": 8}, 110)
         {'a': 3, 'b': 2}
     """
     caps = [d if most is None else most[name] for name, d in widths.items()]
