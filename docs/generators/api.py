@@ -23,6 +23,10 @@ SECTIONS = {
 """{package or module of the ground floor: heading}."""
 
 
+DESCRIBED = {"READERS": "[Serve it](../serving.md) shows them"}
+"""{registry that is no part of a method: where its entries are described}."""
+
+
 def page_of(section: str) -> str:
     """Path of a section's page in the site's sources."""
     return "reference/own-methods.md" if section == "methods" else f"reference/{section}.md"
@@ -62,7 +66,7 @@ def _page(section: str, members: list[tuple[str, Any]]) -> Iterator[str]:
         path = path_of(name, value)
         if isinstance(value, dict):
             anchor = "" if name == "METHODS" else f"#{name.lower()}"
-            described = f"the [method reference](methods.md{anchor}) describes them"
+            described = DESCRIBED.get(name, f"the [method reference](methods.md{anchor}) describes them")
             yield from (f"## ra.{name} {{ #{path} }}", "")
             yield from (f"A dictionary of {len(value)} entries by name; {described}.", "")
             continue
