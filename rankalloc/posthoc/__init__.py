@@ -3,6 +3,7 @@
 Read in this order:
 
 1. ``truncation``: what all of them share: factors in, one choice over all layers within a budget, a folder out.
+   ``checking`` stops before the folder: what an adapter is, and what less of it would keep.
 2. ``shrinking``, ``composing`` (with ``compatible``, ``combining`` and ``interference``) and ``nested_cut``: where the
    factors come from, and how the result is cut. ``results`` holds the records that they return.
 3. ``metric`` and ``calibration``: how the update of a layer is weighed.
