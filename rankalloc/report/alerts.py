@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..trace import SweepRecord
+from ..trace import BASELINES, SweepRecord
 from .facts import Facts
 from .outcome import budget_phrase, budget_state, moved_at_freeze
 from .wording import count, plural, some
@@ -49,7 +49,8 @@ def _run_alerts(run: Facts) -> list[Alert]:
         at = some([count(s) for s in trace.nonfinite_steps])
         steps = plural(len(trace.nonfinite_steps), "step")
         made.append(Alert("problem", f"{steps} with a non-finite loss or gradient skipped (at {at})."))
-    zero, capped = ([row.name for row in run.layers if row.state == state] for state in ("zero", "cap"))
+    placed = [] if trace.method in BASELINES else run.layers  # what has no ranks misses none
+    zero, capped = ([row.name for row in placed if row.state == state] for state in ("zero", "cap"))
     if zero:
         made.append(Alert("note", f"{plural(len(zero), 'layer')} of {len(run.layers)} ended at rank 0: {some(zero)}."))
     if capped:

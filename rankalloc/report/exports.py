@@ -6,7 +6,7 @@ import csv
 import io
 import re
 
-from ..trace import RankTrace
+from ..trace import BASELINES, RankTrace
 from .tables import LayerRow
 
 
@@ -57,5 +57,6 @@ def attach_call(trace: RankTrace) -> str:
     pairs = zip(trace.layers, trace.final_ranks, strict=True)
     ranks = "\n".join(f"        {layer.name!r}: {rank}," for layer, rank in pairs)
     alpha = trace.scaling * trace.rank  # correct for every ``scale`` the run was attached with
-    call = f"ra.attach(\n    model,\n    rank={trace.rank},\n    alpha={alpha:g},\n    ranks={{\n{ranks}\n    }},\n)"
-    return f"import rankalloc as ra\n\n{call}"
+    init = f"    init={trace.method!r},\n" if trace.method in BASELINES else ""
+    numbers = f"    rank={trace.rank},\n    alpha={alpha:g},\n{init}"
+    return f"import rankalloc as ra\n\nra.attach(\n    model,\n{numbers}    ranks={{\n{ranks}\n    }},\n)"

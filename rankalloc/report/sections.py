@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..trace import BASELINES
 from . import exhibits, exhibits_sweep, exports
 from .alerts import alerts
 from .exhibits import Exhibit
@@ -111,6 +112,7 @@ def _reuse(page: Subject) -> Shown:
     trace = page.run.trace
     return shown | {
         "trace": trace,
+        "of_lora": trace.method not in BASELINES,
         "pattern": exports.rank_pattern(trace),
         "excluded": exports.excluded(trace),
         "snippet": exports.attach_call(trace),

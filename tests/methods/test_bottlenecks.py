@@ -18,6 +18,7 @@ from rankalloc.experiments.sweep import run_sweep
 from rankalloc.experiments.tasks import prepare
 from rankalloc.layers.targets import ALL_LINEAR, find_heads, find_targets
 from rankalloc.methods.bottlenecks import places_among, size_of, sizes
+from rankalloc.report import write_report
 from rankalloc.trace import SweepRecord
 from tests.support.architectures import ARCHITECTURES
 from tests.support.models import assert_same, logits_of, make_bert, make_llama, make_mlp
@@ -211,6 +212,9 @@ def test_a_configuration_compares_them_with_lora(tmp_path):
     again = evaluate_saved(alone, prepared, tmp_path / "run" / "adapter", "tune")
     assert again.metrics == trace.evaluation("tune").metrics
     assert train(alone, tmp_path / "run", prepared=prepared, resume=True).steps_done == trace.steps_done
+    page = write_report(trace, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "bottleneck adapters have no ranks" in page and "rank_pattern" not in page and "wanted more" not in page
+    assert "init=&#39;bottleneck&#39;" in page
     record: SweepRecord = run_sweep(config, tmp_path / "sweep")
     uniform, bottleneck = record.trials[:2]
     assert [t.params["method"] for t in (uniform, bottleneck)] == ["uniform", "bottleneck"]
