@@ -8,6 +8,9 @@ Read in this order:
 3. ``metric`` and ``calibration``: how the update of a layer is weighed.
 4. ``points``, ``frontier`` and ``smallest``: quality against budget, evaluated point by point.
 5. ``extracting``, with ``checkpoints`` and ``dense``: an adapter out of a fully fine-tuned checkpoint.
+6. ``mixing``: several adapters in one model, cut together and weighed for each input (``mixture``, put there by
+   ``mixture_model``; ``mixed_heads``, ``gate_use``), and ``weighted``: the one adapter that it is at constant gates.
 
-``side_by_side`` runs the work on layers in parallel. Only ``calibration`` and the user's own evaluation need a model.
+``side_by_side`` runs the work on layers in parallel. Only ``calibration``, ``mixing`` and the user's own evaluation need
+a model.
 """

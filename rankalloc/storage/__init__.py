@@ -19,5 +19,7 @@ The life of these files, and the module for each step:
    ``fingerprint`` the base.
 5. ``exporting`` writes one of the ``export_formats``, and ``importing`` reads the files of other tools, whose names
    ``key_names`` knows. ``skeletons`` builds a model without weights, to read the names and shapes of its layers.
-6. ``library`` serves many adapters on one model, which ``library_index`` finds in a folder.
+6. ``mixture_folder`` and ``bottleneck_folder`` have formats of their own, for what is not one plain LoRA;
+   ``bottleneck_loading`` is what ``loading`` does with the second.
+7. ``library`` serves many adapters on one model, which ``library_index`` finds in a folder.
 """
