@@ -15,7 +15,7 @@ The life of an adapter, with the module that does each step:
     shrink(adapters, optimizer)               memory       P, lam, Q and the optimizer's state lose them for good
     merge(adapters)  or  detach(adapters)     merging      Block(proj=Linear(8, 4)), with ΔW in its weight or without
 
-A mixture has layers of another kind, a frozen layer beside the updates of several finished adapters (mixed), which gates
+A mixture has layers of another kind: a frozen layer and the updates of several finished adapters (mixed), which gates
 weigh for each input. Bottlenecks (bottleneck) are no updates of weights, and are what LoRA is compared with.
 
 :mod:`~rankalloc.adapters.adapter_set` holds all adapters of a model. Which triplets are kept is decided in

@@ -11,6 +11,6 @@ Read in this order:
 6. ``mixing``: several adapters in one model, cut together and weighed for each input (``mixture``, put there by
    ``mixture_model``; ``mixed_heads``, ``gate_use``), and ``weighted``: the one adapter that it is at constant gates.
 
-``side_by_side`` runs the work on layers in parallel. Only ``calibration``, ``mixing`` and the user's own evaluation need
-a model.
+``side_by_side`` runs the work on layers in parallel. Only ``calibration``, ``mixing`` and the user's own evaluation
+need a model.
 """
