@@ -196,11 +196,21 @@ def test_damaged_bottlenecks_are_refused_by_name(damage, sentence, saved, tmp_pa
         ra.save(saved[1], lora)
 
 
-def test_a_configuration_compares_them_with_lora(tmp_path):
+@pytest.mark.long
+def test_a_sweep_compares_them_with_lora(tmp_path):
     config = load_config(small_yaml(tmp_path), ["budget.fraction=0.75", "sweep.search.method=[uniform, bottleneck]",
                                                 "sweep.search.rank=4", "sweep.search.budget=0.75", "sweep.trials=2"])
-    prepared = prepare(config)
-    alone = config.replaced({"method": "bottleneck", "method_options": {"after": "pfeiffer"}, "budget.fraction": 0.25})
+    record: SweepRecord = run_sweep(config, tmp_path / "sweep")
+    uniform, bottleneck = record.trials[:2]
+    assert [t.params["method"] for t in (uniform, bottleneck)] == ["uniform", "bottleneck"]
+    assert [record.rank_choice(t) for t in (uniform, bottleneck)] == ["uniform", "control"]
+    assert 0.9 * uniform.adapter_params < bottleneck.adapter_params <= uniform.adapter_params
+
+
+def test_a_configuration_trains_them(tmp_path):
+    alone = load_config(small_yaml(tmp_path), ["method=bottleneck", "method_options.after=pfeiffer",
+                                               "budget.fraction=0.25"])
+    prepared = prepare(alone)
     seen = preview(alone)
     trace = train(alone, tmp_path / "run", prepared=prepared, splits=("tune",))
     assert seen.params_final == trace.adapter_params_final and trace.rank_choice == "control"
@@ -215,8 +225,3 @@ def test_a_configuration_compares_them_with_lora(tmp_path):
     page = write_report(trace, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "bottleneck adapters have no ranks" in page and "rank_pattern" not in page and "wanted more" not in page
     assert "init=&#39;bottleneck&#39;" in page
-    record: SweepRecord = run_sweep(config, tmp_path / "sweep")
-    uniform, bottleneck = record.trials[:2]
-    assert [t.params["method"] for t in (uniform, bottleneck)] == ["uniform", "bottleneck"]
-    assert [record.rank_choice(t) for t in (uniform, bottleneck)] == ["uniform", "control"]
-    assert 0.9 * uniform.adapter_params < bottleneck.adapter_params <= uniform.adapter_params
