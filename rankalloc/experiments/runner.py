@@ -21,8 +21,8 @@ from ..methods.planners.planning import at_peak, first_batches, layer_shapes, pl
 from ..storage.bottleneck_folder import ADAPTER_FILES
 from ..storage.loading import load
 from ..storage.model_saving import attach
-from ..storage.readers import layout_for, require_takes
-from ..storage.saving import held_in, most_stored, save, stored_of
+from ..storage.readers import layout_for
+from ..storage.saving import most_stored, require_reader, save, stored_of
 from ..trace import EvaluationRecord, RankTrace, StoredRecord
 from ..training.callback import RankCallback
 from ..training.processes import check_agreement
@@ -87,7 +87,7 @@ def train(
     model = base_of(prepared)
     adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
     require_trainable(prepared, model, adapters)
-    require_takes(config.reader, held_in(adapters), "this run")
+    require_reader(adapters, config.reader)
     ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
     together(arguments)  # what a process refuses is refused before the first one writes
     if first:
@@ -244,10 +244,10 @@ def preview(config: RunConfig) -> Preview:
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
     require_trainable(prepared, model, adapters)
+    require_reader(adapters, config.reader)
     if find_method(config.method).lora:  # a rank pattern may exceed the peak
         shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
-    require_takes(config.reader, held_in(adapters), "this run")
     RankCallback(adapters, budget, config.method, **_options(config))  # refuses what train would
     layout = layout_for(None, reader=config.reader)
     if find_method(config.method).when == "before":

@@ -107,7 +107,8 @@ def compose(
         measured = write_choice(source, choice, out, common, _config(finished, heads), written, finished[0].metadata)
     layers = _with_rest(cuts(source, choice, measured), source.rest)
     result = CutResult.of(
-        layers, choice.plan, written, out, [adapter.folder.name for adapter in finished], gap=choice.gap
+        layers, choice.plan, written, out, [adapter.folder.name for adapter in finished], gap=choice.gap,
+        metadata=finished[0].metadata,
     )
     result.extra |= {
         "weights": weights, "combination": combination, "heads": heads, "interference": _interference(finished, source)

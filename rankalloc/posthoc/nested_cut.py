@@ -129,7 +129,9 @@ def cut_nested(
             adapter.head_sources(), lambda names, top: config_of(adapter.config, names, top, layers), layout,
             passed_on(adapter.metadata, nested=True),
         )
-    return CutResult.of(cuts, plan, layout, out, [adapter.folder.name], extra={"cut": "nested"})
+    return CutResult.of(
+        cuts, plan, layout, out, [adapter.folder.name], extra={"cut": "nested"}, metadata=adapter.metadata
+    )
 
 
 def _leading(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,17 @@ class CutResult:
     def of(
         cls, layers: list[LayerCut], plan: BudgetPlan | None, layout: Layout, out: str | os.PathLike | None,
         sources: list[str], *, gap: float = 0.0, metric: str = "frobenius", extra: dict[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> CutResult:
         """The result for these layers; None for ``plan`` when no budget was given, None for ``out`` when nothing was
-        written."""
+        written; ``metadata`` is that of the adapter they were cut from."""
         ranks = [layer.rank for layer in layers]
         spent = sum(ranks) if plan is None else plan.spent(ranks)
         written = {c.name: LayerToWrite(c.d_in, c.d_out, c.rank, torch.float32) for c in layers}
         return cls(
             layers=layers, unit="ranks" if plan is None else plan.unit, asked=spent if plan is None else plan.target,
             spent=spent, gap=gap, metric=metric, layout=layout.name,
-            stored_params=stored_size(written, layout).numbers,
+            stored_params=stored_size(written, layout, metadata).numbers,
             path=None if out is None else Path(out), sources=sources, extra=extra or {},
         )
 

@@ -99,7 +99,7 @@ def write_shrunk(
         )
     result = CutResult.of(
         cuts(finished, choice, measured), choice.plan, layout, out, [finished.folder.name], gap=choice.gap,
-        metric="frobenius" if metric is None else str(metric),
+        metric="frobenius" if metric is None else str(metric), metadata=finished.metadata,
     )
     if out is not None:
         result.save(Path(out) / RECORD_NAME)

@@ -12,7 +12,7 @@ from . import plain_lora
 from .export_formats import EXPORT_FORMATS, Export
 from .folder import WEIGHTS_NAME
 from .layout import Layout
-from .readers import find_reader, require_takes
+from .readers import find_reader
 from .reading import FinishedAdapter
 from .tensors import read_header
 
@@ -85,7 +85,6 @@ def write_export(
         raise ConfigError(unknown("format", format, EXPORT_FORMATS))
     stored = Layout(layout or ("compact" if pads == 1 else "uniform"), pads, reader or "").check()
     lora = plain_lora.read(adapter)
-    require_takes(reader, lora.holds(), str(adapter))
     path = EXPORT_FORMATS[format](Export(lora, FinishedAdapter(adapter).folder, out, stored, prefix, base))
     numbers = lora.num_params() if path.suffix == ".gguf" else _factors_in(path)
     return Exported(path, lora.num_params(), numbers)

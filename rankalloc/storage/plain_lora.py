@@ -52,13 +52,6 @@ class PlainLora:
         """{module name: rank}."""
         return {name: b.shape[1] for name, (_, b) in self.pairs.items()}
 
-    def holds(self) -> set[str]:
-        """What is in it that some readers refuse: "heads", "embeddings", "experts", "groups"."""
-        held = {
-            "heads": self.heads, "embeddings": self.embeddings, "groups": self.groups, "experts": self.config.get(KEY),
-        }
-        return {what for what, there in held.items() if there}
-
     def num_params(self) -> int:
         """Numbers in the factors, without the heads."""
         return sum(a.numel() + b.numel() for a, b in self.pairs.values())
@@ -113,12 +106,6 @@ def write(
         RankallocError: the folder cannot be written; its old content is unchanged then.
     """
     ranks = lora.ranks()
-    written = [name for name in ranks if layout.uniform or ranks[name]] or list(ranks)[:1]
-    parameters = kept_as_parameters(lora.config, written)
-    if target_modules is None:
-        came_with = lora.config.get("target_modules") if set(written) == set(ranks) else None
-        modules = [name for name in written if not is_parameter(name, parameters)]
-        target_modules = came_with or pattern_of(modules, parameters)
     layers, flat = {}, {}
     for name, (a, b) in lora.pairs.items():
         groups = lora.groups.get(name, 1)
@@ -128,11 +115,17 @@ def write(
             EMBEDDING.keys if name in lora.embeddings else LayerToWrite.keys,
             None if a.dim() == 2 else partial(_with_kernel, groups, a.shape[1:], b.shape[2:]), groups,
         )
-    kept = {key: lora.config[key] for key in _KEPT if key in lora.config} | ({KEY: parameters} if parameters else {})
-    return write_folder(
-        path, layers, flat.__getitem__, lora.heads, lambda _, rank: lora_config(rank, target_modules, **kept), layout,
-        lora.metadata,
-    )
+    kept = {key: lora.config[key] for key in _KEPT if key in lora.config}
+
+    def config(written: list[str], rank: int) -> dict[str, Any]:
+        parameters = kept_as_parameters(lora.config, written)
+        targets = target_modules
+        if targets is None:
+            came_with = lora.config.get("target_modules") if set(written) == set(ranks) else None
+            targets = came_with or pattern_of([n for n in written if not is_parameter(n, parameters)], parameters)
+        return lora_config(rank, targets, **kept, **({KEY: parameters} if parameters else {}))
+
+    return write_folder(path, layers, flat.__getitem__, lora.heads, config, layout, lora.metadata)
 
 
 def groups_of(a: torch.Tensor, b: torch.Tensor) -> int:

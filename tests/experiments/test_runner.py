@@ -141,6 +141,15 @@ def test_preview_tells_what_a_run_does_and_writes_nothing(first, home, config):
     assert seen.heads == trace.heads and seen.params_initial == trace.adapter_params_initial
 
 
+@pytest.mark.parametrize("reader", ["tgi", "vllm", "llama.cpp"])
+def test_a_run_for_a_reader_that_cannot_take_its_head_is_refused_before_training(home, config, reader):
+    run = config.replaced({"reader": reader})
+    for start in (lambda: preview(run), lambda: train(run, home / "unreadable")):
+        with pytest.raises(ConfigError, match="cannot take modules that were trained whole, such as classifier"):
+            start()
+    assert not (home / "unreadable").exists()
+
+
 def test_steps_from_epochs(config):
     run = config.replaced({"training.steps": None, "training.epochs": 2.0, "training.gradient_accumulation_steps": 3})
     assert steps_of(run, 48) == 2 * 4
