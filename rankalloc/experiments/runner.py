@@ -25,7 +25,9 @@ from ..storage.readers import layout_for
 from ..storage.saving import most_stored, require_reader, save, stored_of
 from ..trace import EvaluationRecord, RankTrace, StoredRecord
 from ..training.callback import RankCallback
+from ..training.checkpoints import STATE_NAME, read_state
 from ..training.processes import check_agreement
+from ..training.resuming import began_with
 from .config import RunConfig
 from .launched import processes, processes_note, together
 from .run_folder import RunFolder
@@ -85,7 +87,8 @@ def train(
     checkpoint, broken = last_checkpoint(folder) if resume else (None, {})
     set_seed(config.seed)
     model = base_of(prepared)
-    adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
+    begun = None if checkpoint is None else _begun_with(config, model, checkpoint)
+    adapters, budget = attach_for(config, model, prepared, begun)
     require_trainable(prepared, model, adapters)
     require_reader(adapters, config.reader)
     ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
@@ -174,20 +177,20 @@ def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, spl
 
 
 def attach_for(
-    config: RunConfig, model: Any, prepared: PreparedTask, plan: bool = True
+    config: RunConfig, model: Any, prepared: PreparedTask, begun: RankBudget | None = None
 ) -> tuple[Adapters, RankBudget]:
     """Attach the adapters that the configuration's method starts with; returns them and their budget.
 
     A method that chooses ranks before training starts at its final ranks, in its own parametrisation; it may use
-    the first batches of the train split. Without ``plan``, a method that uses data stays at its peak ranks: a
-    checkpoint then brings the final ones.
+    the first batches of the train split. ``begun`` is the budget of a run that is resumed: a method that uses data
+    stays at its peak ranks then, since a checkpoint brings the final ones.
     """
     method = find_method(config.method)
     if not method.lora and config.reader is not None:
         raise ConfigError(
             f"reader {config.reader!r} reads LoRA, and method {config.method!r} trains none; leave reader out"
         )
-    budget = budget_from(config)
+    budget = begun or budget_from(config)
     rank, targets = config.adapter.rank, _targets(config)
     adapter = config.adapter
     common: dict[str, Any] = {
@@ -196,7 +199,7 @@ def attach_for(
     }
     if method.when == "during":
         return attach(model, **common, **targets), budget
-    if method.planner is not None and not plan:
+    if method.planner is not None and begun is not None:
         peaks = {s.name: at_peak(s).rank for s in layer_shapes(model, rank, **targets)}
         return attach(model, **common, ranks=peaks, **targets), budget
     batches = first_batches(prepared.splits["train"], prepared.collator, config.training.batch_size)
@@ -205,6 +208,14 @@ def attach_for(
     ranks = plan_ranks(model, batches, budget, config.method, rank=rank, seed=seed, **targets, **options)
     adapters = attach(model, **common, ranks=ranks, **targets)
     return adapters, budget_of(adapters.shapes(), budget) if method.lora else budget
+
+
+def _begun_with(config: RunConfig, model: Any, checkpoint: Path) -> RankBudget:
+    """The budget of the run that this checkpoint is of: what a fraction is a share of has changed."""
+    shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
+    if find_method(config.method).when == "before":
+        shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
+    return began_with(budget_from(config), read_state(checkpoint / STATE_NAME), sum(shape.rank for shape in shapes))
 
 
 def budget_from(config: RunConfig) -> RankBudget:

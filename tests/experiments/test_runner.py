@@ -184,6 +184,25 @@ def test_a_dry_run_refuses_the_options_a_run_would(config, options):
 EVA = {"method": "eva", "training.save_every": 4, "method_options": {"max_batches": 3}}
 
 
+@pytest.mark.parametrize("method", ["auto", "uniform", "eva"])
+def test_a_run_whose_fraction_was_one_of_ranks_is_resumed_with_it(config, home, method):
+    """What such a run wrote: a checkpoint whose plan counts ranks, beside a configuration that says a fraction."""
+    options = {"max_batches": 3} if method == "eva" else {}
+    begun = config.replaced({"method": method, "method_options": options, "training.save_every": 2})
+
+    def dies(step, *_):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # 13 layers of rank 4: 0.55 of 52 ranks
+        train(begun.replaced({"budget.fraction": None, "budget.ranks": 28}), home / f"of-ranks-{method}", progress=dies)
+    if method == "auto":
+        with pytest.raises(RankallocError, match="target was 28 and now is 20"):
+            train(begun.replaced({"budget.fraction": 0.4}), home / f"of-ranks-{method}", resume=True)
+    trace = train(begun.replaced({"budget.fraction": 0.55}), home / f"of-ranks-{method}", splits=(), resume=True)
+    assert (trace.budget.unit, trace.budget.target, sum(trace.final_ranks)) == ("ranks", 28, 28)
+
+
 def test_a_run_plans_from_its_data_and_a_dry_run_shows_the_same(config, home):
     config = config.replaced(EVA)
     trace = train(config, home / "eva")
