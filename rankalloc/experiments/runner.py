@@ -90,7 +90,8 @@ def train(
     begun = None if checkpoint is None else _begun_with(config, model, checkpoint)
     adapters, budget = attach_for(config, model, prepared, begun)
     require_trainable(prepared, model, adapters)
-    require_reader(adapters, config.reader)
+    layout = layout_for(None, reader=config.reader)
+    require_reader(adapters, layout)
     ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
     together(arguments)  # what a process refuses is refused before the first one writes
     if first:
@@ -105,7 +106,7 @@ def train(
     trace = ranking.trace
     check_agreement(adapters, trace.steps_done)
     _describe(trace, config, prepared, command)
-    trace.stored = StoredRecord(**asdict(stored_of(adapters, layout_for(None, reader=config.reader))))
+    trace.stored = StoredRecord(**asdict(stored_of(adapters, layout)))
     trace.notes += [
         f"{path.name} was not whole, as {fault}: the run went on from {checkpoint.name}, before it"
         for path, fault in broken.items() if checkpoint is not None
@@ -255,12 +256,12 @@ def preview(config: RunConfig) -> Preview:
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
     require_trainable(prepared, model, adapters)
-    require_reader(adapters, config.reader)
+    layout = layout_for(None, reader=config.reader)
+    require_reader(adapters, layout)
     if find_method(config.method).lora:  # a rank pattern may exceed the peak
         shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
     RankCallback(adapters, budget, config.method, **_options(config))  # refuses what train would
-    layout = layout_for(None, reader=config.reader)
     if find_method(config.method).when == "before":
         final: int | None = adapters.num_params()
         stored = stored_of(adapters, layout).numbers

@@ -214,6 +214,7 @@ class Stored:
         numbers: in all tensors.
         padding: those of them that only pad ranks.
         bytes: of all tensors.
+        padding_bytes: those of them that only pad ranks.
     """
 
     layout: str
@@ -222,6 +223,7 @@ class Stored:
     numbers: int
     padding: int
     bytes: int
+    padding_bytes: int
 
 
 def stored_size(
@@ -231,9 +233,9 @@ def stored_size(
     layers = _with_left_out(layers, metadata or {})
     top, ranks = _stored_ranks(layers, layout)
     numbers = {name: layers[name].numbers(rank) for name, rank in ranks.items()}
-    padding = sum(amount - layers[name].numbers(layers[name].rank) for name, amount in numbers.items())
-    size = sum(amount * layers[name].dtype.itemsize for name, amount in numbers.items())
-    return Stored(layout.name, layout.reader, top, sum(numbers.values()), padding, size)
+    padding = {name: amount - layers[name].numbers(layers[name].rank) for name, amount in numbers.items()}
+    size, padded = (sum(n * layers[name].dtype.itemsize for name, n in each.items()) for each in (numbers, padding))
+    return Stored(layout.name, layout.reader, top, sum(numbers.values()), sum(padding.values()), size, padded)
 
 
 def require_taken_by(layout: Layout, layers: Mapping[str, LayerToWrite], heads: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """Saving the adapters of a model as plain LoRA: lora_A = Q, lora_B = P·(Λ·s).
 
-:mod:`rankalloc.storage.layout` describes the two layouts, :mod:`rankalloc.layers.kinds` the tensors of embeddings and
+:mod:`rankalloc.storage.layout` describes the layouts, :mod:`rankalloc.layers.kinds` the tensors of embeddings and
 convolutions.
 """
 
@@ -93,13 +93,13 @@ def save(
     )
 
 
-def require_reader(adapters: Adapters, reader: str | None) -> None:
-    """Make sure, before training, that the reader they will be written for takes these adapters, whatever their ranks.
+def require_reader(adapters: Adapters, layout: Layout) -> None:
+    """Make sure, before training, that the reader the layout is for takes these adapters, whatever their ranks.
 
     Raises:
         ConfigError: it cannot take a module of theirs, or would leave out layers.
     """
-    require_taken_by(layout_for(None, reader=reader), _layers_of(adapters)[0], saved_whole(adapters))
+    require_taken_by(layout, _layers_of(adapters)[0], saved_whole(adapters))
 
 
 def stored_of(adapters: Adapters, layout: Layout) -> Stored:
@@ -109,7 +109,10 @@ def stored_of(adapters: Adapters, layout: Layout) -> Stored:
         size = adapters.num_params()
         return Stored(BOTTLENECK, "", max(adapters.ranks().values()), size, 0, size * adapters.bytes_per_param())
     found = stored_size(_layers_of(adapters)[0], layout)
-    return replace(found, padding=found.numbers - adapters.num_params())
+    held = adapters.num_params()
+    return replace(
+        found, padding=found.numbers - held, padding_bytes=found.bytes - held * adapters.bytes_per_param()
+    )
 
 
 def most_stored(adapters: Adapters, plan: BudgetPlan, layout: Layout) -> int:
