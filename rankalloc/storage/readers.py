@@ -17,8 +17,8 @@ from .layout import LAYOUTS, Layout
 __all__ = ["READERS", "Facts", "Reader", "Verdict", "find_reader", "layout_for", "require_taken", "verdict"]
 
 HELD = {
-    "heads": "modules that were trained whole", "embeddings": "adapters of embeddings", "experts": "adapters of experts",
-    "groups": "adapters of grouped convolutions",
+    "heads": "modules that were trained whole", "embeddings": "adapters of embeddings",
+    "experts": "adapters of experts", "groups": "adapters of grouped convolutions",
 }
 """What an adapter may hold that some readers cannot take, for people."""
 

@@ -107,7 +107,7 @@ def stored_of(adapters: Adapters, layout: Layout) -> Stored:
     up to one rank, or to the highest of a stack's experts, and factors that a file repeats for groups."""
     if adapters.init == BOTTLENECK:
         size = adapters.num_params()
-        return Stored(BOTTLENECK, "", max(adapters.ranks().values()), size, 0, size * adapters.bytes_per_param())
+        return Stored(BOTTLENECK, "", max(adapters.ranks().values()), size, 0, size * adapters.bytes_per_param(), 0)
     found = stored_size(_layers_of(adapters)[0], layout)
     held = adapters.num_params()
     return replace(
