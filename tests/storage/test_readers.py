@@ -14,6 +14,7 @@ from torch import nn
 
 import rankalloc as ra
 from rankalloc.errors import AdapterFileError, ConfigError, RankallocError
+from rankalloc.storage.exporting import write_export
 from rankalloc.storage.layout import LAYOUTS, Layout
 from rankalloc.storage.left_out import left_out_in
 from rankalloc.storage.reader_facts import verdicts
@@ -228,6 +229,37 @@ def test_nothing_is_written_for_a_reader_that_cannot_take_it(reader, kind, words
 
 
 gguf = pytest.importorskip("gguf")
+
+
+def numbers_in(path):
+    """The numbers in the pairs of factors of a folder or file, and the bytes of those."""
+    if path.suffix == ".gguf":
+        tensors = [torch.tensor(tensor.data) for tensor in gguf.GGUFReader(path).tensors]
+    else:
+        held = load_file(weights(path) if path.is_dir() else path)
+        tensors = [t for key, t in held.items() if not key.endswith("alpha")]
+    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_what_an_export_says_is_in_the_file(source, tmp_path):
+    """For every reader and layout, of mixed ranks with zeros among them."""
+    adapters, path = saved(tmp_path / "a", layout=source)
+    adapters.model.config.save_pretrained(tmp_path / "base")
+    folders = [{"reader": name} for name in READERS] + [{"layout": name} for name in LAYOUTS]
+    files = [{"format": "kohya", "pad_to": 8}, {"format": "diffusers", "pad_to": 6}, {"format": "gguf"}]
+    nothing = dict.fromkeys(("reader", "layout", "format", "prefix", "base"))
+    for number, how in enumerate([*folders, {"layout": "uniform", "pad_to": 6}, *files]):
+        name = how.get("reader") or how.get("format")
+        suffix = {"llama.cpp": ".gguf", "gguf": ".gguf", "kohya": ".safetensors", "diffusers": ".safetensors"}
+        out = tmp_path / f"{number}{suffix.get(name, '')}"
+        base = tmp_path / "base" if out.suffix == ".gguf" else None
+        done = write_export(path, out, **{**nothing, "pad_to": 1, **how, "base": base})
+        numbers, size = numbers_in(out)
+        assert done.stored == numbers and done.params == adapters.num_params(), how
+        assert done.padding_bytes == size - 4 * adapters.num_params(), how
+        pads = how.get("pad_to", 1) > 1 or how.get("reader") == "tgi" or how.get("layout") == "uniform"
+        assert pads == (done.padding_bytes > 0), how
 
 
 def test_a_gguf_holds_what_llama_cpp_undoes(tmp_path):
