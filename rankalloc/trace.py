@@ -118,7 +118,7 @@ class StoredRecord(Record):
     numbers: int
     padding: int
     bytes: int
-    padding_bytes: int
+    padding_bytes: int | None = None
 
 
 class LogRecord(Record):
