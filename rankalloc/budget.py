@@ -287,6 +287,13 @@ def budget_of(shapes: Sequence[LayerShape], budget: RankBudget, bytes_per_param:
     return replace(budget, **quantities)
 
 
+def in_ranks(budget: RankBudget, initial: int) -> RankBudget:
+    """``budget`` with its fraction as a share of ``initial`` ranks, which is what it was in the first runs of 0.1."""
+    assert budget.fraction is not None, "only a fraction has had two meanings"
+    ranks = share_of(budget.fraction, initial) // budget.multiple_of * budget.multiple_of
+    return replace(budget, fraction=None, ranks=ranks)
+
+
 def share_of(fraction: float, amount: int) -> int:
     """``fraction`` of ``amount``, rounded down: 0.29 · 100 is 28.999… in floating point, and 29 all the same."""
     return math.floor(fraction * amount * (1 + 1e-12) + 1e-9)

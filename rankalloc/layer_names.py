@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _BLOCK = re.compile(r"^(?:(?P<stack>.*?)\.)?(?P<block>\d+)(?:\.(?P<role>.*))?$")
 
@@ -30,6 +30,24 @@ def places(names: Sequence[str]) -> list[tuple[int | None, str]]:
             role = f"{stack}.{role}".rstrip(".")
         placed.append((int(match["block"]), role or stack or "layer"))
     return placed
+
+
+def gaps(names: Iterable[str]) -> list[str]:
+    """The layers that some blocks lack and others of their stack have, by the names that they would have.
+
+    Example:
+        >>> gaps(["layers.0.up", "layers.0.down", "layers.2.up", "layers.2.down", "layers.1.up"])
+        ['layers.1.down']
+    """
+    blocks: dict[str, dict[str, set[int]]] = {}  # {stack: {role: its blocks}}
+    for match in filter(None, map(_BLOCK.match, names)):
+        stack = blocks.setdefault(match["stack"] or "", {})
+        stack.setdefault(match["role"] or "", set()).add(int(match["block"]))
+    return [
+        ".".join(part for part in (stack, str(block), role) if part)
+        for stack, roles in blocks.items() for role, there in roles.items()
+        for block in range(max(map(max, roles.values())) + 1) if block not in there
+    ]
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

@@ -109,8 +109,8 @@ class ScoreRecord(Record):
 
 
 class StoredRecord(Record):
-    """What the pairs of factors in the run's adapter file hold: ``numbers``, those of them that are ``padding``, and
-    their ``bytes``, at rank ``rank`` and in ``layout``, which ``reader`` asked for (empty: nobody)."""
+    """What the pairs of factors in the run's adapter file hold: ``numbers`` and their ``bytes``, and those of both that
+    only pad ranks, at rank ``rank`` and in ``layout``, which ``reader`` asked for (empty: nobody)."""
 
     layout: str
     reader: str
@@ -118,6 +118,7 @@ class StoredRecord(Record):
     numbers: int
     padding: int
     bytes: int
+    padding_bytes: int | None = None
 
 
 class LogRecord(Record):

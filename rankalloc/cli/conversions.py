@@ -49,7 +49,7 @@ def export(
         done = write_export(
             adapter, output, reader=reader, layout=layout, pad_to=pad_to, format=form, prefix=prefix, base=base
         )
-    show(f"wrote {output}: {stored_text(done.params, done.stored, reader)}")
+    show(f"wrote {output}: {stored_text(done.params, done.stored, done.padding_bytes, reader)}")
 
 
 def import_(

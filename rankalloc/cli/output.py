@@ -111,9 +111,10 @@ def count(amount: int, noun: str, plural: str | None = None) -> str:
     return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
 
 
-def stored_text(trained: int, stored: int, reader: str | None = None) -> str:
+def stored_text(trained: int, stored: int, padding_bytes: int | None, reader: str | None = None) -> str:
     """How many numbers a file holds, and what padding costs: ``trained`` is without zeros."""
     if stored == trained:
         return f"{stored:,} numbers, none of which only pads"
     whom = f" for {reader}" if reader else ""
-    return f"padded{whom}: {stored:,} numbers in place of {trained:,} ({stored / trained if trained else 0:.2g} times)"
+    cost = "" if padding_bytes is None else f", {padding_bytes:,} bytes more"
+    return f"padded{whom}: {stored:,} numbers in place of {trained:,}{cost}"

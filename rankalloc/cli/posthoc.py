@@ -119,7 +119,7 @@ def _recover(
         from ..storage.quiet import quiet
 
         with quiet():
-            done = recover(output, config, steps, output, learning_rate=rate, reader=options["reader"], progress=bar)
+            done = recover(output, config, steps, output, learning_rate=rate, progress=bar, **options)
         result.extra["recovered"] = done.record()
         result.save(Path(output) / RECORD_NAME)
 
@@ -292,8 +292,9 @@ def _show(result: CutResult, output: str, as_json: bool) -> None:
             (when, "  ".join(f"{name} {number(value)}" for name, value in recovered[when].items()) + "  (tune)")
             for when in ("before", "after")
         ]
-    if result.stored_params != result.params:
-        rows.append(("in the file", stored_text(result.params, result.stored_params)))
+    held = result.stored
+    if held.padding:
+        rows.append(("in the file", stored_text(result.params, held.numbers, held.padding_bytes, held.reader)))
     show_table([*rows, ("adapter", output)])
     show()
     show_table(

@@ -52,7 +52,7 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
 def _stored(trace: RankTrace) -> str:
     assert trace.stored is not None
     stored = trace.stored
-    return stored_text(stored.numbers - stored.padding, stored.numbers, stored.reader or None)
+    return stored_text(stored.numbers - stored.padding, stored.numbers, stored.padding_bytes, stored.reader)
 
 
 def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bool) -> None:

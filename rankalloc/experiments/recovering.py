@@ -21,8 +21,9 @@ from ..errors import ConfigError
 from ..options import integer, number
 from ..storage.folder import require_destination
 from ..storage.loading import load
+from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
-from ..storage.saving import save
+from ..storage.saving import require_reader, save
 from .config import RunConfig
 from .tasks import prepare
 from .tasks.base import PreparedTask, base_of, evaluate
@@ -55,6 +56,8 @@ def recover(
     out: str | os.PathLike,
     *,
     learning_rate: float | None = None,
+    layout: str | None = None,
+    pad_multiple: int = 1,
     reader: str | None = None,
     prepared: PreparedTask | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
@@ -67,15 +70,17 @@ def recover(
         steps: optimizer steps; a tenth of those it was trained for is a good beginning.
         out: folder to write; ``adapter`` itself is allowed, and replaced at the end.
         learning_rate: the first; it falls to zero along a cosine. None for a quarter of the configuration's.
-        reader: as for :func:`rankalloc.save`.
+        layout, pad_multiple, reader: as for :func:`rankalloc.save`.
         prepared: the task, when the caller has it already.
         progress: called after every step with (step, steps, {}).
 
     Raises:
-        ConfigError: a number is out of its range; the task's trainer cannot begin with an adapter that has moved (DPO).
+        ConfigError: a number is out of its range; there is no such layout or reader, or the reader cannot take the
+            adapter; the task's trainer cannot begin with an adapter that has moved (DPO).
         AdapterFileError: the adapter is damaged, or of another base.
         RankallocError: ``out`` cannot be written; nothing is changed then.
     """
+    written = layout_for(layout, pad_multiple, reader)
     steps = integer("steps", steps, 1)
     rate = number("learning_rate", learning_rate or SHARE_OF_RATE * config.training.learning_rate, 0, ends="low")
     if Path(adapter).resolve() != Path(out).resolve():
@@ -92,6 +97,7 @@ def recover(
     model = base_of(prepared)
     adapters = load(model, adapter)
     require_trainable(prepared, model, adapters)
+    require_reader(adapters, written)
     size = config.training.eval_batch_size
     before = evaluate(prepared, model, "tune", size).metrics
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one, and keeps nothing in it
@@ -100,7 +106,7 @@ def recover(
         with trainer_for(config, model, adapters, prepared, arguments, callbacks) as trainer:
             trainer.train()
     after = evaluate(prepared, model, "tune", size).metrics
-    save(adapters, out, reader=reader)
+    save(adapters, out, layout, pad_multiple=pad_multiple, reader=reader)
     return Recovery(steps, rate, config.seed, before, after)
 
 

@@ -21,11 +21,13 @@ from ..methods.planners.planning import at_peak, first_batches, layer_shapes, pl
 from ..storage.bottleneck_folder import ADAPTER_FILES
 from ..storage.loading import load
 from ..storage.model_saving import attach
-from ..storage.readers import layout_for, require_takes
-from ..storage.saving import held_in, most_stored, save, stored_of
+from ..storage.readers import layout_for
+from ..storage.saving import most_stored, require_reader, save, stored_of
 from ..trace import EvaluationRecord, RankTrace, StoredRecord
 from ..training.callback import RankCallback
+from ..training.checkpoints import STATE_NAME, read_state
 from ..training.processes import check_agreement
+from ..training.resuming import began_with
 from .config import RunConfig
 from .launched import processes, processes_note, together
 from .run_folder import RunFolder
@@ -85,9 +87,11 @@ def train(
     checkpoint, broken = last_checkpoint(folder) if resume else (None, {})
     set_seed(config.seed)
     model = base_of(prepared)
-    adapters, budget = attach_for(config, model, prepared, plan=checkpoint is None)
+    begun = None if checkpoint is None else _begun_with(config, model, checkpoint)
+    adapters, budget = attach_for(config, model, prepared, begun)
     require_trainable(prepared, model, adapters)
-    require_takes(config.reader, held_in(adapters), "this run")
+    layout = layout_for(None, reader=config.reader)
+    require_reader(adapters, layout)
     ranking = RankCallback(adapters, budget, config.method, save_trace=False, **_options(config))
     together(arguments)  # what a process refuses is refused before the first one writes
     if first:
@@ -102,7 +106,7 @@ def train(
     trace = ranking.trace
     check_agreement(adapters, trace.steps_done)
     _describe(trace, config, prepared, command)
-    trace.stored = StoredRecord(**asdict(stored_of(adapters, layout_for(None, reader=config.reader))))
+    trace.stored = StoredRecord(**asdict(stored_of(adapters, layout)))
     trace.notes += [
         f"{path.name} was not whole, as {fault}: the run went on from {checkpoint.name}, before it"
         for path, fault in broken.items() if checkpoint is not None
@@ -174,20 +178,20 @@ def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, spl
 
 
 def attach_for(
-    config: RunConfig, model: Any, prepared: PreparedTask, plan: bool = True
+    config: RunConfig, model: Any, prepared: PreparedTask, begun: RankBudget | None = None
 ) -> tuple[Adapters, RankBudget]:
     """Attach the adapters that the configuration's method starts with; returns them and their budget.
 
     A method that chooses ranks before training starts at its final ranks, in its own parametrisation; it may use
-    the first batches of the train split. Without ``plan``, a method that uses data stays at its peak ranks: a
-    checkpoint then brings the final ones.
+    the first batches of the train split. ``begun`` is the budget of a run that is resumed: a method that uses data
+    stays at its peak ranks then, since a checkpoint brings the final ones.
     """
     method = find_method(config.method)
     if not method.lora and config.reader is not None:
         raise ConfigError(
             f"reader {config.reader!r} reads LoRA, and method {config.method!r} trains none; leave reader out"
         )
-    budget = budget_from(config)
+    budget = begun or budget_from(config)
     rank, targets = config.adapter.rank, _targets(config)
     adapter = config.adapter
     common: dict[str, Any] = {
@@ -196,7 +200,7 @@ def attach_for(
     }
     if method.when == "during":
         return attach(model, **common, **targets), budget
-    if method.planner is not None and not plan:
+    if method.planner is not None and begun is not None:
         peaks = {s.name: at_peak(s).rank for s in layer_shapes(model, rank, **targets)}
         return attach(model, **common, ranks=peaks, **targets), budget
     batches = first_batches(prepared.splits["train"], prepared.collator, config.training.batch_size)
@@ -205,6 +209,14 @@ def attach_for(
     ranks = plan_ranks(model, batches, budget, config.method, rank=rank, seed=seed, **targets, **options)
     adapters = attach(model, **common, ranks=ranks, **targets)
     return adapters, budget_of(adapters.shapes(), budget) if method.lora else budget
+
+
+def _begun_with(config: RunConfig, model: Any, checkpoint: Path) -> RankBudget:
+    """The budget of the run that this checkpoint is of: what a fraction is a share of has changed."""
+    shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
+    if find_method(config.method).when == "before":
+        shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
+    return began_with(budget_from(config), read_state(checkpoint / STATE_NAME), sum(shape.rank for shape in shapes))
 
 
 def budget_from(config: RunConfig) -> RankBudget:
@@ -244,12 +256,12 @@ def preview(config: RunConfig) -> Preview:
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     adapters, budget = attach_for(config, model, prepared)
     require_trainable(prepared, model, adapters)
+    layout = layout_for(None, reader=config.reader)
+    require_reader(adapters, layout)
     if find_method(config.method).lora:  # a rank pattern may exceed the peak
         shapes = [replace(s, rank=max(s.rank, a.rank)) for s, a in zip(shapes, adapters, strict=True)]
     plan = budget_from(config).resolve(shapes, total_steps)
-    require_takes(config.reader, held_in(adapters), "this run")
     RankCallback(adapters, budget, config.method, **_options(config))  # refuses what train would
-    layout = layout_for(None, reader=config.reader)
     if find_method(config.method).when == "before":
         final: int | None = adapters.num_params()
         stored = stored_of(adapters, layout).numbers

@@ -52,6 +52,8 @@ def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: Prepared
     if before is None:
         study.set_user_attr("identity", now)
         return
+    if _SHARE in now:
+        before.setdefault(_SHARE, "ranks")  # of which it was a share when nobody said so
     changes = list(_differences(before, now))
     if changes:
         more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
@@ -59,6 +61,9 @@ def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: Prepared
             f"study {study.study_name!r} was begun with other settings: {'; '.join(changes[:4])}{more}. Resume with "
             "the same ones, or give the sweep another name or output folder"
         )
+
+
+_SHARE = "what budget.fraction is a share of"
 
 
 def _identity(config: RunConfig, prepared: PreparedTask) -> dict[str, Any]:
@@ -70,7 +75,8 @@ def _identity(config: RunConfig, prepared: PreparedTask) -> dict[str, Any]:
     for name in space.keys() - {"method"}:
         section, key = PATHS[name].split(".")
         del tree[section][key]
-    return {"search space": space, "data": prepared.fingerprint, **tree}
+    share = {_SHARE: "parameters"} if config.budget.fraction is not None else {}
+    return {"search space": space, "data": prepared.fingerprint, **share, **tree}
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

@@ -22,6 +22,7 @@ import torch
 from ..budget import RankBudget
 from ..errors import ConfigError
 from ..lowrank import Factors, concatenate
+from ..storage.folder import stored_size
 from ..storage.peft_names import KEY
 from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
@@ -31,7 +32,7 @@ from .interference import interference_of
 from .results import CutResult, LayerCut
 from .shrinking import open_adapter
 from .side_by_side import side_by_side
-from .truncation import Progress, choose_from, cuts, spectra_of, write_choice
+from .truncation import Progress, choose_from, cuts, spectra_of, to_write, write_choice
 
 RECORD_NAME = "compose.json"
 
@@ -107,7 +108,8 @@ def compose(
         measured = write_choice(source, choice, out, common, _config(finished, heads), written, finished[0].metadata)
     layers = _with_rest(cuts(source, choice, measured), source.rest)
     result = CutResult.of(
-        layers, choice.plan, written, out, [adapter.folder.name for adapter in finished], gap=choice.gap
+        layers, choice.plan, stored_size(to_write(source, choice), written, finished[0].metadata), out,
+        [adapter.folder.name for adapter in finished], gap=choice.gap,
     )
     result.extra |= {
         "weights": weights, "combination": combination, "heads": heads, "interference": _interference(finished, source)

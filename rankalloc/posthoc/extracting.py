@@ -36,7 +36,7 @@ from ..layers.tied import partners
 from ..methods.allocators import ALLOCATORS, Demand
 from ..options import integer
 from ..storage import fingerprint, plain_lora
-from ..storage.folder import require_destination
+from ..storage.folder import require_destination, stored_size
 from ..storage.peft_names import KEY, as_parameters, is_parameter
 from ..storage.plain_lora import PlainLora
 from ..storage.readers import layout_for
@@ -132,7 +132,8 @@ def extract(
     lora.metadata[fingerprint.KEY] = mark.encode()
     plain_lora.write(lora, out, written, _suffixes(lora, old))
     leftovers.sort(key=lambda row: (-row.relative, row.name))
-    done = Extraction(Path(out), layers, leftovers, lora.num_params(), notes)
+    stored = stored_size(plain_lora.to_write(lora), written)
+    done = Extraction(Path(out), layers, leftovers, lora.num_params(), stored, notes)
     write_json(Path(out) / EXTRACTION_NAME, done.record())
     return done
 

@@ -35,7 +35,7 @@ from ..lowrank import Factors, Spectrum, cut
 from ..options import choice
 from ..storage import fingerprint
 from ..storage.fitting import at_full_rank, fit
-from ..storage.folder import WEIGHTS_NAME
+from ..storage.folder import WEIGHTS_NAME, stored_size
 from ..storage.layout import Layout
 from ..storage.loading import layer_for
 from ..storage.mixture_folder import MIXTURE_WEIGHTS, MixtureParts, read_mixture
@@ -47,7 +47,7 @@ from .mixture_model import put_in
 from .results import CutResult
 from .shrinking import open_adapter
 from .side_by_side import side_by_side
-from .truncation import Progress, SourceLayer, choose_from, cuts, spectra_of
+from .truncation import Progress, SourceLayer, choose_from, cuts, spectra_of, to_write
 from .weighted import Shape
 
 Given = str | os.PathLike | FinishedAdapter
@@ -191,8 +191,9 @@ def cut_together(
         for key, (adapter, layer) in every.places.items():
             lora_a, lora_b = pairs(key)
             kept[adapter][layer] = Factors(lora_b, lora_a)
+    stored = stored_size(to_write(every, chosen), Layout())
     return kept, CutResult.of(
-        cuts(every, chosen, {}), chosen.plan, Layout(), None, [*updates], gap=chosen.gap,
+        cuts(every, chosen, {}), chosen.plan, stored, None, [*updates], gap=chosen.gap,
         metric="each adapter's own size" if balance else "frobenius",
     )
 

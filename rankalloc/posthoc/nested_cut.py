@@ -23,7 +23,7 @@ import torch
 from ..budget import BudgetPlan, RankBudget
 from ..errors import AdapterFileError, BudgetError, ConfigError, unknown
 from ..lowrank import Factors, distance, singular_values
-from ..storage.folder import NESTED_KEY, LayerToWrite, write_folder
+from ..storage.folder import NESTED_KEY, LayerToWrite, stored_size, write_folder
 from ..storage.layout import Layout
 from ..storage.reading import FinishedAdapter
 from .results import CutResult, LayerCut
@@ -129,7 +129,8 @@ def cut_nested(
             adapter.head_sources(), lambda names, top: config_of(adapter.config, names, top, layers), layout,
             passed_on(adapter.metadata, nested=True),
         )
-    return CutResult.of(cuts, plan, layout, out, [adapter.folder.name], extra={"cut": "nested"})
+    stored = stored_size(layers, layout, adapter.metadata)
+    return CutResult.of(cuts, plan, stored, out, [adapter.folder.name], extra={"cut": "nested"})
 
 
 def _leading(

@@ -85,7 +85,9 @@ class Remembered:
             return result.params, sum(result.ranks.values()), result.error, self.evaluate(Path(folder))
 
     def _point(self, budget: dict[str, Any], work: Callable[[], tuple[int, int, float, float]]) -> Point:
-        key = sha256_of(self._about, json.dumps(budget, sort_keys=True))
+        # a fraction was one of the ranks in files of earlier days
+        unit = {"unit": "params"} if "fraction" in budget else {}
+        key = sha256_of(self._about, json.dumps({**budget, **unit}, sort_keys=True))
         if key in self._known:
             return Point(**{**self._known[key], "cached": True})
         params, ranks, error, value = work()

@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..budget import BudgetPlan
 from ..files import write_json
-from ..storage.folder import LayerToWrite, stored_size
-from ..storage.layout import Layout
+from ..storage.folder import Stored
 
 EXTRACTION_NAME = "extraction.json"
 
@@ -52,8 +49,7 @@ class CutResult:
         unit, asked, spent: the budget and how much of it is used; ``spent`` is never above ``asked``.
         gap: the most by which another choice could lower the squared error, as a share of ‖ΔW‖².
         metric: "frobenius", or the name of the metric that weighed the layers.
-        layout: of the written folder.
-        stored_params: adapter weights in the written folder, zero padding included.
+        stored: what the adapter's tensors in the written folder hold, zero padding included.
         path: the written folder; None when nothing was written.
         sources: names of the folders that were read.
         extra: further entries of the JSON record.
@@ -65,28 +61,35 @@ class CutResult:
     spent: int
     gap: float
     metric: str
-    layout: str
-    stored_params: int
+    stored: Stored
     path: Path | None
     sources: list[str]
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, layers: list[LayerCut], plan: BudgetPlan | None, layout: Layout, out: str | os.PathLike | None,
+        cls, layers: list[LayerCut], plan: BudgetPlan | None, stored: Stored, out: str | os.PathLike | None,
         sources: list[str], *, gap: float = 0.0, metric: str = "frobenius", extra: dict[str, Any] | None = None,
     ) -> CutResult:
         """The result for these layers; None for ``plan`` when no budget was given, None for ``out`` when nothing was
         written."""
         ranks = [layer.rank for layer in layers]
         spent = sum(ranks) if plan is None else plan.spent(ranks)
-        written = {c.name: LayerToWrite(c.d_in, c.d_out, c.rank, torch.float32) for c in layers}
         return cls(
             layers=layers, unit="ranks" if plan is None else plan.unit, asked=spent if plan is None else plan.target,
-            spent=spent, gap=gap, metric=metric, layout=layout.name,
-            stored_params=stored_size(written, layout).numbers,
+            spent=spent, gap=gap, metric=metric, stored=stored,
             path=None if out is None else Path(out), sources=sources, extra=extra or {},
         )
+
+    @property
+    def layout(self) -> str:
+        """Of the written folder."""
+        return self.stored.layout
+
+    @property
+    def stored_params(self) -> int:
+        """Adapter weights in the written folder, zero padding included."""
+        return self.stored.numbers
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -127,6 +130,7 @@ class CutResult:
             "params": {"before": self.params_before, "after": self.params, "stored": self.stored_params},
             "ranks": {"before": sum(c.rank_before for c in self.layers), "after": sum(c.rank for c in self.layers)},
             "error": self.error, "metric_error": self.metric_error, "gap": self.gap, "layout": self.layout,
+            "stored": asdict(self.stored),
             "layers": [{**asdict(layer), "relative_error": layer.relative_error} for layer in self.layers],
             **self.extra,
         }
@@ -143,8 +147,10 @@ class CutResult:
         ]
         if self.metric != "frobenius":
             lines.append(f"relative error weighed by {self.metric}: {self.metric_error:.4g}")
-        if self.path is not None and self.stored_params != self.params:
-            lines.append(f"padded, the file holds {self.stored_params:,} (layout {self.layout})")
+        if self.path is not None and self.stored.padding:
+            whom = self.stored.reader or f"layout {self.layout}"
+            more = f"{self.stored.padding_bytes:,} bytes more"
+            lines.append(f"padded for {whom}, the file holds {self.stored_params:,} numbers, {more}")
         width = max(len(layer.name) for layer in self.layers)
         lines += [f"{c.name:{width}}  {c.rank_before:>4} → {c.rank:<4} {c.relative_error:.4f}" for c in self.layers]
         return "\n".join(lines)
@@ -191,6 +197,7 @@ class Extraction:
         layers: the adapted matrices, in the order of the base.
         leftovers: changed tensors that the adapter leaves out, the largest relative change first.
         params: numbers in the factors.
+        stored: what their tensors in the folder hold, zero padding included.
         notes: what the user should know, one sentence each.
     """
 
@@ -198,6 +205,7 @@ class Extraction:
     layers: list[ExtractedLayer]
     leftovers: list[Leftover]
     params: int
+    stored: Stored
     notes: list[str]
 
     @property
@@ -217,6 +225,9 @@ class Extraction:
     def __str__(self) -> str:
         kept = 1 - self.error**2
         line = f"{self.params:,} parameters hold {kept:.1%} of the change's energy in {len(self.layers)} layers"
+        if self.stored.padding:
+            line += f"; padded for {self.stored.reader or 'layout ' + self.stored.layout}, the file holds "
+            line += f"{self.stored.numbers:,} numbers, {self.stored.padding_bytes:,} bytes more"
         if not self.leftovers:
             return line
         worst, count = self.leftovers[0], len(self.leftovers)

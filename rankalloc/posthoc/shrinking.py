@@ -10,14 +10,14 @@ import os
 from pathlib import Path
 
 from ..budget import RankBudget
-from ..storage.folder import require_destination
+from ..storage.folder import require_destination, stored_size
 from ..storage.layout import Layout
 from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
 from .metric import KroneckerMetric
 from .nested_cut import cut_nested, cut_of, rank_within, ranks_of, require_no_metric
 from .results import CutResult
-from .truncation import Choice, Progress, choose, cuts, write_choice
+from .truncation import Choice, Progress, choose, cuts, to_write, write_choice
 
 RECORD_NAME = "shrink.json"
 
@@ -98,8 +98,9 @@ def write_shrunk(
             finished, choice, out, finished.head_sources(), finished.config, layout, finished.metadata
         )
     result = CutResult.of(
-        cuts(finished, choice, measured), choice.plan, layout, out, [finished.folder.name], gap=choice.gap,
-        metric="frobenius" if metric is None else str(metric),
+        cuts(finished, choice, measured), choice.plan,
+        stored_size(to_write(finished, choice), layout, finished.metadata), out, [finished.folder.name],
+        gap=choice.gap, metric="frobenius" if metric is None else str(metric),
     )
     if out is not None:
         result.save(Path(out) / RECORD_NAME)

@@ -206,10 +206,7 @@ def write_choice(
             measured[name] = distance(whole, lora_a, lora_b)
         return lora_a, lora_b
 
-    layers = {
-        name: LayerToWrite(layer.d_in, layer.d_out, choice.ranks[name], layer.dtype, layer.ends)
-        for name, layer in source.layers.items()
-    }
+    layers = to_write(source, choice)
     # in the order in which the file takes them
     with side_by_side(factors, sorted(name for name in layers if layers[name].rank)) as results:
         write_folder(
@@ -217,6 +214,14 @@ def write_choice(
             passed_on(metadata or {}),
         )
     return measured
+
+
+def to_write(source: Source, choice: Choice) -> dict[str, LayerToWrite]:
+    """The layers of the source at their chosen ranks."""
+    return {
+        name: LayerToWrite(layer.d_in, layer.d_out, choice.ranks[name], layer.dtype, layer.ends)
+        for name, layer in source.layers.items()
+    }
 
 
 def passed_on(metadata: Mapping[str, str], nested: bool = False) -> dict[str, str]:

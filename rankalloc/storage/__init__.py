@@ -4,8 +4,8 @@ An adapter is a folder with two files, in PEFT's format:
 
     adapter_config.json            r, lora_alpha, target_modules, patterns of ranks; the base model's name
     adapter_model.safetensors      lora_A = Q and lora_B = P·(Λ·s) of each layer, and the task heads that were trained;
-                                   in its metadata the base's fingerprint, a hash of the configuration, and whether the
-                                   adapter is nested
+                                   in its metadata the base's fingerprint, a hash of the configuration, whether the
+                                   adapter is nested, and the layers without ranks (``left_out``)
 
 The life of these files, and the module for each step:
 

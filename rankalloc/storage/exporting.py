@@ -12,9 +12,9 @@ from . import plain_lora
 from .export_formats import EXPORT_FORMATS, Export
 from .folder import WEIGHTS_NAME
 from .layout import Layout
-from .readers import find_reader, require_takes
+from .readers import find_reader
 from .reading import FinishedAdapter
-from .tensors import read_header
+from .tensors import TensorFile
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Exported:
         path: the folder or file.
         params: numbers of the ranks that the adapter has.
         stored: numbers in the pairs of factors that were written, zero padding included.
+        padding_bytes: bytes of the padding.
     """
 
     path: Path
     params: int
     stored: int
+    padding_bytes: int
 
 
 def export(
@@ -85,13 +87,16 @@ def write_export(
         raise ConfigError(unknown("format", format, EXPORT_FORMATS))
     stored = Layout(layout or ("compact" if pads == 1 else "uniform"), pads, reader or "").check()
     lora = plain_lora.read(adapter)
-    require_takes(reader, lora.holds(), str(adapter))
     path = EXPORT_FORMATS[format](Export(lora, FinishedAdapter(adapter).folder, out, stored, prefix, base))
-    numbers = lora.num_params() if path.suffix == ".gguf" else _factors_in(path)
-    return Exported(path, lora.num_params(), numbers)
+    if path.suffix == ".gguf":
+        return Exported(path, lora.num_params(), lora.num_params(), 0)
+    numbers, size = _factors_in(path)
+    return Exported(path, lora.num_params(), numbers, size - lora.num_bytes())
 
 
-def _factors_in(path: Path) -> int:
-    """The numbers in the pairs of factors of a folder or file."""
-    header = read_header(path / WEIGHTS_NAME if path.is_dir() else path)
-    return sum(math.prod(shape) for key, shape in header.shapes.items() if "lora_" in key and len(shape) > 1)
+def _factors_in(path: Path) -> tuple[int, int]:
+    """The numbers in the pairs of factors of a folder or file, and their bytes."""
+    specs = TensorFile(path / WEIGHTS_NAME if path.is_dir() else path).specs
+    factors = [spec for key, spec in specs.items() if "lora_" in key and len(spec.shape) > 1]
+    sizes = [math.prod(spec.shape) for spec in factors]
+    return sum(sizes), sum(size * spec.dtype.itemsize for size, spec in zip(sizes, factors, strict=True))

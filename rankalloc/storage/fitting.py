@@ -21,18 +21,30 @@ def fit(finished: FinishedAdapter, name: str, base: nn.Module) -> Factors:
         AdapterFileError: they do not fit ``base``, or a weight is not finite.
     """
     layer, kind = finished.layers[name], LAYER_KINDS[kind_of(base) or "linear"]
-    d_in, d_out = shape_of(base)
-    if layer.plain and (layer.d_in, layer.d_out) != (d_in, d_out):
-        raise AdapterFileError(
-            f"{finished.folder} was made for another model: {name} is {layer.d_in} → {layer.d_out} in the adapter and "
-            f"{d_in} → {d_out} here"
-        )
+    if layer.plain:
+        _require_sides(finished, name, (layer.d_in, layer.d_out), base)
     try:
         return finished.factors(name, None if layer.plain and kind.plain else partial(kind.unpack, base))
     except AdapterFileError:
         raise
     except RankallocError as error:
         raise AdapterFileError(f"{finished.folder} does not fit {name}: {error}") from None
+
+
+def no_ranks(finished: FinishedAdapter, name: str, sides: tuple[int, int], base: nn.Module) -> Factors:
+    """The factors of a layer without ranks, which the file leaves out. Raises AdapterFileError when ``base`` is not of
+    the shape (d_in, d_out) that the file tells."""
+    _require_sides(finished, name, sides, base)
+    d_in, d_out = sides
+    return Factors(torch.zeros(d_out, 0), torch.zeros(0, d_in))
+
+
+def _require_sides(finished: FinishedAdapter, name: str, told: tuple[int, int], base: nn.Module) -> None:
+    if told != (here := shape_of(base)):
+        raise AdapterFileError(
+            f"{finished.folder} was made for another model: {name} is {told[0]} → {told[1]} in the adapter and "
+            f"{here[0]} → {here[1]} here"
+        )
 
 
 def at_full_rank(factors: Factors) -> Factors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,12 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..files import replacing, sha256_of
+from ..layers.kinds import LAYER_KINDS
 from .experts import keyed_as
 from .layout import Layout
+from .left_out import LEFT_OUT_KEY, left_out_entry, left_out_in
 from .peft_names import KEY, is_parameter
+from .readers import find_reader, require_taken
 from .tensors import Spec, write_stream
 
 CONFIG_NAME = "adapter_config.json"
@@ -71,6 +74,11 @@ class LayerToWrite:
     pack: Callable[[torch.Tensor, torch.Tensor], Pair] | None = None
     copies: int = 1
     owner: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a linear layer."""
+        return self.pack is None and self.keys == LayerToWrite.keys
 
     def pair(self, lora_a: torch.Tensor, lora_b: torch.Tensor, rank: int) -> Pair:
         """The tensors of the file: the factors padded to ``rank`` and packed."""
@@ -141,14 +149,18 @@ def write_folder(
         factors: returns (lora_A (k, d_in), lora_B (d_out, k)) of a module, of its rank and dtype.
         heads: the modules that were trained whole.
         config: returns the configuration for the names of the written modules and the rank r; see :func:`lora_config`.
-        metadata: further entries of the weights file.
+        metadata: further entries of the weights file. Layers without ranks that it names (:mod:`.left_out`) are
+            written along where the layout holds such layers.
 
     Raises:
-        ConfigError: the layout does not exist or does not take its padding; or see :func:`require_destination`.
+        ConfigError: the layout does not exist or does not take its padding; the reader that it is for cannot take the
+            adapter; or see :func:`require_destination`.
         RankallocError: the folder cannot be written.
     """
     layout.check()
     require_destination(path)
+    layers = _with_left_out(layers, metadata or {})
+    require_taken_by(layout, layers, heads)
     top, stored = _stored_ranks(layers, layout)
     written = {name: layers[name] for name in stored}
     counted = {name: rank * written[name].copies for name, rank in stored.items()}
@@ -180,7 +192,9 @@ def write_folder(
             specs[PREFIX + name], sources[PREFIX + name] = head
 
     folder = Path(path)
-    about = {"format": "pt", **(metadata or {}), "rankalloc_config": sha256_of(text)}
+    kept = {key: value for key, value in (metadata or {}).items() if key != LEFT_OUT_KEY}
+    without = {name: (layer.d_in, layer.d_out) for name, layer in layers.items() if name not in written and layer.plain}
+    about = {"format": "pt", **kept, **left_out_entry(without), "rankalloc_config": sha256_of(text)}
     with replacing(folder / WEIGHTS_NAME) as temporary:
         write_stream(temporary, specs, about, lambda key: sources[key]())
         # both files are on disk before either is renamed: a full disk leaves the old pair in place
@@ -200,6 +214,7 @@ class Stored:
         numbers: in all tensors.
         padding: those of them that only pad ranks.
         bytes: of all tensors.
+        padding_bytes: those of them that only pad ranks.
     """
 
     layout: str
@@ -208,15 +223,41 @@ class Stored:
     numbers: int
     padding: int
     bytes: int
+    padding_bytes: int
 
 
-def stored_size(layers: Mapping[str, LayerToWrite], layout: Layout) -> Stored:
+def stored_size(
+    layers: Mapping[str, LayerToWrite], layout: Layout, metadata: Mapping[str, str] | None = None
+) -> Stored:
     """What :func:`write_folder` would store of these layers; nothing is computed."""
+    layers = _with_left_out(layers, metadata or {})
     top, ranks = _stored_ranks(layers, layout)
     numbers = {name: layers[name].numbers(rank) for name, rank in ranks.items()}
-    padding = sum(amount - layers[name].numbers(layers[name].rank) for name, amount in numbers.items())
-    size = sum(amount * layers[name].dtype.itemsize for name, amount in numbers.items())
-    return Stored(layout.name, layout.reader, top, sum(numbers.values()), padding, size)
+    padding = {name: amount - layers[name].numbers(layers[name].rank) for name, amount in numbers.items()}
+    size, padded = (sum(n * layers[name].dtype.itemsize for name, n in each.items()) for each in (numbers, padding))
+    return Stored(layout.name, layout.reader, top, sum(numbers.values()), sum(padding.values()), size, padded)
+
+
+def require_taken_by(layout: Layout, layers: Mapping[str, LayerToWrite], heads: Iterable[str]) -> None:
+    """Raise ConfigError when the reader that the layout is for, if any, cannot take these layers and heads."""
+    if not layout.reader:
+        return
+    holds = {
+        "heads": min(heads, default=None),
+        "embeddings": next((n for n, layer in layers.items() if layer.keys == LAYER_KINDS["embedding"].keys), None),
+        "experts": next((name for name, layer in layers.items() if layer.owner), None),
+        "groups": next((name for name, layer in layers.items() if layer.copies > 1), None),
+    }
+    written = [name for name, layer in layers.items() if layout.uniform or layer.rank]
+    require_taken(find_reader(layout.reader), {what: name for what, name in holds.items() if name}, written)
+
+
+def _with_left_out(layers: Mapping[str, LayerToWrite], metadata: Mapping[str, str]) -> dict[str, LayerToWrite]:
+    """``layers``, and at rank 0 those that the file they come from has left out."""
+    dtype = next((layer.dtype for layer in layers.values()), torch.float32)
+    left_out = left_out_in(metadata)
+    others = {name: LayerToWrite(*sides, 0, dtype) for name, sides in left_out.items() if name not in layers}
+    return {**layers, **others}
 
 
 def _stored_ranks(layers: Mapping[str, LayerToWrite], layout: Layout) -> tuple[int, dict[str, int]]:

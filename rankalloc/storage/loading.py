@@ -22,9 +22,10 @@ from ..layers.wrapping import unwrapped
 from . import fingerprint
 from .bottleneck_loading import bottlenecks_in, load_bottlenecks
 from .expert_reading import experts_in, read_stacks
-from .fitting import at_full_rank, fit
+from .fitting import at_full_rank, fit, no_ranks
 from .folder import WEIGHTS_NAME
 from .heads import check_head
+from .left_out import left_out_in
 from .model_saving import attach
 from .reading import FinishedAdapter
 
@@ -33,9 +34,9 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     """Attach the adapter in folder ``path`` to ``model``: rankalloc's own, any PEFT LoRA, or a PEFT AdaLoRA; or
     bottlenecks that method "bottleneck" trained.
 
-    Zero padding is removed, so ``ranks()`` gives the ranks that were saved; a rank above min(d_in, d_out) becomes that
-    rank, with the same ΔW. λ is trainable; it is 1, or AdaLoRA's own. What method "dylora" trained stays nested:
-    :func:`rankalloc.at_rank` cuts it, and :func:`rankalloc.save` marks it again.
+    Zero padding is removed, so ``ranks()`` gives the ranks that were saved, 0 among them; a rank above min(d_in, d_out)
+    becomes that rank, with the same ΔW. λ is trainable; it is 1, or AdaLoRA's own. What method "dylora" trained stays
+    nested: :func:`rankalloc.at_rank` cuts it, and :func:`rankalloc.save` marks it again.
 
     Args:
         check_base: refuse a model that is not the base whose fingerprint the file carries
@@ -57,6 +58,10 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     exponent = finished.nested_exponent
     read = {name: fit(finished, name, layer_for(name, modules, folder)) for name in finished.layers}
     read |= read_stacks(finished, model)
+    read |= {
+        name: no_ranks(finished, name, sides, layer_for(name, modules, folder))
+        for name, sides in left_out_in(finished.metadata).items() if name not in read
+    }
     factors = {name: at_full_rank(part) for name, part in read.items()}
     if check_base:
         fingerprint.check(model, folder / WEIGHTS_NAME)

@@ -6,6 +6,7 @@ that come from elsewhere: another folder, another tool's file, a decomposition.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,16 +53,13 @@ class PlainLora:
         """{module name: rank}."""
         return {name: b.shape[1] for name, (_, b) in self.pairs.items()}
 
-    def holds(self) -> set[str]:
-        """What is in it that some readers refuse: "heads", "embeddings", "experts", "groups"."""
-        held = {
-            "heads": self.heads, "embeddings": self.embeddings, "groups": self.groups, "experts": self.config.get(KEY),
-        }
-        return {what for what, there in held.items() if there}
-
     def num_params(self) -> int:
         """Numbers in the factors, without the heads."""
         return sum(a.numel() + b.numel() for a, b in self.pairs.values())
+
+    def num_bytes(self) -> int:
+        """Bytes of the factors, without the heads."""
+        return sum(t.numel() * t.element_size() for pair in self.pairs.values() for t in pair)
 
 
 def read(path: str | os.PathLike) -> PlainLora:
@@ -112,27 +110,36 @@ def write(
         ConfigError: the layout does not exist or does not take its padding.
         RankallocError: the folder cannot be written; its old content is unchanged then.
     """
-    ranks = lora.ranks()
-    written = [name for name in ranks if layout.uniform or ranks[name]] or list(ranks)[:1]
-    parameters = kept_as_parameters(lora.config, written)
-    if target_modules is None:
-        came_with = lora.config.get("target_modules") if set(written) == set(ranks) else None
-        modules = [name for name in written if not is_parameter(name, parameters)]
-        target_modules = came_with or pattern_of(modules, parameters)
-    layers, flat = {}, {}
+    ranks, layers = lora.ranks(), to_write(lora)
+
+    def factors(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = lora.pairs[name]
+        return a.unflatten(0, (lora.groups.get(name, 1), b.shape[1])).transpose(0, 1).flatten(1), b.flatten(1)
+
+    kept = {key: lora.config[key] for key in _KEPT if key in lora.config}
+
+    def config(written: list[str], rank: int) -> dict[str, Any]:
+        parameters = kept_as_parameters(lora.config, written)
+        targets = target_modules
+        if targets is None:
+            came_with = lora.config.get("target_modules") if set(written) == set(ranks) else None
+            targets = came_with or pattern_of([n for n in written if not is_parameter(n, parameters)], parameters)
+        return lora_config(rank, targets, **kept, **({KEY: parameters} if parameters else {}))
+
+    return write_folder(path, layers, factors, lora.heads, config, layout, lora.metadata)
+
+
+def to_write(lora: PlainLora) -> dict[str, LayerToWrite]:
+    """The layers of a folder with this LoRA."""
+    layers = {}
     for name, (a, b) in lora.pairs.items():
         groups = lora.groups.get(name, 1)
-        flat[name] = a.unflatten(0, (groups, b.shape[1])).transpose(0, 1).flatten(1), b.flatten(1)
         layers[name] = LayerToWrite(
-            flat[name][0].shape[1], len(b), ranks[name], torch.promote_types(a.dtype, b.dtype),
+            groups * math.prod(a.shape[1:]), len(b), b.shape[1], torch.promote_types(a.dtype, b.dtype),
             EMBEDDING.keys if name in lora.embeddings else LayerToWrite.keys,
             None if a.dim() == 2 else partial(_with_kernel, groups, a.shape[1:], b.shape[2:]), groups,
         )
-    kept = {key: lora.config[key] for key in _KEPT if key in lora.config} | ({KEY: parameters} if parameters else {})
-    return write_folder(
-        path, layers, flat.__getitem__, lora.heads, lambda _, rank: lora_config(rank, target_modules, **kept), layout,
-        lora.metadata,
-    )
+    return layers
 
 
 def groups_of(a: torch.Tensor, b: torch.Tensor) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ..layer_names import gaps
 from ..layers.kinds import LAYER_KINDS
+from .left_out import left_out_in
 from .peft_names import KEY
 from .readers import READERS, Facts, Verdict, verdict
 from .reading import FinishedAdapter
@@ -23,7 +25,8 @@ def facts_of(adapter: FinishedAdapter) -> Facts:
     return Facts(
         scales=tuple(layer.scaling for layer in layers), ranks=tuple(layer.rank for layer in layers), r=r,
         alpha=float(config.get("lora_alpha", 8)), rslora=bool(config.get("use_rslora")),
-        holds=[what for what, there in held.items() if there],
+        holds=[what for what, there in held.items() if there], gaps=tuple(gaps(adapter.layers)),
+        lasting_gaps=tuple(gaps([*adapter.layers, *left_out_in(adapter.metadata)])),
     )
 
 

@@ -7,13 +7,20 @@ shows the table, and ``make test-readers`` holds it against the tools themselves
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import ConfigError, RankallocError, unknown
+from ..errors import ConfigError, unknown
+from ..layer_names import gaps
 from .layout import LAYOUTS, Layout
 
-__all__ = ["READERS", "Facts", "Reader", "Verdict", "find_reader", "layout_for", "require_takes", "verdict"]
+__all__ = ["READERS", "Facts", "Reader", "Verdict", "find_reader", "layout_for", "require_taken", "verdict"]
+
+HELD = {
+    "heads": "modules that were trained whole", "embeddings": "adapters of embeddings",
+    "experts": "adapters of experts", "groups": "adapters of grouped convolutions",
+}
+"""What an adapter may hold that some readers cannot take, for people."""
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
@@ -31,7 +38,8 @@ class Reader:
         layout: what is written for it: of a folder, and of the ranks in another format.
         pad_to: as in :class:`~rankalloc.storage.layout.Layout`.
         layouts: those of a PEFT folder that it reads right; empty where it reads no folder.
-        refuses: what it cannot take: "heads", "embeddings", "experts", "groups" (of convolutions).
+        refuses: what it cannot take: keys of :data:`HELD`.
+        whole_kinds: whether it adapts a kind of layer in all blocks of a stack, or in none.
         note: what else is to be known, a sentence.
     """
 
@@ -43,6 +51,7 @@ class Reader:
     layout: str = "compact"
     pad_to: int | tuple[int, ...] = 1
     refuses: tuple[str, ...] = ()
+    whole_kinds: bool = False
     note: str = ""
 
     def folder_layout(self) -> Layout:
@@ -85,7 +94,7 @@ READERS: dict[str, Reader] = {
         ),
         Reader(
             "tgi", "TGI and LoRAX", "one alpha / r for all layers, and one rank", ("uniform",), layout="uniform",
-            pad_to=(8, 16), refuses=("heads", "embeddings", "experts", "groups"),
+            pad_to=(8, 16), refuses=("heads", "embeddings", "experts", "groups"), whole_kinds=True,
             note="one rank of 8 or a multiple of 16; a kind of layer that one block lacks is left out in all",
         ),
         Reader(
@@ -121,24 +130,27 @@ def layout_for(layout: str | None, pad_multiple: int = 1, reader: str | None = N
     return find_reader(reader).folder_layout()
 
 
-def require_takes(reader: str | None, holds: Collection[str], what: str) -> None:
-    """Raise RankallocError when this reader (None for nobody in particular) refuses something that ``what`` holds."""
-    if reader is None:
-        return
-    found = find_reader(reader)
-    held = [one for one in found.refuses if one in holds]
-    if held:
-        raise RankallocError(
-            f"{found.title} cannot take {' and '.join(HELD[one] for one in held)}, and {what} has them; leave out the "
-            f"reader to write for PEFT"
+def require_taken(reader: Reader, holds: Mapping[str, str], names: Iterable[str]) -> None:
+    """Make sure that ``reader`` takes an adapter of the layers ``names``, before it is written for it.
+
+    Args:
+        holds: {key of :data:`HELD`: the name of one such module in the adapter}.
+
+    Raises:
+        ConfigError: it cannot take what the adapter holds, or would leave some of its layers out.
+    """
+    for what in reader.refuses:
+        if what in holds:
+            raise ConfigError(
+                f"{reader.title} cannot take {HELD[what]}, such as {holds[what]}; train without, or write the adapter "
+                "for another reader"
+            )
+    if reader.whole_kinds and (missing := gaps(names)):
+        raise ConfigError(
+            f"{reader.title} adapts a kind of layer in all blocks or in none, and {missing[0]} is not adapted"
+            f"{f' ({len(missing)} such layers)' if len(missing) > 1 else ''}; adapt it, too (it may end with rank 0), "
+            "or write the adapter for another reader"
         )
-
-
-HELD = {
-    "heads": "modules that are trained whole", "embeddings": "adapted embeddings", "experts": "adapters of experts",
-    "groups": "adapters of grouped convolutions",
-}
-"""What a reader may refuse, for people."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,9 @@ class Facts:
         r: of its configuration.
         alpha: lora_alpha of its configuration.
         rslora: whether it scales by √rank.
-        holds: of "heads", "embeddings", "experts" and "groups" those that are in it.
+        holds: the keys of :data:`HELD` that are in it.
+        gaps: layers that some blocks lack and others have (:func:`rankalloc.layer_names.gaps`).
+        lasting_gaps: those of them that its metadata does not know as layers without ranks.
     """
 
     scales: tuple[float, ...]
@@ -160,6 +174,8 @@ class Facts:
     alpha: float
     rslora: bool
     holds: Collection[str]
+    gaps: tuple[str, ...] = ()
+    lasting_gaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,6 +208,8 @@ def verdict(reader: Reader, facts: Facts) -> Verdict:
         return Verdict(reader.name, True)
     if not reader.layouts:
         return Verdict(reader.name, False, "it reads a file of its own format", f"--for {reader.name}")
+    if reader.whole_kinds and facts.lasting_gaps:
+        return Verdict(reader.name, False, _gap_text(facts.lasting_gaps))
     why = ""
     if reader.name == "vllm":
         if top > VLLM_RANKS[-1]:
@@ -208,11 +226,18 @@ def verdict(reader: Reader, facts: Facts) -> Verdict:
         why = f"it wants one rank, and the layers have {min(facts.ranks)} to {top}"
     elif Layout(reader.layout, reader.pad_to).stored_rank([top]) != top:
         why = f"it wants rank 8 or a multiple of 16, and the layers have {top}"
+    elif reader.whole_kinds and facts.gaps:
+        why = _gap_text(facts.gaps)
     elif any(not _same(scale, _one_scale(facts)) for scale in facts.scales):
         why = f"it scales every layer by {_one_scale(facts):g}, and they have scales from {_range(facts.scales)}"
     if why:
         return Verdict(reader.name, False, why, f"--for {reader.name}")
     return Verdict(reader.name, True, flags=reader.flags(top))
+
+
+def _gap_text(missing: Sequence[str]) -> str:
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"it adapts a kind of layer in all blocks or in none, and the file has no {missing[0]}{more}"
 
 
 def _one_scale(facts: Facts) -> float:

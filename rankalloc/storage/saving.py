@@ -1,6 +1,6 @@
 """Saving the adapters of a model as plain LoRA: lora_A = Q, lora_B = P·(Λ·s).
 
-:mod:`rankalloc.storage.layout` describes the two layouts, :mod:`rankalloc.layers.kinds` the tensors of embeddings and
+:mod:`rankalloc.storage.layout` describes the layouts, :mod:`rankalloc.layers.kinds` the tensors of embeddings and
 convolutions.
 """
 
@@ -22,15 +22,15 @@ from ..adapters.adapter_set import SCALES, Adapters
 from ..adapters.triplets import BOTTLENECK, Triplets
 from ..budget import BudgetPlan
 from ..errors import ConfigError, RankallocError
-from ..layers.experts import ExpertMatrix, stack_of
+from ..layers.experts import stack_of
 from ..layers.tied import partners
 from . import fingerprint
 from .bottleneck_folder import write_bottlenecks
 from .experts import pack_stack, stacked
-from .folder import NESTED_KEY, LayerToWrite, Stored, lora_config, stored_size, write_folder
+from .folder import NESTED_KEY, LayerToWrite, Stored, lora_config, require_taken_by, stored_size, write_folder
 from .layout import Layout
 from .peft_names import KEY, as_parameters, is_parameter
-from .readers import layout_for, require_takes
+from .readers import layout_for
 
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForCausalLM": "CAUSAL_LM",
@@ -58,7 +58,7 @@ def save(
         reader: in the place of both, the tool that it is for: a key of :data:`rankalloc.READERS`.
 
     Raises:
-        ConfigError: there is no such layout or reader, or the reader reads no folder.
+        ConfigError: there is no such layout or reader, or the reader reads no folder or cannot take these adapters.
         NotAdaptedError: a method was to choose ranks for these adapters and never did.
         RankallocError: the folder cannot be written; its old content is unchanged then.
 
@@ -80,7 +80,6 @@ def save(
             )
         return write_bottlenecks(adapters, path, _states(adapters))
     written = layout_for(layout, pad_multiple, reader)
-    require_takes(reader, held_in(adapters), "the model")
     for note in caveats(adapters):
         warnings.warn(note, stacklevel=2)
     layers, factors = _layers_of(adapters)
@@ -94,17 +93,13 @@ def save(
     )
 
 
-def held_in(adapters: Adapters) -> set[str]:
-    """What :func:`save` writes of these that some readers refuse: "heads", "embeddings", "experts", "groups"."""
-    held = {"heads"} if saved_whole(adapters) else set()
-    for adapter in adapters:
-        if isinstance(adapter.base_layer, ExpertMatrix):
-            held.add("experts")
-        elif adapter.layout.name == "embedding":
-            held.add("embeddings")
-        elif adapter.layout.groups(adapter.base_layer) > 1:
-            held.add("groups")
-    return held
+def require_reader(adapters: Adapters, layout: Layout) -> None:
+    """Make sure, before training, that the reader the layout is for takes these adapters, whatever their ranks.
+
+    Raises:
+        ConfigError: it cannot take a module of theirs, or would leave out layers.
+    """
+    require_taken_by(layout, _layers_of(adapters)[0], saved_whole(adapters))
 
 
 def stored_of(adapters: Adapters, layout: Layout) -> Stored:
@@ -112,9 +107,12 @@ def stored_of(adapters: Adapters, layout: Layout) -> Stored:
     up to one rank, or to the highest of a stack's experts, and factors that a file repeats for groups."""
     if adapters.init == BOTTLENECK:
         size = adapters.num_params()
-        return Stored(BOTTLENECK, "", max(adapters.ranks().values()), size, 0, size * adapters.bytes_per_param())
+        return Stored(BOTTLENECK, "", max(adapters.ranks().values()), size, 0, size * adapters.bytes_per_param(), 0)
     found = stored_size(_layers_of(adapters)[0], layout)
-    return replace(found, padding=found.numbers - adapters.num_params())
+    held = adapters.num_params()
+    return replace(
+        found, padding=found.numbers - held, padding_bytes=found.bytes - held * adapters.bytes_per_param()
+    )
 
 
 def most_stored(adapters: Adapters, plan: BudgetPlan, layout: Layout) -> int:
@@ -148,7 +146,8 @@ def _layers_of(adapters: Adapters) -> tuple[dict[str, LayerToWrite], dict[str, t
             continue
         kind, layer = adapters.modules[name].layout, bases[name]
         layers[name] = LayerToWrite(
-            a.shape[1], b.shape[0], a.shape[0], dtype, kind.keys, partial(kind.pack, layer), kind.groups(layer),
+            a.shape[1], b.shape[0], a.shape[0], dtype, kind.keys, None if kind.plain else partial(kind.pack, layer),
+            kind.groups(layer),
         )
     return layers, factors
 

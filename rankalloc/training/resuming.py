@@ -14,7 +14,7 @@ import torch
 from ..adapters.adapter import Adapter
 from ..adapters.adapter_set import Adapters
 from ..adapters.triplets import Triplets
-from ..budget import BudgetPlan, RankBudget, share_of
+from ..budget import BudgetPlan, RankBudget, in_ranks
 from ..errors import RankallocError
 from ..layers import families, native, products
 from ..methods.scores import Score
@@ -60,7 +60,7 @@ def restore(state: RunState, saved: dict[str, Any]) -> None:
         )
     shapes = [replace(s, rank=r) for s, r in zip(adapters.shapes(), meta["initial_ranks"], strict=True)]
     length = _length_of_schedule(meta, state)
-    schedule = _as_meant(state.settings.budget, meta).resolve(shapes, length, adapters.bytes_per_param())
+    schedule = _as_meant(state, meta).resolve(shapes, length, adapters.bytes_per_param())
     trace = RankTrace.model_validate(meta["trace"])
     _require_same_settings(meta, trace, schedule, state.trace)
     _require_same_scalings(meta, adapters)
@@ -112,12 +112,26 @@ def _of_these_weights(meta: dict[str, Any], adapters: Adapters) -> bool:
     return bool(meta["weights"] == weights_key(adapters) and meta.get("factors", of_factors) == of_factors)
 
 
-def _as_meant(budget: RankBudget, meta: dict[str, Any]) -> RankBudget:
+def _as_meant(state: RunState, meta: dict[str, Any]) -> RankBudget:
     """The budget in the unit that the run began with: a fraction was once a share of the ranks."""
-    if budget.fraction is None or meta["plan"]["unit"] != "ranks":
+    budget, plan = state.settings.budget, state.adapters.plan
+    if not counts_ranks(meta):
         return budget
-    ranks = share_of(budget.fraction, sum(meta["initial_ranks"]))
-    return replace(budget, fraction=None, ranks=ranks // budget.multiple_of * budget.multiple_of)
+    if budget.fraction is not None:
+        return in_ranks(budget, sum(meta["initial_ranks"]))
+    if plan is not None and plan.budget is not None and plan.budget.fraction is not None:
+        return replace(budget, params=None, ranks=sum(meta["initial_ranks"]))  # what it was restated to
+    return budget
+
+
+def counts_ranks(meta: dict[str, Any]) -> bool:
+    """Whether the run of this state spends ranks."""
+    return bool(meta["plan"]["unit"] == "ranks")
+
+
+def began_with(budget: RankBudget, saved: dict[str, Any], initial: int) -> RankBudget:
+    """``budget`` as it was meant when the run of this saved state began with ``initial`` ranks."""
+    return in_ranks(budget, initial) if budget.fraction is not None and counts_ranks(_meta_of(saved)) else budget
 
 
 def _length_of_schedule(meta: dict[str, Any], state: RunState) -> int:

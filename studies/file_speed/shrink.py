@@ -28,7 +28,8 @@ SHAPES = {
     "mlp.down_proj": (11008, 4096),
 }  # fmt: skip
 """(d_in, d_out) of one block."""
-Work = Callable[[Path, Path], object]
+Work = Callable[[Path, Path, int], object]
+"""What is done with a folder, into another, and for how many ranks."""
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -37,7 +38,7 @@ def shrinking() -> Work:
     import rankalloc as ra
 
     ra.shrink, ra.FinishedAdapter  # noqa: B018 - they are imported when first named
-    return lambda source, out: ra.shrink(source, ra.RankBudget(fraction=0.25), out)
+    return lambda source, out, ranks: ra.shrink(source, ra.RankBudget(ranks=ranks), out)
 
 
 def copying() -> Work:
@@ -45,7 +46,7 @@ def copying() -> Work:
     import torch  # noqa: F401 - safetensors.torch imports it, and numpy, only when they are used
     from safetensors.torch import load_file, save_file
 
-    def work(source: Path, out: Path) -> None:
+    def work(source: Path, out: Path, ranks: int) -> None:
         out.mkdir(exist_ok=True)
         save_file(load_file(source / WEIGHTS), out / WEIGHTS)
 
@@ -55,18 +56,18 @@ def copying() -> Work:
 WORK = {"shrink": shrinking, "load and save": copying}
 
 
-def once(kind: str, source: Path, out: Path) -> dict[str, float]:
+def once(kind: str, source: Path, out: Path, ranks: int) -> dict[str, float]:
     """Seconds and megabytes of one ``kind`` of work, in a fresh process."""
-    command = [sys.executable, "-m", "studies.file_speed.shrink", "--measure", kind, str(source), str(out)]
+    command = [sys.executable, "-m", "studies.file_speed.shrink", "--measure", kind, str(source), str(out), str(ranks)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(kind: str, source: Path, out: Path) -> dict[str, float]:
+def measure(kind: str, source: Path, out: Path, ranks: int) -> dict[str, float]:
     """The same in this process."""
     work = WORK[kind]()
     before, started = memory.peak_bytes(), time.perf_counter()
-    work(source, out)
+    work(source, out, ranks)
     seconds, peak = time.perf_counter() - started, memory.peak_bytes()
     return {"seconds": seconds, "megabytes": (peak - before) / 2**20}
 
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = make(source, args.layers, args.rank)
         for number in range(args.rounds + 1):
             for kind in list(WORK)[:: 1 if number % 2 else -1]:
-                measured = once(kind, source, Path(folder) / "out")
+                measured = once(kind, source, Path(folder) / "out", args.layers * len(SHAPES) * args.rank // 4)
                 if number:  # the first round warms the disk's cache
                     runs[kind].append(measured)
     medians = {kind: statistics.median(run["seconds"] for run in found) for kind, found in runs.items()}
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        kind, source, out = sys.argv[2:]
-        print(json.dumps(measure(kind, Path(source), Path(out))))
+        kind, source, out, ranks = sys.argv[2:]
+        print(json.dumps(measure(kind, Path(source), Path(out), int(ranks))))
     else:
         main()

@@ -17,6 +17,8 @@ import rankalloc as ra
 FLOOR, PEFT_LORA, PEFT_ADALORA = "frozen floor", "PEFT LoRA", "PEFT AdaLoRA"
 PLAIN, PRUNED, ADAPTER, DEFAULT = "adapter, plain formula", "adapter, all ranks pruned", "adapter", "default method"
 BERT_TARGETS = r".*encoder.*(query|key|value|dense)"
+BERT_LAYERS = 6
+"""How many layers of a block it matches."""
 LLAMA_TARGETS = r".*layers.*_proj"
 EVERY = 10
 """Steps between two allocations."""

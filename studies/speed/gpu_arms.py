@@ -112,7 +112,7 @@ class Arm:
             init = "svd" if kind == ATTACH else "lora"
             adapters = ra.attach(model, rank=rank, target_modules=LLAMA_TARGETS, modules_to_save=(), init=init)
         if adapters is not None:
-            budget = ra.RankBudget(fraction=0.25, warmup=0.0, every=EVERY)
+            budget = ra.RankBudget(ranks=sum(adapters.ranks().values()) // 4, warmup=0.0, every=EVERY)
             self.controller = ra.RankController(adapters, budget, total_steps=TOTAL)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         if trained:

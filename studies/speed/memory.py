@@ -29,7 +29,7 @@ def measure(rank: int) -> dict[str, Any]:
 
 def one(kind: str, rank: int) -> dict[str, Any]:
     """A run of ``kind`` in this process."""
-    budget = ra.RankBudget(fraction=1 / 3, warmup=0.0, freeze=0.25, every=1)
+    budget = ra.RankBudget(ranks=6 * arms.BERT_LAYERS * rank // 3, warmup=0.0, freeze=0.25, every=1)
     arm = arms.Arm(kind, arms.bert(), arms.BERT_TARGETS, rank, total_steps=STEPS, budget=budget)
     batch, sizes = arms.bert_batch(), []
     for step in range(STEPS):

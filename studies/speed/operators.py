@@ -27,7 +27,7 @@ class Count(TorchDispatchMode):
 def of_one_step(kind: str, layers: int) -> dict[str, int]:
     """{"modules", "operators" of a step that does not allocate}; what the optimizer does is not counted."""
     batch = arms.bert_batch(2, 4)
-    budget = ra.RankBudget(fraction=0.5, warmup=0.0, every=1000, freeze=0.1)
+    budget = ra.RankBudget(ranks=layers * arms.BERT_LAYERS * 4 // 2, warmup=0.0, every=1000, freeze=0.1)
     arm = arms.Arm(kind, arms.bert(layers, 32), arms.BERT_TARGETS, 4, budget=budget)
     for _ in range(3):
         arm.step(batch)

@@ -40,7 +40,7 @@ def beside_peers(
 def after_the_freeze(rank: int, rounds: int, steps: int = 10) -> dict[str, Any]:
     """A run that shrank to a third of its ranks beside one that began with what is left."""
     batch = arms.bert_batch()
-    budget = ra.RankBudget(fraction=1 / 3, warmup=0.0, freeze=0.5, every=1)
+    budget = ra.RankBudget(ranks=6 * arms.BERT_LAYERS * rank // 3, warmup=0.0, freeze=0.5, every=1)
     shrunk = Arm(DEFAULT, arms.bert(), arms.BERT_TARGETS, rank, total_steps=8, budget=budget)
     for _ in range(5):
         shrunk.step(batch)

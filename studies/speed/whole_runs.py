@@ -65,7 +65,8 @@ class Run:
             self.adapters = ra.attach(
                 model, rank=rank, alpha=2 * rank, target_modules=arms.BERT_TARGETS, modules_to_save=head
             )
-            budget = ra.RankBudget(fraction=1 / 3, warmup=WARMUP, freeze=FREEZE, every=EVERY)
+            left = sum(self.adapters.ranks().values()) // 3
+            budget = ra.RankBudget(ranks=left, warmup=WARMUP, freeze=FREEZE, every=EVERY)
             self.controller = ra.RankController(self.adapters, budget, steps)
         self.model = model.train()
         self.trained = [p for p in model.parameters() if p.requires_grad]

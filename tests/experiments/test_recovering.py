@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from rankalloc.errors import ConfigError
 from rankalloc.experiments.config import load_config
 from rankalloc.experiments.runner import train
 from rankalloc.experiments.tasks import prepare
+from rankalloc.storage.tensors import read_header
 from tests.support.language import preferences, save_language_model
 from tests.support.runs import small_config
 from tests.support.task_files import write_rows
@@ -54,10 +56,18 @@ def test_the_command_shrinks_and_trains_on(made):
     (home / "task.yaml").write_text(config.to_yaml())
     words = ["shrink", home / "run", "--fraction", "0.25", "-o", home / "both", "--recover", "3"]
     run = CliRunner().invoke
-    done = run(app, [str(word) for word in [*words, "--task", home / "task.yaml"]])
+    done = run(app, [str(word) for word in [*words, "--task", home / "task.yaml", "--pad-to", "8"]])
     assert done.exit_code == 0, done.output
-    assert "trained on  3 steps" in done.stdout
-    told = json.loads((home / "both" / "shrink.json").read_text())["recovered"]
+    assert "trained on   3 steps" in done.stdout
+    record = json.loads((home / "both" / "shrink.json").read_text())
+    shapes = read_header(home / "both" / "adapter_model.safetensors").shapes
+    held, params = sum(math.prod(s) for key, s in shapes.items() if "lora_" in key), record["params"]["after"]
+    assert f"padded: {held:,} numbers in place of {params:,}, {4 * (held - params):,} bytes more" in done.stdout
+    assert record["stored"] == {
+        "layout": "uniform", "reader": "", "rank": 8, "numbers": held, "padding": held - params, "bytes": 4 * held,
+        "padding_bytes": 4 * (held - params),
+    }
+    told = record["recovered"]
     assert told["learning_rate"] == pytest.approx(config.training.learning_rate / 4) and told["steps"] == 3
     for odd, said in (
         (words, "--recover needs a task"), ([*words[:6], "--learning-rate", "1"], "give --recover STEPS"),

@@ -141,6 +141,15 @@ def test_preview_tells_what_a_run_does_and_writes_nothing(first, home, config):
     assert seen.heads == trace.heads and seen.params_initial == trace.adapter_params_initial
 
 
+@pytest.mark.parametrize("reader", ["tgi", "vllm", "llama.cpp"])
+def test_a_run_for_a_reader_that_cannot_take_its_head_is_refused_before_training(home, config, reader):
+    run = config.replaced({"reader": reader})
+    for start in (lambda: preview(run), lambda: train(run, home / "unreadable")):
+        with pytest.raises(ConfigError, match="cannot take modules that were trained whole, such as classifier"):
+            start()
+    assert not (home / "unreadable").exists()
+
+
 def test_steps_from_epochs(config):
     run = config.replaced({"training.steps": None, "training.epochs": 2.0, "training.gradient_accumulation_steps": 3})
     assert steps_of(run, 48) == 2 * 4
@@ -173,6 +182,25 @@ def test_a_dry_run_refuses_the_options_a_run_would(config, options):
 # --- ranks chosen before training ------------------------------------------------------------------------------
 
 EVA = {"method": "eva", "training.save_every": 4, "method_options": {"max_batches": 3}}
+
+
+@pytest.mark.parametrize("method", ["auto", "uniform", "eva"])
+def test_a_run_whose_fraction_was_one_of_ranks_is_resumed_with_it(config, home, method):
+    """What such a run wrote: a checkpoint whose plan counts ranks, beside a configuration that says a fraction."""
+    options = {"max_batches": 3} if method == "eva" else {}
+    begun = config.replaced({"method": method, "method_options": options, "training.save_every": 2})
+
+    def dies(step, *_):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # 13 layers of rank 4: 0.55 of 52 ranks
+        train(begun.replaced({"budget.fraction": None, "budget.ranks": 28}), home / f"of-ranks-{method}", progress=dies)
+    if method == "auto":
+        with pytest.raises(RankallocError, match="target was 28 and now is 20"):
+            train(begun.replaced({"budget.fraction": 0.4}), home / f"of-ranks-{method}", resume=True)
+    trace = train(begun.replaced({"budget.fraction": 0.55}), home / f"of-ranks-{method}", splits=(), resume=True)
+    assert (trace.budget.unit, trace.budget.target, sum(trace.final_ranks)) == ("ranks", 28, 28)
 
 
 def test_a_run_plans_from_its_data_and_a_dry_run_shows_the_same(config, home):

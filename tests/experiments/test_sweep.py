@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,16 @@ def test_another_space_or_other_settings_are_refused_and_named(whole, config, ho
     ):
         with pytest.raises(SweepSpaceError, match=words):
             run_sweep(config.replaced(change), home / "whole")
+
+
+def test_trials_whose_fractions_were_of_ranks_are_not_mixed_with_others(whole, config, home):
+    shutil.copytree(home / "whole", home / "of ranks")
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{home / 'of ranks' / 'study.db'}")
+    mark = "what budget.fraction is a share of"
+    study.set_user_attr("identity", {k: v for k, v in study.user_attrs["identity"].items() if k != mark})
+    with pytest.raises(SweepSpaceError, match=f'begun with other settings: {mark} was "ranks" and now is "parameters"'):
+        run_sweep(config, home / "of ranks", trials=5)
+    assert len(study.get_trials()) == len(whole[0].trials)
 
 
 def test_a_sweep_in_which_nothing_works_says_why(config, home):

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 import rankalloc as ra
 from rankalloc.cli import app
 from rankalloc.errors import BudgetError, ConfigError, RankallocError
+from rankalloc.files import sha256_of, write_json
 from rankalloc.posthoc.frontier import knee_of
-from rankalloc.posthoc.points import Point
+from rankalloc.posthoc.points import Point, Points
 from tests.support.adapter_folders import dense, error_of, random_layers, write_peft
 from tests.support.runs import small_config
 
@@ -89,6 +90,18 @@ def test_a_frontier_is_evaluated_drawn_and_kept(folder, tmp_path):
     svg = (tmp_path / "out" / "frontier.svg").read_bytes()
     assert ra.frontier(folder, budgets, judge, tmp_path / "out", name="kept").points[0].cached and judge.calls == 4
     assert (tmp_path / "out" / "frontier.svg").read_bytes() == svg
+
+
+def test_points_of_fractions_of_ranks_are_not_taken_for_others(folder, tmp_path):
+    """Files of earlier days named a point by its fraction alone, which was one of the ranks."""
+    points, budget = Points(folder, Judge(folder), tmp_path), ra.RankBudget(fraction=0.5)
+    told = {"fraction": 0.5, "min_rank": 0, "max_rank": None, "multiple_of": 1}
+    key = sha256_of(points._about, json.dumps(told, sort_keys=True))
+    stale = {"budget": told, "params": 1, "ranks": 1, "error": 0.9, "value": 0.1}
+    write_json(tmp_path / "points.json", {key: stale})
+    found = Points(folder, Judge(folder), tmp_path).at(budget)
+    assert not found.cached and found.params > 1
+    assert Points(folder, Judge(folder), tmp_path).at(budget).cached
 
 
 def test_what_is_wrong_with_an_adapter_is_said_of_its_own_folder(folder):

@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankalloc as ra
-from rankalloc.errors import ConfigError, RankallocError
+from rankalloc.errors import AdapterFileError, ConfigError, RankallocError
+from rankalloc.storage.exporting import write_export
 from rankalloc.storage.layout import LAYOUTS, Layout
+from rankalloc.storage.left_out import left_out_in
 from rankalloc.storage.reader_facts import verdicts
 from rankalloc.storage.readers import READERS, VLLM_RANKS, layout_for
 from rankalloc.storage.saving import most_stored, stored_of
@@ -28,6 +31,7 @@ KINDS = {
     "convolution": lambda: nn.Conv2d(WIDTH, 6, 3), "pointwise": lambda: nn.Conv1d(WIDTH, 6, 1),
     "grouped": lambda: nn.Conv2d(WIDTH, 6, 3, groups=2),
 }
+SPECIAL = {"embedding": "embeddings", "grouped": "groups"}
 FOLDERS = [name for name, reader in READERS.items() if reader.layouts]
 
 
@@ -49,8 +53,6 @@ def cases(draw):
 @given(case=cases())
 def test_a_file_holds_as_many_numbers_as_is_said(case, tmp_path):
     kinds, ranks, how = case
-    if {"embedding", "grouped"} & set(kinds) and "reader" in how:
-        how = {"layout": READERS[how["reader"]].layout}  # which these readers refuse
     model = nn.ModuleDict({f"{kind}{i}": KINDS[kind]() for i, kind in enumerate(kinds)})
     adapters = ra.attach(model, rank=5, target_modules=list(model), modules_to_save=[])
     randomize(adapters)
@@ -59,6 +61,13 @@ def test_a_file_holds_as_many_numbers_as_is_said(case, tmp_path):
     most = most_stored(adapters, before, layout)
     prune(adapters, [min(rank, adapter.rank) for rank, adapter in zip(ranks, adapters, strict=True)])
     said = stored_of(adapters, layout)
+    refused = READERS[how["reader"]].refuses if "reader" in how else ()
+    if any(SPECIAL.get(kind) in refused for kind in kinds):
+        with pytest.raises(ConfigError, match="cannot take"):
+            ra.save(adapters, tmp_path / "never", **how)
+        how = {"layout": layout.name, "pad_multiple": 1}
+        layout = Layout(layout.name)
+        said = stored_of(adapters, layout)
     path = ra.save(adapters, tmp_path / "a", **how)
     shapes = read_header(path / "adapter_model.safetensors").shapes
     assert said.numbers == sum(math.prod(shape) for shape in shapes.values()) <= most
@@ -124,7 +133,7 @@ def test_what_a_reader_cannot_take_is_not_written_for_it(tmp_path):
         ("tgi", lambda: ra.export(path, tmp_path / "b", reader="tgi")),
         ("kohya", lambda: ra.export(path, tmp_path / "b.safetensors", reader="kohya")),
     ):
-        with pytest.raises(RankallocError, match="cannot take modules that are trained whole"):
+        with pytest.raises(RankallocError, match="modules that were trained whole"):
             attempt()
         assert not next(one for one in verdicts(ra.FinishedAdapter(path)) if one.reader == reader).right
     assert [one.name for one in tmp_path.iterdir()] == ["a"]
@@ -134,7 +143,123 @@ def test_what_a_reader_cannot_take_is_not_written_for_it(tmp_path):
     assert ra.save(grouped, tmp_path / "c", reader="peft")
 
 
+def module_names(path):
+    return {key.removeprefix("base_model.model.").split(".lora_")[0] for key in read_header(weights(path)).shapes}
+
+
+def weights(path):
+    return path / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("way", ["saved", "shrunk", "exported twice", "imported"])
+def test_layers_without_ranks_are_there_again_where_a_reader_wants_them(way, tmp_path):
+    """TGI adapts a kind of layer in all blocks or in none, and the compact layout leaves out what has no ranks."""
+    adapters, path = saved(tmp_path / "a")
+    if way == "shrunk":
+        ra.shrink(path, ra.RankBudget(ranks=9), tmp_path / "b")
+    elif way == "exported twice":
+        ra.export(ra.export(path, tmp_path / "x", layout="one-alpha"), tmp_path / "b")
+    elif way == "imported":
+        ra.import_lora(ra.export(path, tmp_path / "k.safetensors", reader="kohya"), make_llama(), tmp_path / "b")
+    else:
+        path.rename(tmp_path / "b")
+    assert len(module_names(tmp_path / "b")) < len(adapters)
+    assert not {one.reader: one for one in verdicts(ra.FinishedAdapter(tmp_path / "b"))}["tgi"].right
+    out = ra.export(tmp_path / "b", tmp_path / "tgi", reader="tgi")
+    assert module_names(out) == set(adapters.modules)
+    assert {one.reader: one for one in verdicts(ra.FinishedAdapter(out))}["tgi"].right
+    small = ra.shrink(tmp_path / "b", ra.RankBudget(ranks=8), tmp_path / "tgi2", reader="tgi")
+    assert module_names(tmp_path / "tgi2") == set(adapters.modules)
+    stored = sum(math.prod(shape) for shape in read_header(weights(tmp_path / "tgi2")).shapes.values())
+    assert small.stored_params == stored == 8 * sum(shape.params_per_rank for shape in adapters.shapes())
+    again = [make_llama(), make_llama()]
+    for model, folder in zip(again, (tmp_path / "b", out), strict=True):
+        ra.load(model, folder)
+    torch.testing.assert_close(logits_of(again[0]), logits_of(again[1]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_with_gaps_that_nobody_can_fill_is_not_for_tgi(tmp_path):
+    model = make_llama()
+    names = [n for n, m in model.named_modules() if "_proj" in n and "1.mlp" not in n]
+    adapters = ra.attach(model, rank=2, target_modules=names)
+    randomize(adapters)
+    with pytest.raises(ConfigError, match=r"or in none, and model.layers.1.mlp.\w+ is not adapted .3 such"):
+        ra.save(adapters, tmp_path / "a", reader="tgi")
+    assert not (tmp_path / "a").exists()
+    path = ra.save(adapters, tmp_path / "a", "uniform", pad_multiple=8)
+    found = {one.reader: one for one in verdicts(ra.FinishedAdapter(path))}["tgi"]
+    assert not found.right and "has no model.layers.1.mlp" in found.why and "and 2 more" in found.why
+    assert not found.mend  # which would be refused
+    with pytest.raises(ConfigError, match="3 such layers"):
+        ra.export(path, tmp_path / "b", reader="tgi")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": [3]}', '{"a": [3, 0]}', '{"a": [3, 1e9]}', '{"a": [3, 9999999]}'])
+def test_a_damaged_list_of_layers_without_ranks_is_refused(text, tmp_path):
+    _, path = saved(tmp_path / "a")
+    tensors = load_file(weights(path))
+    header = read_header(weights(path)).metadata
+    assert left_out_in(header).keys() and "rankalloc_left_out" in header
+    save_file(tensors, weights(path), {**header, "rankalloc_left_out": text})
+    with pytest.raises(AdapterFileError, match="rankalloc_left_out does not hold"):
+        ra.export(path, tmp_path / "b", layout="uniform")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("embedding", "embeddings, such as embedding0"), ("grouped", "grouped convolutions, such as grouped0"),
+    ("linear", "trained whole, such as head"),
+])  # fmt: skip
+@pytest.mark.parametrize("reader", ["vllm", "llama.cpp", "tgi"])
+def test_nothing_is_written_for_a_reader_that_cannot_take_it(reader, kind, words, tmp_path):
+    model = nn.ModuleDict({f"{kind}0": KINDS[kind](), "head": nn.Linear(3, 3)})
+    adapters = ra.attach(
+        model, rank=2, target_modules=[f"{kind}0"], modules_to_save=["head"] if kind == "linear" else []
+    )
+    randomize(adapters)
+    what = SPECIAL.get(kind, "heads")
+    path = ra.save(adapters, tmp_path / "a")
+    if what not in READERS[reader].refuses:
+        ra.save(adapters, tmp_path / "b", reader=reader)
+        return
+    for write in (lambda out: ra.save(adapters, out, reader=reader), lambda out: ra.export(path, out, reader=reader)):
+        with pytest.raises(ConfigError, match=words) as caught:
+            write(tmp_path / "b")
+        assert READERS[reader].title in str(caught.value) and not (tmp_path / "b").exists()
+
+
 gguf = pytest.importorskip("gguf")
+
+
+def numbers_in(path):
+    """The numbers in the pairs of factors of a folder or file, and the bytes of those."""
+    if path.suffix == ".gguf":
+        tensors = [torch.tensor(tensor.data) for tensor in gguf.GGUFReader(path).tensors]
+    else:
+        held = load_file(weights(path) if path.is_dir() else path)
+        tensors = [t for key, t in held.items() if not key.endswith("alpha")]
+    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_what_an_export_says_is_in_the_file(source, tmp_path):
+    """For every reader and layout, of mixed ranks with zeros among them."""
+    adapters, path = saved(tmp_path / "a", layout=source)
+    adapters.model.config.save_pretrained(tmp_path / "base")
+    folders = [{"reader": name} for name in READERS] + [{"layout": name} for name in LAYOUTS]
+    files = [{"format": "kohya", "pad_to": 8}, {"format": "diffusers", "pad_to": 6}, {"format": "gguf"}]
+    nothing = dict.fromkeys(("reader", "layout", "format", "prefix", "base"))
+    for number, how in enumerate([*folders, {"layout": "uniform", "pad_to": 6}, *files]):
+        name = how.get("reader") or how.get("format")
+        suffix = {"llama.cpp": ".gguf", "gguf": ".gguf", "kohya": ".safetensors", "diffusers": ".safetensors"}
+        out = tmp_path / f"{number}{suffix.get(name, '')}"
+        base = tmp_path / "base" if out.suffix == ".gguf" else None
+        done = write_export(path, out, **{**nothing, "pad_to": 1, **how, "base": base})
+        numbers, size = numbers_in(out)
+        assert done.stored == numbers and done.params == adapters.num_params(), how
+        assert done.padding_bytes == size - 4 * adapters.num_params(), how
+        pads = how.get("pad_to", 1) > 1 or how.get("reader") == "tgi" or how.get("layout") == "uniform"
+        assert pads == (done.padding_bytes > 0), how
 
 
 def test_a_gguf_holds_what_llama_cpp_undoes(tmp_path):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rankalloc as ra
 from rankalloc.errors import RankallocError
+from rankalloc.storage.tensors import read_header
 from tests.support.models import assert_same, make_mlp, tensors_of
 from tests.support.training import BUDGET, STEPS, begin_mlp, train_mlp
 
@@ -95,3 +98,26 @@ def test_a_damaged_state_is_refused(damage):
     with pytest.raises(RankallocError):
         fresh.load_state_dict(state)
     assert fresh.step == 0
+
+
+OF_RANKS = Path(__file__).parent / "data" / "fraction_of_ranks.safetensors"
+"""The weights and the state of step 7 of a run with fraction=0.4 of its ranks, written before a fraction was one of the
+parameters."""
+
+
+def test_a_run_whose_fraction_was_one_of_ranks_goes_on_with_it():
+    tensors, header = load_file(OF_RANKS), read_header(OF_RANKS)
+    model, adapters, controller, optimizer = begin_mlp(ra.RankBudget(fraction=0.4, min_rank=1))
+    assert controller.schedule.unit == "params"
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    scores = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    saved = {"tensors": scores, "meta": header.metadata["rankalloc"]}
+    controller.load_state_dict(saved)
+    train_mlp(model, controller, optimizer, STEPS)
+    trace = controller.finish()
+    assert (trace.budget.unit, trace.budget.target, trace.budget.given) == ("ranks", 4, {"fraction": 0.4})
+    assert sum(adapters.ranks().values()) == 4 and min(adapters.ranks().values()) >= 1
+    other, _, resumed, _ = begin_mlp(ra.RankBudget(fraction=0.5, min_rank=1))
+    other.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    with pytest.raises(RankallocError, match="target was 4 and now is 6"):
+        resumed.load_state_dict(saved)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..layout import Layout
+from ..left_out import left_out_entry, left_out_in
 from ..plain_lora import PlainLora
 
 
@@ -30,6 +31,13 @@ class Export:
     layout: Layout
     prefix: str | None
     base: str | os.PathLike | None = None
+
+    def metadata(self) -> dict[str, str]:
+        """What of the adapter's metadata a file keeps, and the layers without ranks that it leaves out."""
+        pairs = self.lora.pairs.items()
+        linear = {n: (a.shape[1], len(b)) for n, (a, b) in pairs if not len(a) and a.dim() == 2}
+        left_out = {} if self.layout.uniform else left_out_in(self.lora.metadata) | linear
+        return self.lora.metadata | left_out_entry(left_out)
 
 
 Writer = Callable[[Export], Path]

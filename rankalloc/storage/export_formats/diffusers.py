@@ -51,5 +51,5 @@ def write(export: Export) -> Path:
     pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != top}
     config = lora_config(top, sorted(ranks)) | {"rank_pattern": pattern, "alpha_pattern": pattern}
     about = {f"{prefix}.{key}": config[key] for key in _READ}
-    write_tensors(export.out, tensors, {**lora.metadata, METADATA_KEY: json.dumps(about, indent=2, sort_keys=True)})
+    write_tensors(export.out, tensors, {**export.metadata(), METADATA_KEY: json.dumps(about, indent=2, sort_keys=True)})
     return Path(export.out)

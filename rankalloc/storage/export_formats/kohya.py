@@ -26,7 +26,7 @@ def write(export: Export) -> Path:
         raise ConfigError(f"format 'kohya' writes one file, so out must end in .safetensors; got {str(export.out)!r}")
     tensors, top = _tensors_of(export.lora, prefix, export.layout, str(export.source))
     about = {"ss_network_module": "networks.lora", "ss_network_dim": str(top), "ss_network_alpha": str(top)}
-    write_tensors(export.out, tensors, {**export.lora.metadata, **about})
+    write_tensors(export.out, tensors, {**export.metadata(), **about})
     return Path(export.out)
 
 
@@ -50,6 +50,8 @@ def _tensors_of(lora: PlainLora, prefix: str, layout: Layout, what: str) -> tupl
     stems: dict[str, str] = {}
     tensors: dict[str, torch.Tensor] = {}
     for name, (a, b) in lora.pairs.items():
+        if not len(a) and not layout.uniform:
+            continue
         stem = key_names.kohya_key(name, prefix)
         if stem in stems:
             raise RankallocError(f"{name} and {stems[stem]} would both be {stem} in kohya's format, which has no dots")
@@ -58,6 +60,8 @@ def _tensors_of(lora: PlainLora, prefix: str, layout: Layout, what: str) -> tupl
         missing = rank - len(a)
         tensors[f"{stem}.lora_down.weight"] = torch.cat([a, a.new_zeros(missing, *a.shape[1:])])
         tensors[f"{stem}.lora_up.weight"] = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
+    if not tensors:
+        raise RankallocError(f"{what} has no ranks left, so there is nothing to load in kohya's format")
     ranks = {stem: tensors[f"{stem}.lora_down.weight"].shape[0] for stem in stems}
     if len(set(ranks.values())) == 1:
         tensors |= {f"{stem}.alpha": torch.tensor(float(rank)) for stem, rank in ranks.items()}
