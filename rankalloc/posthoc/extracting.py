@@ -2,17 +2,17 @@
 
 For each matrix, Δ = W_tuned − W_base has the singular values σ. Keeping the largest is the best approximation of its
 rank in the Frobenius norm (Eckart and Young, 1936), so the allocator chooses over all layers with scores σ² and the
-budget's costs. Both checkpoints are streamed: memory never holds more than a few copies of the largest matrix and the
-factors that the budget pays for. Factors wait on disk, beside the result, until the choice is made.
+budget's costs. Both checkpoints are streamed: memory never holds more than a few copies of the largest matrix for each
+of torch's threads, and the factors that the budget pays for. Factors wait on disk, beside the result, until the choice
+is made.
 
-Cost: one decomposition for each matrix (:mod:`rankalloc.posthoc.dense`). Known weakness: full fine-tuning moves every
+Cost: one decomposition for each matrix (:mod:`rankalloc.posthoc.dense`), as many at a time as torch has threads. Known weakness: full fine-tuning moves every
 direction a little, and a change spread over all directions has no low rank; the error of each layer measures it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import tempfile
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..budget import LayerShape, RankBudget
@@ -42,8 +42,8 @@ from ..storage.plain_lora import PlainLora
 from ..storage.readers import layout_for
 from ..storage.skeletons import build_skeleton
 from .checkpoints import Checkpoint
-from .dense import frobenius, largest
-from .results import EXTRACTION_NAME, ExtractedLayer, Extraction, Leftover
+from .differences import decompose
+from .results import EXTRACTION_NAME, ExtractedLayer, Extraction
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _EMBEDDING = re.compile(r"(^|\.)([a-z_]*embed[a-z_]*|wte|wpe|shared|lm_head|classifier|score|qa_outputs)\.", re.I)
@@ -104,20 +104,22 @@ def extract(
     parent = Path(out).parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{Path(out).name}.") as waiting:
-        found, leftovers = _decompose(old, new, turned, shared, shapes, Path(waiting), progress)
-        scores = [np.pad(found[s.name]["sigma"] ** 2, (0, s.rank - len(found[s.name]["sigma"]))) for s in shapes]
+        found, leftovers = decompose(
+            old, new, {s.name: (s.rank, turned[s.name]) for s in shapes}, shared, Path(waiting), progress
+        )
+        scores = [np.pad(found[s.name].sigma ** 2, (0, s.rank - len(found[s.name].sigma))) for s in shapes]
         kept = [int(mask.sum()) for mask in ALLOCATORS[allocator](scores, demand)]
         lora = PlainLora({}, config={"fan_in_fan_out": any(turned.values())})
         layers = []
         for shape, asked in zip(shapes, kept, strict=True):
-            row = found[shape.name]
+            part = found[shape.name]
             # triplets of zeros are useless, but a floor or a multiple requires them
             exact_ranks = budget.min_rank or budget.multiple_of > 1
-            lora.pairs[shape.name] = _factors(Path(waiting) / row["file"], asked, bool(exact_ranks), _DTYPES[dtype])
-            energy = (row["sigma"][:asked] ** 2).sum()
+            lora.pairs[shape.name] = _factors(part.file, asked, bool(exact_ranks), _DTYPES[dtype])
+            energy = (part.sigma[:asked] ** 2).sum()
             layers.append(ExtractedLayer(
-                shape.name, shape.d_in, shape.d_out, len(lora.pairs[shape.name][0]), row["change"], row["relative"],
-                float(max(0.0, row["change"] ** 2 - energy)) ** 0.5, row["exact"],
+                shape.name, shape.d_in, shape.d_out, len(lora.pairs[shape.name][0]), part.change, part.relative,
+                float(max(0.0, part.change**2 - energy)) ** 0.5, part.exact,
             ))
     if not heads and not any(layer.change for layer in layers):
         raise ConfigError(f"no matrix of {tuned} differs from {base}, so there is nothing to extract")
@@ -258,48 +260,6 @@ def _demand(budget: RankBudget, shapes: list[LayerShape], rank: int, bytes_per_p
         shapes, bytes_per_param=bytes_per_param, most=f"that rank={rank} allows", way_out="lower it, or raise rank"
     )
     return Demand.of(plan, plan.target)
-
-
-def _decompose(
-    old: Checkpoint, new: Checkpoint, turned: dict[str, bool], shared: set[str], shapes: list[LayerShape],
-    waiting: Path, progress: Callable[[int, int, str], None] | None,
-) -> tuple[dict[str, dict[str, Any]], list[Leftover]]:
-    """Decompose the change of each ``shared`` matrix, its factors written to ``waiting``, and measure other changes."""
-    ranks = {shape.name: shape.rank for shape in shapes}
-    found: dict[str, dict[str, Any]] = {}
-    leftovers: list[Leftover] = []
-    for index, key in enumerate(old.shapes):
-        if progress is not None:
-            progress(index, len(old.shapes), key)
-        if key not in shared:
-            continue
-        delta, change, size = _difference(old, new, key)
-        name = key.removesuffix(".weight")
-        if name not in ranks or not key.endswith(".weight"):
-            if change:
-                leftovers.append(Leftover(key, old.shapes[key], change, change / size if size else 1.0))
-            continue
-        part = largest(delta.T if turned[name] else delta, ranks[name], name)
-        del delta
-        file = f"{index}.safetensors"
-        save_file({"A": part.A.contiguous(), "B": part.B.contiguous()}, waiting / file)
-        found[name] = {
-            "file": file, "sigma": part.sigma.numpy(), "change": part.norm, "exact": part.exact,
-            "relative": part.norm / size if size else 0.0,
-        }
-    return found, leftovers
-
-
-def _difference(old: Checkpoint, new: Checkpoint, key: str) -> tuple[torch.Tensor, float, float]:
-    """Δ = W_tuned − W_base in float32, ‖Δ‖_F and ‖W_base‖_F."""
-    before = old[key].float()
-    size = frobenius(before)
-    delta = new[key].float() - before
-    change = frobenius(delta)
-    if not math.isfinite(change):
-        holder = new.path if math.isfinite(size) else old.path
-        raise AdapterFileError(f"{holder}: {key} holds NaN or inf, so no difference can be formed")
-    return delta, change, size
 
 
 def _factors(file: Path, rank: int, pad: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

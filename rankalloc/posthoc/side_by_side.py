@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 Result = TypeVar("Result")
 
@@ -16,7 +17,8 @@ Result = TypeVar("Result")
 def side_by_side(work: Callable[[str], Result], names: Iterable[str]) -> Iterator[Callable[[str], Result]]:
     """Give a function that returns ``work(name)``, to be called in the order of ``names``.
 
-    Each worker has one of torch's threads, because the matrices of one layer are too small to gain from several.
+    Each worker has one of torch's threads, because the matrices of one layer are too small to gain from several;
+    scipy's and numpy's own threads, which would contend with the workers, are limited to one in the meantime.
     Results are kept for twice as many layers as there are workers, so memory stays that of a few layers.
     """
     threads, queue = torch.get_num_threads(), iter(names)
@@ -30,7 +32,8 @@ def side_by_side(work: Callable[[str], Result], names: Iterable[str]) -> Iterato
 
     torch.set_num_threads(1)
     try:
-        yield result
+        with threadpool_limits(1, user_api="blas"):
+            yield result
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
