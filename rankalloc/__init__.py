@@ -47,6 +47,8 @@ _HOMES = {
     "Mixture": "posthoc.mixture",
     "KroneckerMetric": "posthoc.metric",
     "calibrate": "posthoc.calibration",
+    "sensitivities": "posthoc.refining",
+    "refine": "posthoc.refining",
     "frontier": "posthoc.frontier",
     "smallest": "posthoc.smallest",
     "TaskEvaluator": "experiments.judging",

@@ -7,7 +7,8 @@ Declared in ``app``, with options that commands share in ``options``:
 - report, env, build-kernel: ``summary``, ``listings``, ``kernel``
 - ls: ``listings``, ``layers``
 - export, import, extract: ``conversions``
-- shrink, compose, frontier: ``posthoc_commands`` (their options), ``posthoc`` (the work)
+- shrink, frontier: ``posthoc_commands`` (their options), ``posthoc`` (the work); compose: ``composing``; refine:
+  ``refining``
 
 ``endings`` turns every error into an exit code and one sentence; only ``output`` writes to the terminal.
 """

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import checking, conversions, listings, posthoc_commands
+from . import checking, composing, conversions, listings, posthoc_commands, refining
 from .endings import CleanEndings
 from .options import For, Json, examples
 
@@ -184,7 +184,7 @@ def build_kernel(
     build(force)
 
 
-for _commands in (checking, listings, conversions, posthoc_commands):
+for _commands in (checking, listings, conversions, posthoc_commands, composing, refining):
     _commands.register(app)
 
 

@@ -1,4 +1,4 @@
-"""The work of ``shrink``, ``compose`` and ``frontier``."""
+"""The work of ``shrink`` and ``frontier``, and what other commands on finished adapters share with them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def run_shrink(
         raise ConfigError("--learning-rate is that of --recover; give --recover STEPS too, or leave it out")
     if recover is not None and judged_by is None:
         raise ConfigError("--recover needs a task to train on: --task CONFIG, such as the run's own config.yaml")
-    on = None if recover is None or judged_by is None else _configured(judged_by)  # its mistakes before the cut
+    on = None if recover is None or judged_by is None else configured(judged_by)  # its mistakes before the cut
     if max_drop is not None:
         if budget.given:
             raise ConfigError("--max-drop finds the budget itself; leave out --ranks, --params, --bytes and --fraction")
@@ -105,7 +105,7 @@ def run_shrink(
         result = _shrink_by_quality(adapter, output, share(max_drop), weighing, judged_by, options)
     if on is not None and recover is not None:
         _recover(result, output, on, recover, learning_rate, options)
-    _show(result, output, as_json)
+    show_cut(result, output, as_json)
 
 
 def _recover(
@@ -145,7 +145,7 @@ def _shrink_by_quality(
         judge = evaluator(task)
         metric = weighing.metric(adapter, judge if task == weighing.config else None)
         return smallest(
-            adapter, _Reported(judge), drop, output, higher_is_better=judge.higher_is_better, metric=metric,
+            adapter, Reported(judge), drop, output, higher_is_better=judge.higher_is_better, metric=metric,
             progress=bar, **options,
         )
 
@@ -156,26 +156,6 @@ def _check_cut(adapter: str, output: str, cut: str, weighing: Weighing) -> None:
     from ..posthoc.shrinking import open_adapter
 
     require_no_metric(cut_of(open_adapter(adapter, output), cut), weighing.config)
-
-
-def run_compose(
-    adapters: list[str], output: str, weights: str | None, budget: BudgetOptions, density: float | None, as_json: bool,
-    **options: Any,
-) -> None:
-    """``rankalloc compose``."""
-    if density is not None and options["combination"] == "sum":
-        raise ConfigError("--density is for --combination ties, dare_linear or dare_ties; leave it out for a sum")
-    if density is not None:
-        options["density"] = density
-    given = None if weights is None else numbers("--weights", weights)
-    wanted = budget.resolved() if budget.given else None
-    with results_only(), Bar() as bar:
-        from ..posthoc.composing import compose
-
-        result = compose(adapters, given, wanted, output, progress=bar, **options)
-    _show(result, output, as_json)
-    if not as_json:
-        _show_interference(result)
 
 
 def run_frontier(
@@ -204,7 +184,7 @@ def run_frontier(
         judge = evaluator(task, split)
         every = cut == "nested" and fractions is None
         curve = frontier(
-            finished, None if every else [RankBudget(params=int(value * total)) for value in shares], _Reported(judge),
+            finished, None if every else [RankBudget(params=int(value * total)) for value in shares], Reported(judge),
             output, higher_is_better=judge.higher_is_better, name=judge.task.metric,
             metric=weighing.metric(adapter, judge), cut=cut, progress=bar,
         )
@@ -222,7 +202,7 @@ def run_frontier(
 
 def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
     """An evaluator for a named task, or that of a YAML file, with its model."""
-    loaded = _configured(config)  # before heavy imports, so that a mistake is reported at once
+    loaded = configured(config)  # before heavy imports, so that a mistake is reported at once
     from transformers import set_seed
 
     from ..experiments.judging import TaskEvaluator
@@ -234,7 +214,8 @@ def evaluator(config: str, split: str = "tune") -> TaskEvaluator:
         return TaskEvaluator(prepare(loaded), split, loaded.training.batch_size)
 
 
-def _configured(config: str) -> RunConfig:
+def configured(config: str) -> RunConfig:
+    """The configuration of a named task, or that of a YAML file."""
     from ..experiments.config import load_config
     from ..experiments.task_names import TASKS
 
@@ -245,7 +226,7 @@ def _configured(config: str) -> RunConfig:
     return load_config(config)
 
 
-class _Reported:
+class Reported:
     """An evaluator that prints each result on stderr: evaluations take a while."""
 
     def __init__(self, judge: TaskEvaluator) -> None:
@@ -273,7 +254,8 @@ def numbers(option: str, text: str) -> list[float]:
         raise ConfigError(f"{option} takes numbers between commas, such as 0.7,0.3, got {text!r}") from None
 
 
-def _show(result: CutResult, output: str, as_json: bool) -> None:
+def show_cut(result: CutResult, output: str, as_json: bool) -> None:
+    """Print what a cut kept, in all and by layer."""
     if as_json:
         return show_json({**result.to_dict(), "path": output})
     before = result.params_before
@@ -301,14 +283,3 @@ def _show(result: CutResult, output: str, as_json: bool) -> None:
         [(c.name, c.rank_before, c.rank, f"{c.relative_error:.4f}") for c in result.layers],
         ("layer", "rank", "kept", "error"), right=(1, 2, 3),
     )
-
-
-def _show_interference(result: CutResult) -> None:
-    rows = [
-        (name, f"{m['first'] + 1} and {m['second'] + 1}", f"{m['output_overlap']:.3f}", f"{m['input_overlap']:.3f}",
-         f"{m['alignment']:+.3f}")
-        for name, pairs in result.extra["interference"].items() for m in pairs
-    ]
-    if rows:
-        show()
-        show_table(rows, ("layer", "adapters", "overlap of outputs", "of inputs", "alignment"), right=(2, 3, 4))

@@ -1,4 +1,4 @@
-"""The commands ``shrink``, ``compose`` and ``frontier`` and their options; ``posthoc`` does the work."""
+"""The commands ``shrink`` and ``frontier`` and their options; ``posthoc`` does the work."""
 
 from __future__ import annotations
 
@@ -81,49 +81,6 @@ def shrink(
     )
 
 
-def compose(
-    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="Folders of adapters of one base.")],
-    output: AdapterOutput,
-    weights: Annotated[
-        str | None, typer.Option("--weights", metavar="W,W", help="One per adapter, such as 0.7,-0.3. [default: 1]")
-    ] = None,
-    ranks: Ranks = None,
-    params: Params = None,
-    nbytes: Bytes = None,
-    fraction: Fraction = None,
-    min_rank: MinRank = 0,
-    max_rank: MaxRank = None,
-    multiple_of: Multiple = 1,
-    reader: For = None,
-    layout: Layout = None,
-    pad_to: PadTo = 1,
-    combination: Annotated[
-        str, typer.Option("--combination", help="sum, or PEFT's ties, dare_linear, dare_ties.")
-    ] = "sum",
-    density: Annotated[
-        float | None, typer.Option("--density", help="Share of entries that ties and dare keep. [default: 0.5]")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the entries that dare drops.")] = 0,
-    heads: Annotated[str, typer.Option("--heads", help="Task heads: equal, first, average or none.")] = "equal",
-    missing: Annotated[
-        str, typer.Option("--missing", help="For a layer that one adapter lacks: error, or zero.")
-    ] = "error",
-    same_base: Annotated[
-        bool, typer.Option("--same-base", help="Take the bases to be the same, though their names differ.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Combine several adapters into one, within a budget: the best approximation of their weighted sum."""
-    from .posthoc import BudgetOptions, run_compose
-
-    budget = BudgetOptions(ranks, params, nbytes, fraction, min_rank, max_rank, multiple_of)
-    run_compose(
-        adapters, output, weights, budget, density, as_json, combination=combination, seed=seed, heads=heads,
-        missing=missing, same_base=same_base, reader=reader, layout=layout,
-        pad_multiple=pad_to,
-    )
-
-
 def frontier(
     adapter: Adapter,
     task: Annotated[
@@ -167,12 +124,6 @@ COMMANDS: dict[str, Command] = {
         "rankalloc shrink adapter/ --max-drop 0.5% --task my.yaml -o small/",
         "rankalloc shrink adapter/ --fraction 0.25 --recover 50 --task my.yaml -o small/",
         "rankalloc shrink runs/dylora --fraction 0.5 --cut nested -o small/",
-    ),
-    "compose": (
-        compose,
-        "rankalloc compose style/ task/ -o both/",
-        "rankalloc compose style/ task/ --weights 0.7,-0.3 --ranks 96 -o both/",
-        "rankalloc compose a/ b/ --heads first --combination ties --density 0.4 -o both/",
     ),
     "frontier": (
         frontier,

@@ -12,8 +12,8 @@ Known weakness: inputs and gradients are taken as independent, and the gradients
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,34 +108,24 @@ def calibrate(
         RankallocError: the model returns no loss, or a moment is not finite.
     """
     damping = number("damping", damping)
-    own: dict[str, torch.Tensor] | None = None
-    if isinstance(adapter, Adapters):
-        adapters = adapter
-    else:
-        own = {name: value.clone() for name, value in _heads(model, adapter).items()}
-        adapters = load(model, adapter)
     device = next(model.parameters()).device
-    watches = {name: _Watch(each, inputs_only) for name, each in adapters.own(_DRIVEN).items()}
     count = 0
-    try:
-        with evaluating(model), ExitStack() as hooks:
+    with attached(model, adapter) as adapters, evaluating(model), ExitStack() as hooks:
+        watches = {name: _Watch(each, inputs_only) for name, each in adapters.own(_DRIVEN).items()}
+        for watch in watches.values():
+            hooks.callback(watch.handle.remove)
+        for batch in batches:
+            batch = on_device(batch, device)
             for watch in watches.values():
-                hooks.callback(watch.handle.remove)
-            for batch in batches:
-                batch = on_device(batch, device)
-                for watch in watches.values():
-                    watch.mask = batch.get("attention_mask")
-                with torch.set_grad_enabled(not inputs_only):
-                    value = _loss(model, batch) if loss is None else loss(model, batch)
-                if not inputs_only:
-                    # autograd.grad leaves the parameters' own gradients as they are; the hooks see the activations'
-                    torch.autograd.grad(value, [a.P for a in adapters if a.rank], allow_unused=True)
-                count += 1
-                if progress is not None:
-                    progress(count)
-    finally:
-        if own is not None:
-            detach(adapters).load_state_dict(own, strict=False)
+                watch.mask = batch.get("attention_mask")
+            with torch.set_grad_enabled(not inputs_only):
+                value = (loss or model_loss)(model, batch)
+            if not inputs_only:
+                # autograd.grad leaves the parameters' own gradients as they are; the hooks see the activations'
+                torch.autograd.grad(value, [a.P for a in adapters if a.rank], allow_unused=True)
+            count += 1
+            if progress is not None:
+                progress(count)
     if not count:
         raise ConfigError("calibration needs at least one batch")
     for name, watch in watches.items():
@@ -148,13 +138,28 @@ def calibrate(
     )
 
 
+@contextmanager
+def attached(model: nn.Module, adapter: Adapters | str | os.PathLike) -> Iterator[Adapters]:
+    """The adapters of a folder on ``model``, which is afterwards as it was; adapters that are on it stay there."""
+    if isinstance(adapter, Adapters):
+        yield adapter
+        return
+    own = {name: value.clone() for name, value in _heads(model, adapter).items()}
+    adapters = load(model, adapter)
+    try:
+        yield adapters
+    finally:
+        detach(adapters).load_state_dict(own, strict=False)
+
+
 def _heads(model: nn.Module, folder: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The model's own weights that loading the adapter replaces."""
     state = model.state_dict()
     return {name: state[name] for name in FinishedAdapter(folder).heads if name in state}
 
 
-def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+def model_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The ``loss`` of the model's output for a batch. Raises RankallocError when it has none."""
     value = getattr(model(**batch), "loss", None)
     if value is None:
         raise RankallocError("the model returned no loss for a batch; give batches with labels, or loss=")

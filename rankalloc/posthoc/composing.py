@@ -15,13 +15,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ..budget import RankBudget
 from ..errors import ConfigError
 from ..lowrank import Factors, concatenate
+from ..options import integer
 from ..storage.folder import stored_size
 from ..storage.peft_names import KEY
 from ..storage.readers import layout_for
@@ -29,10 +30,11 @@ from ..storage.reading import FinishedAdapter
 from .combining import Combine, combiner, merged
 from .compatible import common_heads, require_composable
 from .interference import interference_of
+from .random_partner import RandomPartner
 from .results import CutResult, LayerCut
 from .shrinking import open_adapter
 from .side_by_side import side_by_side
-from .truncation import Progress, choose_from, cuts, spectra_of, to_write, write_choice
+from .truncation import Progress, SourceLayer, choose_from, cuts, spectra_of, to_write, write_choice
 
 RECORD_NAME = "compose.json"
 
@@ -49,6 +51,7 @@ def compose(
     heads: str = "equal",
     missing: str = "error",
     same_base: bool = False,
+    control: int | None = None,
     layout: str | None = None,
     pad_multiple: int = 1,
     reader: str | None = None,
@@ -67,6 +70,8 @@ def compose(
             mean), or "none".
         missing: how to treat a layer that only some of the adapters have: "error", or "zero" for no change.
         same_base: the adapters have the same base model, although they name it differently.
+        control: a seed puts a random adapter of equal ranks and sizes in the place of each but the first
+            (:mod:`rankalloc.posthoc.random_partner`); the heads are those of the composition itself.
         layout, pad_multiple, reader, progress: as in :func:`rankalloc.shrink`.
 
     Returns:
@@ -74,7 +79,7 @@ def compose(
 
     Raises:
         AdapterFileError: bases, layers, shapes or heads differ; a folder is damaged; weights are not finite.
-        ConfigError: an argument does not fit.
+        ConfigError: an argument does not fit, or a control is asked for of one adapter.
         BudgetError: the budget cannot be met.
         RankallocError: ``out`` cannot be written; nothing is changed then.
 
@@ -96,7 +101,13 @@ def compose(
         raise ConfigError("all weights are 0, so there is nothing to compose")
     require_composable(finished, missing, same_base)
     common = common_heads(finished, heads)
-    total = Sum(finished, weights)
+    parts: list[Part] = list(finished)
+    if control is not None:
+        control = integer("control", control, 0)
+        parts[1:] = [RandomPartner(adapter, control + number) for number, adapter in enumerate(finished[1:])]
+        if not parts[1:]:
+            raise ConfigError("a control stands for the adapters after the first, and there is one adapter")
+    total = Sum(parts, weights)
     source = total if combination == "sum" else Merged(total, combiner(combination, density), budget, seed)
     spectra = spectra_of(source, None, progress)
     choice = choose_from(source, spectra, budget or RankBudget(ranks=sum(s.rank for s in spectra.values())))
@@ -112,8 +123,8 @@ def compose(
         [adapter.folder.name for adapter in finished], gap=choice.gap,
     )
     result.extra |= {
-        "weights": weights, "combination": combination, "heads": heads, "interference": _interference(finished, source)
-    }
+        "weights": weights, "combination": combination, "heads": heads, "interference": _interference(parts, source)
+    } | ({} if control is None else {"control": control})
     if out is not None:
         result.save(Path(out) / RECORD_NAME)
     return result
@@ -129,6 +140,19 @@ class SummedLayer:
     ends: tuple[str, str]
 
 
+class Part(Protocol):
+    """One adapter of a sum, layer by layer."""
+
+    @property
+    def layers(self) -> Mapping[str, SourceLayer]:
+        """{layer name: its shape}."""
+        ...
+
+    def factors(self, name: str) -> Factors:
+        """The factors of one layer, without zero padding."""
+        ...
+
+
 class Sum:
     """A weighted sum of adapters, as one source of factors.
 
@@ -138,7 +162,7 @@ class Sum:
 
     label = "the sum"
 
-    def __init__(self, adapters: Sequence[FinishedAdapter], weights: Sequence[float]) -> None:
+    def __init__(self, adapters: Sequence[Part], weights: Sequence[float]) -> None:
         self.adapters, self.weights = adapters, weights
         self.layers: dict[str, SummedLayer] = {}
         self.rest: dict[str, float] = {}
@@ -203,7 +227,7 @@ def _with_rest(layers: list[LayerCut], rest: Mapping[str, float]) -> list[LayerC
     ]
 
 
-def _interference(finished: Sequence[FinishedAdapter], source: Sum | Merged) -> dict[str, list[dict[str, Any]]]:
+def _interference(finished: Sequence[Part], source: Sum | Merged) -> dict[str, list[dict[str, Any]]]:
     if len(finished) < 2:
         return {}
 

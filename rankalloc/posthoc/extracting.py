@@ -6,8 +6,9 @@ budget's costs. Both checkpoints are streamed: memory never holds more than a fe
 of torch's threads, and the factors that the budget pays for. Factors wait on disk, beside the result, until the choice
 is made.
 
-Cost: one decomposition for each matrix (:mod:`rankalloc.posthoc.dense`), as many at a time as torch has threads. Known weakness: full fine-tuning moves every
-direction a little, and a change spread over all directions has no low rank; the error of each layer measures it.
+Cost: one decomposition for each matrix (:mod:`rankalloc.posthoc.dense`), as many at a time as torch has threads. Known
+weakness: full fine-tuning moves every direction a little, and a change spread over all directions has no low rank; the
+error of each layer measures it.
 """
 
 from __future__ import annotations

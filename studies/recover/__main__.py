@@ -21,17 +21,15 @@ from typing import Any
 import torch
 
 import rankalloc as ra
-from rankalloc.experiments.config import RunConfig, load_config
-from rankalloc.experiments.runner import evaluate_saved, train
+from rankalloc.experiments.runner import evaluate_saved
 from rankalloc.experiments.tasks import prepare
 from studies.common.paired import t_interval
+from studies.recover.adapters import config_of, whole_adapter
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"
 SEEDS = range(6)
-STEPS, FURTHER, RANK, SHARE = 160, 16, 16, 0.25
-RATE, WARMUP = 1e-3, 8
-"""Plain LoRA's best rate of four on this task and at this rank (studies/shrink), and its warm-up."""
+FURTHER, SHARE = 16, 0.25
 ARMS = ("whole", "cut", "cut, then steps", "whole, then steps")
 COMPARED = (
     ("cut, then steps", "whole"), ("cut", "whole"), ("cut, then steps", "cut"), ("whole, then steps", "whole"),
@@ -39,22 +37,13 @@ COMPARED = (
 )
 
 
-def config_of(seed: int) -> RunConfig:
-    return load_config(None, [
-        "task=punctuation", f"seed={seed}", "method=uniform", "adapter.init=lora", f"adapter.rank={RANK}",
-        f"adapter.alpha={2 * RANK}", "budget.fraction=1.0", f"training.steps={STEPS}", "training.batch_size=16",
-        f"training.learning_rate={RATE}", f"training.warmup_steps={WARMUP}", "training.max_grad_norm=1.0",
-    ])
-
-
 def measure(seed: int) -> dict[str, Any]:
     """One adapter and what comes of it: {arm: metrics}."""
     config, began = config_of(seed), time.perf_counter()
     prepared = prepare(config)
+    whole = whole_adapter(seed, prepared)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        train(config, folder / "run", prepared=prepared, splits=())
-        whole = folder / "run" / "adapter"
         result = ra.shrink(whole, ra.RankBudget(fraction=SHARE), folder / "cut")
         done = ra.recover(folder / "cut", config, FURTHER, folder / "cut, then steps", prepared=prepared)
         ra.recover(whole, config, FURTHER, folder / "whole, then steps", prepared=prepared)

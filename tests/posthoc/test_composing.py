@@ -176,3 +176,36 @@ def test_a_layer_that_one_lacks_may_count_as_zero(tmp_path):
     assert error_of(target, dense(tmp_path / "out")) < 2e-6
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert all(__import__("re").fullmatch(config["target_modules"], name) for name in layers)
+
+
+@pytest.mark.parametrize("combination", ["sum", "ties"])
+def test_a_control_has_partners_of_the_same_sizes_that_have_learned_nothing(combination, tmp_path):
+    if combination == "ties":
+        pytest.importorskip("peft")
+    folders = [*pair(tmp_path), write_peft(tmp_path / "three", random_layers(0), alpha=3)]
+    how = {"budget": ra.RankBudget(ranks=5), "combination": combination}
+    ra.compose(folders, [1, 0, 0], out=tmp_path / "first", combination=combination)
+    results = [ra.compose(folders, out=tmp_path / str(n), control=seed, **how) for n, seed in enumerate((7, 7, 8))]
+    written = [(tmp_path / str(n) / "adapter_model.safetensors").read_bytes() for n in range(3)]
+    assert written[0] == written[1] != written[2]
+    assert all(sum(result.ranks.values()) == 5 for result in results)
+    assert json.loads((tmp_path / "0" / "compose.json").read_text())["control"] == 7
+    # alone, a partner has the singular values of the one it stands for, and other directions
+    ra.compose(folders, [0, 1, 0], out=tmp_path / "random", control=7)
+    whole, random = dense(folders[1]), dense(tmp_path / "random")
+    for name, update in whole.items():
+        values = [torch.linalg.svdvals(each[name]) for each in (whole, random)]
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+    assert error_of(whole, random) > 0.5
+    # the first one is itself
+    ra.compose(folders, [1, 0, 0], out=tmp_path / "itself", control=7)
+    assert error_of(dense(folders[0]), dense(tmp_path / "itself")) < 1e-5
+
+
+def test_controls_that_make_no_sense_are_refused(tmp_path):
+    one, two = pair(tmp_path)
+    with pytest.raises(ConfigError, match="one adapter"):
+        ra.compose([one], control=0)
+    for seed in (-1, 0.5, True):
+        with pytest.raises(ConfigError, match="control"):
+            ra.compose([one, two], control=seed)

@@ -1,0 +1,1 @@
+"""Does weighing singular values anew by gradients help a finished adapter? See README.md in this folder."""
