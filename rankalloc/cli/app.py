@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..errors import ConfigError
 from . import checking, composing, conversions, listings, posthoc_commands, refining
 from .endings import CleanEndings
 from .options import For, Json, examples
@@ -110,11 +111,14 @@ def train(
         "rankalloc sweep demo.yaml",
         "rankalloc sweep demo.yaml --trials 8 --output runs/search",
         "rankalloc sweep demo.yaml --set 'sweep.search.rank=[4, 8]'",
+        "rankalloc sweep demo.yaml --jobs 2                       two trials at a time",
+        "rankalloc sweep demo.yaml --storage postgresql+psycopg://me@host/db",
+        "rankalloc sweep --worker postgresql+psycopg://me@host/db      one more worker, on any machine",
         "rankalloc sweep demo.yaml --dry-run",
     )
 )
 def sweep(
-    config: Annotated[str, Config],
+    config: Annotated[str | None, Config] = None,
     overrides: Overrides = None,
     trials: Annotated[
         int | None,
@@ -122,21 +126,42 @@ def sweep(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option("--storage", metavar="URL", help="Optuna storage. [default: SQLite in the output folder]"),
+        typer.Option(
+            "--storage", metavar="URL", help="Optuna storage, or journal:PATH. [default: SQLite in the output folder]"
+        ),
     ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Processes that train at a time.")] = 1,
+    worker: Annotated[
+        str | None,
+        typer.Option("--worker", metavar="URL", help="Train trials of the sweep in this storage; needs no CONFIG."),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="NAME", help="The worker's sweep, where its storage has several.")
+    ] = None,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
     output: Output = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Search rank, alpha, budget and learning rate with Optuna.
 
-    An existing study is continued until it has N finished trials.
+    An existing study is continued until it has N finished trials, those of all workers together. SIGTERM stops it
+    with a checkpoint, and the next worker goes on from there.
     """
     from .request import Request
     from .runs import run_sweep
+    from .workers import run_worker
+
+    if worker is not None:
+        return run_worker(worker, study, output, parent, config, [*(overrides or []), *([trials] if trials else [])])
+    if study is not None:
+        raise ConfigError("--study names the sweep of a --worker; a sweep of your own has the configuration's name")
+    if config is None:
+        raise ConfigError("give a configuration to sweep, or --worker URL to join a sweep")
 
     request = Request(
-        "sweep", config, overrides or [], output, dry_run=dry_run, as_json=as_json, trials=trials, storage=storage
+        "sweep", config, overrides or [], output, dry_run=dry_run, as_json=as_json, trials=trials, storage=storage,
+        jobs=jobs,
     )
     run_sweep(request)
 

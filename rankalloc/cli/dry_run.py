@@ -26,7 +26,7 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
         found = preview(config)
         space = None
         if request.command == "sweep":
-            from ..experiments.search_space import search_space
+            from ..experiments.sweeps.space import search_space
 
             space = search_space(config)
     early = find_method(config.method).when == "before"

@@ -24,6 +24,7 @@ class Request:
     as_json: bool = False
     trials: int | None = None
     storage: str | None = None
+    jobs: int = 1
 
     def load(self) -> RunConfig:
         """The resolved configuration; ConfigError with every mistake."""
@@ -54,6 +55,8 @@ class Request:
         if whole:
             if self.storage is not None:
                 words += ["--storage", self.storage]
+            if self.jobs != 1:
+                words += ["--jobs", str(self.jobs)]
             if self.output is not None:
                 words += ["--output", self.output]
             words += ["--json"] if self.as_json else []

@@ -51,7 +51,7 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
         say(f"training {_task_name(config)} with {config.method} into {folder}{together}")
         from ..experiments.runner import train
 
-        with _training(), steps:
+        with training(), steps:
             trace = train(config, Path(folder), command=request.line(whole=False), resume=resume, progress=steps)
         report, failure = _report(folder)
     show_run(trace, config, folder, report, request.as_json)
@@ -96,12 +96,13 @@ def run_sweep(request: Request) -> None:
     if refusal:
         raise RankallocError(refusal)
 
+    from ..experiments.preemption import Stop
     from .summary import show_sweep
 
-    with _resumable(lambda: f"to continue: {request.line()}"), results_only():
+    with _resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
         continued = request.storage is None and SweepFolder(Path(folder)).study.exists()
         say(f"continuing the sweep in {folder}" if continued else f"sweeping {_task_name(config)} into {folder}")
-        from ..experiments.sweep import run_sweep as run
+        from ..experiments.sweeps.sweep import run_sweep as run
         from ..experiments.tasks import metric_of
 
         told, trained = trial_printer(metric_of(config).metric), []
@@ -110,10 +111,10 @@ def run_sweep(request: Request) -> None:
             trained.append(trial)
             told(*trial)
 
-        with _training():
+        with training():
             record = run(
                 config, Path(folder), trials=request.trials, storage=request.storage,
-                command=request.line(whole=False), on_trial=on_trial,
+                jobs=request.jobs, command=request.line(whole=False), on_trial=on_trial, stop=stop,
             )
         if not trained:
             say(f"the sweep had finished: {count(len(record.trials), 'trial')}, and none was trained now")
@@ -123,7 +124,7 @@ def run_sweep(request: Request) -> None:
 
 
 @contextlib.contextmanager
-def _training() -> Iterator[None]:
+def training() -> Iterator[None]:
     """While training: no library prints, and on the CPU the process keeps the memory it frees."""
     import torch
 
@@ -176,6 +177,14 @@ def _resumable(hint: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         say(f"interrupted; {hint()}")
         raise typer.Exit(INTERRUPTED) from None
+    except RankallocError as error:
+        from ..experiments.preemption import Preempted
+        from ..experiments.sweeps.jobs import PREEMPTED
+
+        if not isinstance(error, Preempted):
+            raise
+        say(f"stopped; {hint()}")
+        raise typer.Exit(PREEMPTED) from None
 
 
 def _how_to_continue(request: Request, folder: str, steps: Steps, overwrite: bool) -> str:

@@ -7,6 +7,5 @@ Read in this order:
 3. ``runner`` with ``trainer``: one run, from the configuration to adapter, trace and report. ``run_folder`` says what
    lies in its folder, ``launched`` which of several processes writes it; ``tracking`` sends it to wandb, ``judging``
    evaluates finished adapters.
-4. ``sweep`` with ``search_space``, ``study`` (in one of the ``study_storages``) and ``sweep_record``; ``paired``
-   compares two runs.
+4. ``sweeps``: many runs over a search space; ``paired`` compares two, ``preemption`` stops one to be continued.
 """

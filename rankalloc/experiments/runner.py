@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..training.processes import check_agreement
 from ..training.resuming import began_with
 from .config import RunConfig
 from .launched import processes, processes_note, together
+from .preemption import StopCallback
 from .run_folder import RunFolder
 from .tasks import prepare
 from .tasks.base import PreparedTask, base_of, evaluate
@@ -57,6 +58,7 @@ def train(
     command: str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> RankTrace:
     """Train one run into ``folder``; :mod:`rankalloc.experiments.run_folder` lists the files.
 
@@ -74,8 +76,10 @@ def train(
             later ones, which a killed process left unfinished, are removed. A run that has finished stays as it is,
             and its trace is returned.
         progress: called after every step with (step, total steps, newest values), in the first process.
+        stop: asked after every step; where it says so, a checkpoint is written, and the run ends.
 
     Raises:
+        Preempted: ``stop`` ended it.
         RankallocError: the configuration, the data or the run is at fault; the message is one sentence.
     """
     if resume and (done := finished(config, folder)) is not None:
@@ -100,6 +104,8 @@ def train(
             shutil.rmtree(path)
     tracking = trackers(config, folder, ranking) if first else []
     callbacks = [ranking, Watch(config, prepared, ranking, progress if first else None), *tracking]
+    if stop is not None:
+        callbacks.append(StopCallback(stop))
     with trainer_for(config, model, adapters, prepared, arguments, callbacks) as trainer:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 

@@ -14,7 +14,7 @@ import rankalloc as ra
 from rankalloc.errors import AdapterFileError, BudgetError, ConfigError, TargetError
 from rankalloc.experiments.config import load_config
 from rankalloc.experiments.runner import evaluate_saved, preview, train
-from rankalloc.experiments.sweep import run_sweep
+from rankalloc.experiments.sweeps.sweep import run_sweep
 from rankalloc.experiments.tasks import prepare
 from rankalloc.layers.targets import ALL_LINEAR, find_heads, find_targets
 from rankalloc.methods.bottlenecks import places_among, size_of, sizes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, unknown
-from ..methods import ANY_METHOD, find_method
-from .config import RunConfig
-from .sections import FloatRange, IntRange
+from ...errors import ConfigError, unknown
+from ...methods import ANY_METHOD, find_method
+from ..config import RunConfig
+from ..sections import FloatRange, IntRange
 
 if TYPE_CHECKING:
     import optuna

@@ -4,6 +4,7 @@ compared on the report split."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -13,13 +14,14 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ..trace import EvaluationRecord, PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord, rank_choice
-from .config import RunConfig
-from .paired import paired_difference
-from .run_folder import SweepFolder
-from .runner import evaluate_saved
-from .search_space import SAMPLED, options_of, search_space
-from .tasks.base import PreparedTask
+from ...trace import EvaluationRecord, PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord, rank_choice
+from ..config import RunConfig
+from ..paired import paired_difference
+from ..run_folder import SweepFolder
+from ..runner import evaluate_saved
+from ..tasks.base import PreparedTask
+from .slots import of_slots, slot_of
+from .space import SAMPLED, options_of, search_space
 
 _Value = TypeVar("_Value")
 _STATES: dict[TrialState, Literal["complete", "failed", "running", "pruned", "waiting"]] = {
@@ -42,14 +44,14 @@ class Sweep:
 def sweep_record(study: optuna.Study, sweep: Sweep) -> SweepRecord:
     """The sweep so far: everything but the comparison on the report split."""
     config, prepared = sweep.config, sweep.prepared
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    begun = [t for t in of_slots(study.get_trials(deepcopy=False)).values() if t.state != TrialState.WAITING]
+    complete = [trial for trial in begun if trial.state == TrialState.COMPLETE]
     best = best_of(complete, study)
-    begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
     trials = [trial_record(t, config, sweep.folder.path) for t in begun]
     return SweepRecord(
         name=config.name, task=prepared.name, metric=prepared.metric, direction=prepared.direction,
         space=search_space(config), storage=sweep.storage, command=sweep.command,
-        config=config.model_dump(mode="json"), trials=trials, best=best.number if best else None,
+        config=config.model_dump(mode="json"), trials=trials, best=slot_of(best) if best else None,
         front=pareto_front(complete, prepared.direction), importances=importances(study, complete),
         seconds=sum(t.seconds or 0.0 for t in trials),
     )
@@ -61,9 +63,9 @@ def trial_record(trial: FrozenTrial, config: RunConfig, folder: Path) -> TrialRe
     attrs, params = trial.user_attrs, trial.params
     if config.method_options.get("placement", "chosen") != "chosen":
         params = {**params, "placement": options_of(config, params).get("placement", "chosen")}
-    trace = SweepFolder(folder).trial(trial.number).trace
+    trace = SweepFolder(folder).trial(slot_of(trial)).trace
     return TrialRecord(
-        number=trial.number, state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=params,
+        number=slot_of(trial), state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=params,
         value=trial.value if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
         ranks=attrs.get("ranks"), adapter_params=attrs.get("adapter_params"), seconds=attrs.get("seconds"),
         trace=trace.relative_to(folder).as_posix() if trace.is_file() else None, message=attrs.get("message"),
@@ -77,13 +79,13 @@ def choice_of(trial: FrozenTrial, config: RunConfig) -> RankChoice:
 
 def best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    return min(trials, key=lambda t: (sign * _known(t.value), t.number), default=None)
+    return min(trials, key=lambda t: (sign * _known(t.value), slot_of(t)), default=None)
 
 
 def pareto_front(complete: list[FrozenTrial], direction: str) -> list[int]:
     """Numbers of the trials that no other beats in both adapter parameters and value."""
     sign = -1 if direction == "maximize" else 1
-    points = sorted((t.user_attrs["adapter_params"], sign * _known(t.value), t.number) for t in complete)
+    points = sorted((t.user_attrs["adapter_params"], sign * _known(t.value), slot_of(t)) for t in complete)
     front, lowest = [], float("inf")
     for _, value, number in points:
         if value < lowest:
@@ -110,8 +112,9 @@ def importances(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, f
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 
-def compare_on_report(record: SweepRecord, sweep: Sweep) -> PairRecord | None:
-    """The best adaptive trial and the best uniform one of at most its size, on the report split."""
+def compare_on_report(record: SweepRecord, sweep: Sweep, ensure: Callable[[int], None]) -> PairRecord | None:
+    """The best adaptive trial and the best uniform one of at most its size, on the report split; ``ensure`` makes
+    sure that a trial's run lies in the sweep's folder."""
     sign = -1 if record.direction == "maximize" else 1
 
     def best_first(trial: TrialRecord) -> tuple[float, int, int]:
@@ -128,6 +131,8 @@ def compare_on_report(record: SweepRecord, sweep: Sweep) -> PairRecord | None:
     )
     if uniform is None:
         return None
+    for trial in (adaptive, uniform):
+        ensure(trial.number)
     first, second = (_on_report(sweep, trial.number) for trial in (adaptive, uniform))
     if first.example_losses is None or second.example_losses is None or first.examples < 2:
         return None  # one example says nothing of the next

@@ -1,0 +1,106 @@
+"""Several workers on this machine: processes that are started, watched, and replaced when they die.
+
+Each is ``rankalloc sweep --worker`` on the sweep's storage, with its share of the CPU's threads and, where there are
+any, one of the accelerators. A process that dies without a word (out of memory, kill -9) costs the trial it was in a
+start, and another one takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from optuna.trial import FrozenTrial
+
+from ...errors import RankallocError
+from ..preemption import Preempted, Stop
+from .record import Sweep
+from .slots import Slots, ended
+from .worker import take_up
+
+_POLL = 0.2
+_GRACE = 120  # seconds that workers get to write a checkpoint
+_IN_A_ROW = 3  # workers that end with an error before any trial has ended
+PREEMPTED = 143
+"""Exit code of a process that stopped at SIGTERM, as shells have it."""
+
+
+def in_processes(
+    jobs: int, sweep: Sweep, slots: Slots, storage: str, wanted: int, stop: Stop,
+    on_trial: Callable[[FrozenTrial, int], None],
+) -> None:
+    """Run ``jobs`` workers until all ``wanted`` slots have a result.
+
+    Raises:
+        Preempted: ``stop`` said so; the workers have put their trials back.
+        RankallocError: workers end with an error, one after another.
+    """
+    command = [
+        sys.executable, "-m", "rankalloc", "sweep", "--worker", storage, "--study", sweep.config.name,
+        "--output", str(sweep.folder.path), "--parent", str(os.getpid()),
+    ]
+    told = {slot for slot, trial in slots.all().items() if ended(trial)}
+    workers: dict[int, subprocess.Popen[bytes]] = {}
+    failures = 0
+    try:
+        while slots.left(wanted):
+            if stop():
+                raise Preempted("stopped")
+            waiting = min(jobs, slots.left(wanted))
+            for place in range(waiting):
+                if place not in workers:
+                    workers[place] = subprocess.Popen(command, env=_surroundings(place, jobs))
+            time.sleep(_POLL)
+            for place, process in list(workers.items()):
+                if process.poll() is None:
+                    continue
+                del workers[place]
+                take_up(slots, (process.pid,))
+                if process.returncode > 0 and process.returncode != PREEMPTED:
+                    failures += 1
+                    if failures >= _IN_A_ROW:
+                        raise RankallocError(
+                            f"{failures} workers ended with an error (exit code {process.returncode}); it is printed "
+                            "above"
+                        )
+            for slot, trial in slots.all().items():
+                if ended(trial) and slot not in told:
+                    told.add(slot)
+                    failures = 0
+                    on_trial(trial, len(told))
+    finally:
+        _end(list(workers.values()))
+        for process in workers.values():
+            take_up(slots, (process.pid,))
+    for slot, trial in slots.all().items():
+        if ended(trial) and slot not in told:
+            told.add(slot)
+            on_trial(trial, len(told))
+
+
+def _end(workers: list[subprocess.Popen[bytes]]) -> None:
+    """Ask all to stop, and wait; a worker without a trial stops at once."""
+    for process in workers:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for process in workers:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _surroundings(place: int, jobs: int) -> dict[str, str]:
+    """The environment of a worker: its threads, and its accelerator."""
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        given = environment.get("CUDA_VISIBLE_DEVICES", "")
+        names = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = names[place % len(names)]
+    return environment

@@ -1,0 +1,132 @@
+"""Where a sweep keeps its trials: an SQLite file in its folder, a journal file, or any database that Optuna can use.
+
+    storage                  Optuna's
+    None                     SQLite: study.db in the sweep's folder
+    journal:PATH             JournalStorage on a file, which several hosts may share
+    dialect://user@host/db   RDBStorage, for every URL that SQLAlchemy knows
+
+A storage with a prefix of its own is one class and one line in :data:`STORAGES`; everything else is a URL.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.storages import RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+from ..run_folder import STUDY_NAME, SweepFolder
+from .slots import queue_again
+
+_ATTEMPTS = 5
+_PATIENCE = 60  # seconds that SQLite waits for another process's write
+_BEAT = 60  # seconds between two signs of life; a trial that gave none for three of them is lost
+_CONNECTIONS: dict[str, Any] = {"engine_kwargs": {"pool_pre_ping": True, "pool_size": 2}}
+
+
+def _lost(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Queue the point of a trial again whose process gave no more signs of life."""
+    queue_again(study, trial, trial.system_attrs.get("fixed_params", trial.params))
+
+
+class StudyStorage(ABC):
+    """One kind of storage, chosen by the prefix of the text that names it."""
+
+    @abstractmethod
+    def open(self, name: str) -> optuna.storages.BaseStorage:
+        """Connect to it."""
+
+    def guard(self, name: str) -> AbstractContextManager[Any]:
+        """A lock for what the storage itself cannot grant to one process alone."""
+        return nullcontext()
+
+    def shown(self, name: str) -> str:
+        """The name as records show it: without a password."""
+        return name
+
+
+class Journal(StudyStorage):
+    """``journal:PATH``."""
+
+    def open(self, name: str) -> optuna.storages.BaseStorage:
+        return optuna.storages.JournalStorage(JournalFileBackend(name.removeprefix("journal:")))
+
+
+class Database(StudyStorage):
+    """A URL as SQLAlchemy reads it."""
+
+    def open(self, name: str) -> optuna.storages.BaseStorage:
+        if self._file(name) is not None:
+            return optuna.storages.get_storage(RDBStorage(name, engine_kwargs={"connect_args": {"timeout": _PATIENCE}}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = RDBStorage(
+                name, heartbeat_interval=_BEAT, grace_period=3 * _BEAT,
+                heartbeat_stale_trial_callback=_lost, **_CONNECTIONS,
+            )
+        return optuna.storages.get_storage(storage)
+
+    def guard(self, name: str) -> AbstractContextManager[Any]:
+        file = self._file(name)
+        return nullcontext() if file is None else FileLock(f"{file}.lock")
+
+    def _file(self, name: str) -> str | None:
+        """The file of an SQLite database; None for a server's."""
+        from sqlalchemy.engine import make_url
+
+        url = make_url(name)
+        return url.database if url.get_backend_name() == "sqlite" and url.database else None
+
+    def shown(self, name: str) -> str:
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            return make_url(name).render_as_string(hide_password=True)
+        except ArgumentError:
+            return "the given storage"
+
+
+STORAGES: dict[str, StudyStorage] = {"journal:": Journal()}
+"""{prefix: storage}."""
+
+
+def located(name: str | None, folder: SweepFolder) -> str:
+    """The storage's full name: SQLite in the sweep's folder where none is given."""
+    return name or f"sqlite:///{folder.study.absolute()}"
+
+
+def opened(name: str) -> tuple[optuna.storages.BaseStorage, AbstractContextManager[Any]]:
+    """The storage of this name, and the lock that its processes share.
+
+    Several processes that come to an empty database at once all try to make its tables, and all but one fail: they
+    try again.
+    """
+    storage = _storage_of(name)
+    guard = storage.guard(name)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with guard:
+                return storage.open(name), guard
+        except (IntegrityError, ProgrammingError, OperationalError):
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * 2**attempt * (1 + random.random()))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def shown(name: str | None) -> str:
+    """The storage as records name it: without a password."""
+    return STUDY_NAME if name is None else _storage_of(name).shown(name)
+
+
+def _storage_of(name: str) -> StudyStorage:
+    return next((storage for prefix, storage in STORAGES.items() if name.startswith(prefix)), Database())

@@ -1,0 +1,137 @@
+"""The Optuna study behind a sweep: opening it, checking that it is the same sweep, and joining one as a worker.
+
+A study says by itself all that a worker has to know: the configuration and the number of trials are its attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+
+from ...errors import ConfigError, RankallocError, unknown
+from ..config import RunConfig
+from ..tasks.base import PreparedTask
+from . import storages
+from .record import Sweep
+from .slots import Slots
+from .space import PATHS, first_points, search_space
+
+CONFIG, WANTED = "config", "trials wanted"
+
+
+class SweepSpaceError(ConfigError):
+    """A sweep was resumed with another search space, task or settings than it began with."""
+
+
+def open_study(sweep: Sweep, storage: str | None, wanted: int) -> Slots:
+    """The slots of the study in the storage, ready to continue, or of a new one; ``wanted`` of them are there."""
+    folder, config = sweep.folder, sweep.config
+    folder.path.mkdir(parents=True, exist_ok=True)
+    slots = _connected(
+        storages.located(storage, folder), f"{sweep.storage} of {folder.path}",
+        lambda kept: optuna.create_study(
+            study_name=config.name, storage=kept, direction=sweep.prepared.direction, load_if_exists=True
+        ),
+    )
+    with slots.guard:
+        _check_same_sweep(slots.study, config, sweep.prepared)
+        slots.study.set_user_attr(CONFIG, config.replaced({"output": None}).model_dump(mode="json"))
+        slots.study.set_user_attr(WANTED, wanted)
+    points = first_points(config)[: max(2, wanted - 1)]  # the last trial is the matched control
+    slots.fill(wanted, points)
+    return slots
+
+
+def join_study(storage: str, name: str | None) -> tuple[Slots, RunConfig, int]:
+    """A study that another process has opened: its slots, its configuration and how many trials are wanted.
+
+    Args:
+        storage: full name of the storage.
+        name: of the study; None where the storage has only one.
+
+    Raises:
+        ConfigError: there is no such study, or several.
+        RankallocError: the storage cannot be opened.
+    """
+    def load(kept: BaseStorage) -> optuna.Study:
+        names = sorted(study.study_name for study in kept.get_all_studies())
+        if not names:
+            raise ConfigError(f"{storages.shown(storage)} holds no study; start one there with: rankalloc sweep "
+                              "CONFIG.yaml --storage URL")
+        if name is None and len(names) > 1:
+            raise ConfigError(f"{storages.shown(storage)} holds {len(names)} studies; name one with --study: "
+                              f"{', '.join(names)}")
+        if name is not None and name not in names:
+            raise ConfigError(unknown("study", name, names))
+        return optuna.load_study(study_name=name or names[0], storage=kept)
+
+    slots = _connected(storage, storages.shown(storage), load)
+    attrs = slots.study.user_attrs
+    if CONFIG not in attrs:
+        raise ConfigError(f"study {slots.study.study_name!r} was not made by rankalloc sweep: it has no configuration")
+    return slots, RunConfig.model_validate(attrs[CONFIG]), attrs[WANTED]
+
+
+def _connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.Study]) -> Slots:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        kept, guard = storages.opened(storage)
+        with guard:
+            study = open(kept)
+    except RankallocError:
+        raise
+    except Exception as error:  # sqlalchemy and the database drivers have their own exception families
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RankallocError(f"could not open the study in {shown}: {reason}") from error
+    return Slots(study, kept, guard)
+
+
+def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: PreparedTask) -> None:
+    now = json.loads(json.dumps(_identity(config, prepared)))
+    before = study.user_attrs.get("identity")
+    if before is None:
+        study.set_user_attr("identity", now)
+        return
+    if _SHARE in now:
+        before.setdefault(_SHARE, "ranks")  # of which it was a share when nobody said so
+    before.setdefault(_SAMPLER, now[_SAMPLER])  # which was not noted at first
+    changes = list(_differences(before, now))
+    if changes:
+        more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
+        raise SweepSpaceError(
+            f"study {study.study_name!r} was begun with other settings: {'; '.join(changes[:4])}{more}. Resume with "
+            "the same ones, or give the sweep another name or output folder"
+        )
+
+
+_SHARE = "what budget.fraction is a share of"
+_SAMPLER = "sweep.sampler"
+
+
+def _identity(config: RunConfig, prepared: PreparedTask) -> dict[str, Any]:
+    """What must not change between the trials of one sweep."""
+    tree = config.model_dump(mode="json", exclude={"name", "output", "sweep", "tracking", "method"})
+    if isinstance(tree["task"], dict):  # files may move; the fingerprint shows whether the data changed
+        tree["task"] = {k: v for k, v in tree["task"].items() if k not in ("train", "tune", "report")}
+    space = search_space(config)
+    for name in space.keys() - {"method"}:
+        section, key = PATHS[name].split(".")
+        del tree[section][key]
+    share = {_SHARE: "parameters"} if config.budget.fraction is not None else {}
+    return {
+        "search space": space, "data": prepared.fingerprint, _SAMPLER: config.sweep.sampler, **share, **tree
+    }
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(k for k in now if k not in before)]:
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield f"{path} was {json.dumps(before)} and now is {json.dumps(now)}"

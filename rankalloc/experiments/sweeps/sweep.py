@@ -1,0 +1,128 @@
+"""A whole sweep: the study is opened, workers train its slots, and the best pair is compared.
+
+The first trial is uniform LoRA at the start point's budget, the next the configured method at that point,
+then uniform LoRA at further learning rates. The last is a *matched* control: uniform LoRA with the
+parameters of the best adaptive trial so far (equal ranks are not equal parameters: layers differ in size),
+at the best learning rate uniform LoRA has shown. Choices are made on the tune split; the report
+split is used once, at the end, for one adaptive and one uniform trial.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from ...errors import NothingFeasibleError
+from ...files import write_text
+from ...trace import SweepRecord, TrialRecord
+from ..config import RunConfig
+from ..preemption import Stop
+from ..run_folder import BEST_NAME, RunFolder, SweepFolder
+from ..tasks import prepare
+from . import storages
+from .jobs import in_processes
+from .record import Sweep, compare_on_report, sweep_record, trial_record
+from .slots import Slots
+from .space import check_options
+from .study import SweepSpaceError, open_study
+from .worker import run_of, trained, work
+
+OnTrial = Callable[[TrialRecord, int, int], None]
+__all__ = ["SweepSpaceError", "run_sweep"]
+
+
+def run_sweep(
+    config: RunConfig,
+    folder: Path,
+    *,
+    trials: int | None = None,
+    storage: str | None = None,
+    jobs: int = 1,
+    command: str | None = None,
+    on_trial: OnTrial | None = None,
+    stop: Stop | None = None,
+) -> SweepRecord:
+    """Run trials until ``trials`` of them have finished, and write ``folder``/sweep.json.
+
+    An existing study is resumed; an interrupted sweep ends exactly like an uninterrupted one. What a killed process
+    left running is trained again, or goes on from its last checkpoint.
+
+    Args:
+        trials: number of finished trials, earlier ones and those of other workers included; None for
+            ``sweep.trials``.
+        storage: Optuna storage URL, or ``journal:PATH`` for a journal file; None for SQLite in ``folder``.
+        jobs: processes that train at the same time.
+        command: recorded as the command that reproduces the sweep.
+        on_trial: called after each trial with its record, the number of finished trials and the number wanted.
+        stop: asked after every step; where it says so, the trial in hand is put back with a checkpoint.
+
+    Raises:
+        SweepSpaceError: the study in the storage searches another space.
+        NothingFeasibleError: no trial completed.
+        Preempted: ``stop`` ended it.
+        RankallocError: the storage cannot be opened, or the data cannot be used.
+    """
+    wanted = trials or config.sweep.trials
+    check_options(config)
+    sweep = Sweep(config, SweepFolder(folder), prepare(config), storages.shown(storage), command)
+    slots = open_study(sweep, storage, wanted)
+    if not sweep.folder.config.is_file() or sweep.folder.config.read_text(encoding="utf-8") != config.to_yaml():
+        write_text(sweep.folder.config, config.to_yaml())
+
+    def after(trial: FrozenTrial, done: int) -> None:
+        sweep_record(slots.study, sweep).save(sweep.folder.record)
+        if on_trial is not None:
+            on_trial(trial_record(trial, config, folder), done, wanted)
+
+    stop = stop or Stop()
+    if jobs == 1:
+        work(sweep, slots, wanted, stop, after)
+    elif slots.left(wanted):
+        in_processes(jobs, sweep, slots, storages.located(storage, sweep.folder), wanted, stop, after)
+    return _concluded(slots, sweep)
+
+
+def _concluded(slots: Slots, sweep: Sweep) -> SweepRecord:
+    """Compare the best pair on the report split, and write best/ and the final record."""
+    final = sweep_record(slots.study, sweep)
+    if final.best is None:
+        reasons = sorted({trial.message for trial in final.trials if trial.message})
+        sweep_record(slots.study, sweep).save(sweep.folder.record)
+        raise NothingFeasibleError(f"none of {len(final.trials)} trials completed: {'; '.join(reasons)}")
+
+    def ensure(number: int) -> None:
+        """Train a trial again whose run is not here: it was trained elsewhere, or its folder is gone."""
+        place, trial = sweep.folder.trial(number), slots.all()[number]
+        if not (place.trace.is_file() and place.adapter.is_dir()):
+            place.discard()
+            trained(sweep, run_of(sweep.config, trial.user_attrs, number, trial.params), number, trial.params)
+
+    ensure(final.best)
+    pair = compare_on_report(final, sweep, ensure)
+    final = sweep_record(slots.study, sweep)  # a run that was trained again has a trace now
+    final.pair = pair
+    if (earlier := _concluded_before(final, sweep.folder)) is not None:
+        return earlier
+    _copy_best(sweep.folder, sweep.folder.trial(final.best or 0).path)
+    final.save(sweep.folder.record)
+    return final
+
+
+def _concluded_before(final: SweepRecord, folder: SweepFolder) -> SweepRecord | None:
+    """The record of the sweep when it had ended exactly so before; None when it had not."""
+    if not folder.record.is_file() or not RunFolder(folder.best).trace.is_file():
+        return None
+    earlier = SweepRecord.load(folder.record)
+    return earlier if final.model_copy(update={"created": earlier.created}) == earlier else None
+
+
+def _copy_best(folder: SweepFolder, best: Path) -> None:
+    """Make best/ a copy of the best trial's folder."""
+    fresh = folder.path / f".{BEST_NAME}.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(best, fresh)
+    shutil.rmtree(folder.best, ignore_errors=True)
+    fresh.rename(folder.best)
