@@ -182,10 +182,21 @@ def test_a_trial_that_ends_its_process_again_and_again_has_failed(tmp_path):
     for death in range(5):
         trial = slots.take(1)
         assert trial is not None, death
-        slots.storage.set_trial_user_attr(trial._trial_id, "owner", slots.all()[0].user_attrs["owner"].split(":")[0] + ":0")
+        host = trial.user_attrs["owner"].rpartition(":")[0]
+        slots.storage.set_trial_user_attr(trial._trial_id, "owner", f"{host}:0")
         take_up(slots)
     (trial,) = slots.all().values()
     assert ended(trial) and "killed 5 times" in trial.user_attrs["message"]
+
+
+def test_a_trial_that_was_claimed_a_moment_ago_is_nobodys_orphan(tmp_path):
+    """Between the claim and the owner's signature, which a storage without a lock shows to others."""
+    slots = connected(f"journal:{tmp_path}/s.log")
+    slots.fill(2, [])
+    for trial in slots.study.get_trials():
+        slots.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    take_up(slots)
+    assert [trial.state for trial in slots.all().values()] == [TrialState.RUNNING] * 2
 
 
 def test_a_worker_is_told_what_its_storage_lacks(tmp_path):

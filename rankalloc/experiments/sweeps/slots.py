@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from itertools import count
 from typing import Any
 
@@ -27,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .space import SAMPLED
 
 SLOT, LAST, OWNER, DEATHS, DRAW = "slot", "last", "owner", "deaths", "draw"
+_UNSIGNED = 600  # seconds
 _FIXED = "fixed_params"  # Optuna's own name for the parameters of a queued trial
 _PASSED_ON = (SLOT, LAST, DEATHS, DRAW, "role", "match_params")
 
@@ -129,8 +131,12 @@ class Slots:
         """Running trials whose process, on this host, is no more; ``dead``: processes known to have ended."""
         host, found = socket.gethostname(), []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            at, _, pid = trial.user_attrs.get(OWNER, f"{host}:0").rpartition(":")
-            if at == host and (int(pid) in dead or not _alive(int(pid))):
+            at, _, pid = trial.user_attrs.get(OWNER, "").rpartition(":")
+            if not pid:  # claimed, and not signed yet: the process was killed in between only if that was long ago
+                begun = trial.datetime_start
+                if begun is not None and (datetime.now() - begun).total_seconds() > _UNSIGNED:
+                    found.append(trial)
+            elif at == host and (int(pid) in dead or not _alive(int(pid))):
                 found.append(trial)
         return found
 
