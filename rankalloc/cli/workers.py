@@ -22,6 +22,7 @@ def run_worker(
         raise ConfigError("a --worker takes its configuration from the storage; leave out CONFIG, --set and --trials")
     require_alone("sweep")
     with results_only():
+        from ..experiments.kept_base import with_kept_base
         from ..experiments.preemption import Preempted, Stop
         from ..experiments.run_folder import SweepFolder
         from ..experiments.sweeps import storages
@@ -39,7 +40,8 @@ def run_worker(
             if parent is None:
                 say(f"training trials of {run.name} into {folder}: {slots.left(wanted)} of {wanted} are left")
             with training():
-                sweep = Sweep(run, SweepFolder(folder), prepare(run), storages.shown(storage), None)
+                prepared = with_kept_base(prepare(run), run.adapter.modules_to_save)
+                sweep = Sweep(run, SweepFolder(folder), prepared, storages.shown(storage), None)
 
                 def on_trial(trial: Any, done: int) -> None:
                     if parent is None:

@@ -7,5 +7,6 @@ Read in this order:
 3. ``runner`` with ``trainer``: one run, from the configuration to adapter, trace and report. ``run_folder`` says what
    lies in its folder, ``launched`` which of several processes writes it; ``tracking`` sends it to wandb, ``judging``
    evaluates finished adapters.
-4. ``sweeps``: many runs over a search space; ``paired`` compares two, ``preemption`` stops one to be continued.
+4. ``sweeps``: many runs over a search space, on a base that is loaded once (``kept_base``); ``paired`` compares two,
+   ``preemption`` stops one to be continued.
 """

@@ -19,6 +19,7 @@ from ...errors import NothingFeasibleError
 from ...files import write_text
 from ...trace import SweepRecord, TrialRecord
 from ..config import RunConfig
+from ..kept_base import with_kept_base
 from ..preemption import Stop
 from ..run_folder import BEST_NAME, RunFolder, SweepFolder
 from ..tasks import prepare
@@ -67,7 +68,8 @@ def run_sweep(
     """
     wanted = trials or config.sweep.trials
     check_options(config)
-    sweep = Sweep(config, SweepFolder(folder), prepare(config), storages.shown(storage), command)
+    prepared = with_kept_base(prepare(config), config.adapter.modules_to_save)
+    sweep = Sweep(config, SweepFolder(folder), prepared, storages.shown(storage), command)
     slots = open_study(sweep, storage, wanted)
     if not sweep.folder.config.is_file() or sweep.folder.config.read_text(encoding="utf-8") != config.to_yaml():
         write_text(sweep.folder.config, config.to_yaml())
