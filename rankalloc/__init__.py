@@ -47,7 +47,7 @@ _HOMES = {
     "Mixture": "posthoc.mixture",
     "KroneckerMetric": "posthoc.metric",
     "calibrate": "posthoc.calibration",
-    "sensitivities": "posthoc.refining",
+    "sensitivities": "posthoc.sensitivity",
     "refine": "posthoc.refining",
     "frontier": "posthoc.frontier",
     "smallest": "posthoc.smallest",

@@ -45,11 +45,13 @@ def refine(
     Ranks and directions stay. Also evaluates what shuffled weights do, and says when they do as well.
     """
     with results_only(), Bar() as bar:
-        from ..posthoc.refining import check_arguments, sensitivities
+        from ..files import write_json
+        from ..posthoc.refining import RECORD_NAME, check_arguments
         from ..posthoc.refining import refine as run
+        from ..posthoc.sensitivity import sensitivities
         from ..posthoc.shrinking import open_adapter
         from ..storage.readers import layout_for
-        from .posthoc import evaluator
+        from .posthoc import Reported, evaluator
 
         how: dict[str, Any] = {"reader": reader, "layout": layout, "pad_multiple": pad_to}
         layout_for(layout, pad_to, reader)  # mistakes come before a model is built
@@ -62,22 +64,26 @@ def refine(
         )
         done = run(folder, seen, output, rule=rule, bound=bound, **how)
         say(f"evaluating the adapter, what came of it, and {count(controls, 'shuffle')}")
-        before, after = judge(folder), judge(Path(output))
+        reported = Reported(judge)
+        before, after = reported(folder), reported(Path(output))
         shuffled = []
         with tempfile.TemporaryDirectory() as place:
             for seed in range(controls):
                 control = Path(place) / str(seed)
                 run(folder, seen, control, rule=rule, bound=bound, shuffled=seed)
-                shuffled.append(judge(control))
-    values = {"metric": judge.task.metric, "split": judge.split, "before": before, "after": after, "shuffled": shuffled}
-    verdict = _verdict(1 if judge.higher_is_better else -1, before, after, shuffled)
+                shuffled.append(reported(control))
+        judged: dict[str, Any] = {
+            "metric": judge.task.metric, "split": judge.split, "before": before, "after": after, "shuffled": shuffled,
+            "verdict": verdict_of(1 if judge.higher_is_better else -1, before, after, shuffled),
+        }
+        write_json(Path(output) / RECORD_NAME, {**done.record(), "judged": judged})
     if as_json:
-        return show_json({**done.record(), **values, "verdict": verdict, "path": output})
-    _show(done, values, output)
-    show(verdict)
+        return show_json({**done.record(), "judged": judged, "path": output})
+    _show(done, judged, output)
+    show(judged["verdict"])
 
 
-def _verdict(sign: int, before: float, after: float, shuffled: Sequence[float]) -> str:
+def verdict_of(sign: int, before: float, after: float, shuffled: Sequence[float]) -> str:
     """One sentence; ``sign`` is -1 where less is better."""
     if sign * (after - before) <= 0:
         return "Refining did not help here: the adapter was as good or better before."
@@ -86,14 +92,14 @@ def _verdict(sign: int, before: float, after: float, shuffled: Sequence[float]) 
     return "Refined is ahead of the adapter and of every shuffle, on one split: check it on data of its own."
 
 
-def _show(done: Refinement, values: dict[str, Any], output: str) -> None:
-    shuffled: Sequence[float] = values["shuffled"]
+def _show(done: Refinement, judged: dict[str, Any], output: str) -> None:
+    shuffled: Sequence[float] = judged["shuffled"]
     moved = sum(factor != 1 for layer in done.layers for factor in layer.factors)
     show_table([
         ("values", f"{moved:,} of {sum(len(layer.sigma) for layer in done.layers):,} changed, each by at most a factor "
                    f"of {done.bound:g}; every layer keeps the sum of its own"),
-        ("before", f"{values['metric']} {number(values['before'])}  ({values['split']})"),
-        ("refined", number(values["after"])),
+        ("before", f"{judged['metric']} {number(judged['before'])}  ({judged['split']})"),
+        ("refined", number(judged["after"])),
         ("shuffled", "  ".join(number(value) for value in shuffled)),
         ("adapter", output),
     ])

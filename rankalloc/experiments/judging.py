@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -37,7 +38,13 @@ class TaskEvaluator:
             detach(adapters)
         if self.task.metric not in found:
             raise RankallocError(f"the task's metric {self.task.metric} is not defined on its {self.split} split")
-        return found[self.task.metric]
+        value = found[self.task.metric]
+        if not math.isfinite(value):  # a comparison with NaN would tell a result from nothing
+            raise RankallocError(
+                f"the task's metric {self.task.metric} is {value} on its {self.split} split with {folder}, "
+                "which cannot be compared; does that adapter fit this task?"
+            )
+        return value
 
     def batches(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
         """The first ``count`` training batches, for calibration."""

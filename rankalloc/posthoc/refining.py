@@ -1,69 +1,50 @@
 """Refining a finished adapter without training: its singular values are weighed anew, its directions stay.
 
-Spectral Surgery (Tian et al., 2026, arXiv 2603.03995). With ΔW = Σ σᵢ uᵢvᵢᵀ and G = ∂L/∂ΔW on a calibration set,
-
-    ∂L/∂σᵢ = uᵢᵀ G vᵢ                                                                                  (1)
-
-says how much the loss would change with each singular value. A rule turns it into factors mᵢ in [1/bound, bound]:
+Spectral Surgery (Tian et al., 2026, arXiv 2603.03995). A rule turns ∂L/∂σᵢ on a calibration set (``sensitivity``) into
+factors mᵢ in [1/bound, bound]:
 
     select      the fifth of a layer's values with the largest mean |∂L/∂σ| grows by ``bound``, the fifth with the
-                smallest shrinks by it, the rest stays (the paper's)
-    gradient    σᵢ · bound^(−zᵢ), zᵢ = σᵢ ∂L/∂σᵢ over the layer's largest |σ ∂L/∂σ|: one step of exponentiated gradient
-                (Kivinen and Warmuth, 1997) against the signed mean gradient
+                smallest shrinks by it, the rest stays: ``abs_select`` of github.com/TTtianTT/lora-spectral-edit
+    gradient    bound^(−zᵢ), zᵢ = σᵢ ∂L/∂σᵢ over the layer's largest |σ ∂L/∂σ|: one step down the signed mean gradient
+                in ln σ, whose largest move is ln bound (``gd`` there has other step sizes)
 
-and σᵢ ← σᵢ · clip(c mᵢ, 1/bound, bound), with c such that the layer keeps its Σσ. ΔW is never formed: with P and Q the
-factors, (1) follows from ∂L/∂P.
+and σᵢ ← σᵢ · clip(c mᵢ, 1/bound, bound), with c such that the layer keeps its Σσ. Three things differ in that code: it
+ranks by the absolute value of the gradient summed over the calibration set, not by the mean over batches of its
+absolute value; it has no clip, so that c may carry a value past the bound; and it edits o_proj and down_proj alone.
 
 The control is the same factors handed to other values of the layer by chance (``shuffled``): what it reaches needs no
-gradients. Known weakness: gradients of a loss that training has made small are noise; the study refine has figures.
-
-Cost: a forward and a backward pass for each batch, r² numbers a layer.
+gradients. Known weaknesses: gradients of a loss that training has made small are noise; and Σσ is kept, not ‖ΔW‖_F, so
+a layer whose large values grow becomes a larger update, which a shuffle does not. See the study refine.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.optimize import brentq
-from torch import nn
 
-from ..adapters.adapter import Adapter
-from ..adapters.adapter_set import Adapters
 from ..budget import RankBudget
-from ..errors import ConfigError, RankallocError, unknown
+from ..errors import ConfigError, unknown
 from ..files import write_json
-from ..layers.batches import evaluating, on_device
-from ..lowrank import Factors, Spectrum, decompose
+from ..lowrank import Factors, Spectrum
 from ..options import integer, number
 from ..storage.folder import Stored, stored_size
 from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
-from .calibration import Batch, attached, model_loss
+from .sensitivity import Sensitivity
 from .shrinking import open_adapter
 from .truncation import SourceLayer, choose_from, spectra_of, to_write, write_choice
 
 RECORD_NAME = "refine.json"
 _SHARE = 0.2  # of a layer's values, that grow and that shrink under "select"
-_DRIVEN = "save them, and give sensitivities the plain model and the folder"
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How the loss of one layer changes with its singular values: σ·∂L/∂σ, (r,) float64, by falling σ.
-
-    Attributes:
-        mean: over batches, with its sign.
-        size: the mean of its absolute value.
-    """
-
-    mean: torch.Tensor
-    size: torch.Tensor
+_WIDEST = 100.0  # wider bounds are typing mistakes, and Σσ could not be kept to rounding
+_SAME = 0.02  # singular values in half precision and in full differ by less, as a share of the layer's largest
 
 
 @dataclass(frozen=True)
@@ -104,73 +85,6 @@ class Refinement:
         }
 
 
-def sensitivities(
-    model: nn.Module,
-    adapter: Adapters | str | os.PathLike,
-    batches: Iterable[Batch],
-    *,
-    loss: Callable[[nn.Module, Batch], torch.Tensor] | None = None,
-    progress: Callable[[int], Any] | None = None,
-) -> dict[str, Sensitivity]:
-    """Measure how the loss changes with each singular value of a finished adapter; the model is afterwards as it was.
-
-    Args:
-        model: without adapters if ``adapter`` is a folder, else the model that has them.
-        adapter: the folder that will be refined, or the same adapter loaded by :func:`rankalloc.load`.
-        batches: mappings of tensors that the model is called with.
-        loss: turns (model, batch) into a scalar; None takes the ``loss`` of the model's output.
-        progress: called with the number of batches done.
-
-    Raises:
-        ConfigError: there are no batches.
-        RankallocError: the model returns no loss, or a gradient is not finite.
-    """
-    device = next(model.parameters()).device
-    sums: dict[str, Sensitivity] = {}
-    count = 0
-    with attached(model, adapter) as adapters, evaluating(model):
-        layers = {name: each for name, each in adapters.own(_DRIVEN).items() if each.rank}
-        turns = {name: _Turn.of(each) for name, each in layers.items()}
-        for batch in batches:
-            value = (loss or model_loss)(model, on_device(batch, device))
-            # autograd.grad leaves the parameters' own gradients as they are
-            found = torch.autograd.grad(value, [each.P for each in layers.values()], allow_unused=True)
-            for (name, each), gradient in zip(layers.items(), found, strict=True):
-                seen = turns[name](each, torch.zeros_like(each.P) if gradient is None else gradient)
-                if not torch.isfinite(seen).all():
-                    raise RankallocError(f"the gradients of {name} are not finite on batch {count + 1}")
-                before = sums.get(name, Sensitivity(torch.zeros_like(seen), torch.zeros_like(seen)))
-                sums[name] = Sensitivity(before.mean + seen, before.size + seen.abs())
-            count += 1
-            if progress is not None:
-                progress(count)
-    if not count:
-        raise ConfigError("sensitivities need at least one batch")
-    return {name: Sensitivity(one.mean / count, one.size / count) for name, one in sums.items()}
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """Maps ∂L/∂P (d_out, r) of an adapter to σ·∂L/∂σ.
-
-    ∂L/∂P = G Qᵀ diag(d), d = s·λ. With P·left = U Σ^½ and right·Q = Σ^½Vᵀ (:class:`rankalloc.lowrank.Spectrum`),
-    σᵢ uᵢᵀ G vᵢ = leftᵢᵀ (Pᵀ ∂L/∂P) diag(1/d) rightᵢᵀ; where d is 0, so is that column of ``right``.
-    """
-
-    left: torch.Tensor
-    right: torch.Tensor
-
-    @classmethod
-    def of(cls, adapter: Adapter) -> _Turn:
-        factors = Factors(adapter.P.detach(), adapter.Q.detach(), adapter.lam.detach(), adapter.scaling)
-        spectrum, diagonal = decompose(factors), factors.diagonal()
-        return cls(spectrum.left, spectrum.right * torch.where(diagonal == 0, 0.0, 1 / diagonal))
-
-    def __call__(self, adapter: Adapter, gradient: torch.Tensor) -> torch.Tensor:
-        core = (adapter.P.detach().T.double() @ gradient.double()).cpu()
-        return ((self.left.T @ core) * self.right).sum(1)
-
-
 def refine(
     adapter: str | os.PathLike | FinishedAdapter,
     sensitivity: Mapping[str, Sensitivity],
@@ -190,7 +104,7 @@ def refine(
         sensitivity: of this adapter, from :func:`sensitivities`.
         out: folder to write, with ``refine.json``; None only computes.
         rule: "select" or "gradient", see :mod:`rankalloc.posthoc.refining`.
-        bound: no value grows by more than this factor, or shrinks by more; above 1.
+        bound: no value grows by more than this factor, or shrinks by more; above 1, at most 100.
         shuffled: a seed hands the factors to other values of the same layer by chance, which is the control.
         layout, pad_multiple, reader: as for :func:`rankalloc.save`.
 
@@ -210,7 +124,7 @@ def refine(
     for name, spectrum in spectra.items():
         sigma = spectrum.sigma[: spectrum.rank]
         seen = _of(sensitivity, name, sigma)
-        factors[name] = _factors(sigma, seen, rule, bound, None if shuffled is None else _draw(shuffled, name))
+        factors[name] = scaled_factors(sigma, seen, rule, bound, None if shuffled is None else _draw(shuffled, name))
         layers.append(RefinedLayer(name, sigma.tolist(), factors[name].tolist(), seen.mean.tolist()))
     source = _Reweighed(finished, spectra, factors)
     changed = spectra_of(source)
@@ -229,20 +143,24 @@ def refine(
 
 
 def check_arguments(rule: str, bound: float) -> float:
-    """The bound as a float. Raises ConfigError when there is no such rule, or the bound is not above 1."""
+    """The bound as a float. Raises ConfigError when there is no such rule, or the bound is out of its range."""
     if rule not in RULES:
         raise ConfigError(unknown("rule", rule, RULES))
-    return number("bound", bound, 1, ends="high")
+    return number("bound", bound, 1, _WIDEST, ends="high")
 
 
 def _of(sensitivity: Mapping[str, Sensitivity], name: str, sigma: torch.Tensor) -> Sensitivity:
-    """That of one layer, with as many entries as it has singular values."""
-    if not len(sigma):
-        return Sensitivity(sigma, sigma)
+    """That of one layer, with as many entries as it has singular values; the file may leave out those that are zero."""
+    count = len(sigma)
+    if not count:
+        return Sensitivity(sigma, sigma, sigma)
     seen = sensitivity.get(name)
-    if seen is None or len(seen.mean) < len(sigma):
-        raise ConfigError(f"these sensitivities are of another adapter: they do not fit {name}")
-    return Sensitivity(seen.mean[: len(sigma)], seen.size[: len(sigma)])
+    if seen is not None and len(seen.mean) >= count:
+        apart = seen.sigma.clone()
+        apart[:count] -= sigma
+        if apart.abs().max() <= _SAME * sigma[0]:
+            return Sensitivity(seen.mean[:count], seen.size[:count], sigma)
+    raise ConfigError(f"these sensitivities are of another adapter: their singular values are not those of {name}")
 
 
 def _draw(seed: int, name: str) -> torch.Generator:
@@ -269,7 +187,7 @@ RULES: dict[str, Callable[[torch.Tensor, Sensitivity, float], torch.Tensor]] = {
 """{name: the factors of one layer's σ (r,), from its sensitivity and the bound}."""
 
 
-def _factors(
+def scaled_factors(
     sigma: torch.Tensor, seen: Sensitivity, rule: str, bound: float, draw: torch.Generator | None
 ) -> torch.Tensor:
     """The factor of each value, within the bound and with Σσ kept."""

@@ -193,7 +193,7 @@ def test_a_control_has_partners_of_the_same_sizes_that_have_learned_nothing(comb
     # alone, a partner has the singular values of the one it stands for, and other directions
     ra.compose(folders, [0, 1, 0], out=tmp_path / "random", control=7)
     whole, random = dense(folders[1]), dense(tmp_path / "random")
-    for name, update in whole.items():
+    for name in whole:
         values = [torch.linalg.svdvals(each[name]) for each in (whole, random)]
         torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
     assert error_of(whole, random) > 0.5
