@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reports test test-long test-readers coverage bench brown lint docs clean
+.PHONY: help demo reports test test-long test-readers test-services coverage bench brown lint docs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ test-long: $(VENV)/.ready-test ## the few tests that take longest, and the rest 
 
 test-readers: $(VENV)/.ready-readers ## what llama.cpp, diffusers and PEFT make of each layout (builds llama.cpp: minutes)
 	$(BIN)/python -m studies.readers
+
+test-services: $(VENV)/.ready-services ## sweeps on SQLite, a journal and PostgreSQL while workers are killed (20 minutes)
+	$(BIN)/python -m pytest -v -m service tests/services
 
 bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run
 	$(BIN)/python -m studies.speed
@@ -74,6 +77,10 @@ $(VENV)/.ready-test: $(VENV)/.ready
 
 $(VENV)/.ready-readers: $(VENV)/.ready-test studies/readers/requirements.txt
 	$(PIP) --no-deps -r studies/readers/requirements.txt
+	@touch $@
+
+$(VENV)/.ready-services: $(VENV)/.ready-test
+	$(PIP) --editable '.[postgresql]'
 	@touch $@
 
 $(VENV)/.ready-lint: $(VENV)/.ready

@@ -108,7 +108,7 @@ def closest(kohya: str, rule: str, source: Path, out: Path, most: int) -> float:
     """The parameter of kohya's ``rule`` that stores most within ``most`` numbers, found by halving."""
     low, high = (0.0, 1.0) if rule == "sv_fro" else (1.0, 1e3)
     for _ in range(_HALVINGS):
-        middle = (low + high) / 2
+        middle = (low + high) / 2 if rule == "sv_fro" else (low * high) ** 0.5
         options = {"kohya": kohya, "source": str(source), "out": str(out), "rank": 16, "rule": rule, "value": middle}
         once("kohya", options)
         if stored(out) <= most:

@@ -16,6 +16,7 @@ import pytest
 
 from rankalloc.errors import ConfigError, NothingFeasibleError
 from rankalloc.experiments.config import load_config
+from rankalloc.experiments.sweeps.record import pareto_front
 from rankalloc.experiments.sweeps.space import (
     CONTROL,
     MATCHED,
@@ -27,7 +28,6 @@ from rankalloc.experiments.sweeps.space import (
     search_space,
 )
 from rankalloc.experiments.sweeps.sweep import SweepSpaceError, run_sweep
-from rankalloc.experiments.sweeps.record import pareto_front
 from rankalloc.methods import METHODS
 from rankalloc.report import write_report
 from rankalloc.report.sweeps import trial_rows

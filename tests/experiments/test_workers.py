@@ -1,4 +1,4 @@
-"""Workers that share a sweep: every slot is trained once, whoever comes first, and a stopped trial goes on to the bit."""
+"""Workers that share a sweep: every slot is trained once, and a stopped trial goes on to the bit."""
 
 from __future__ import annotations
 
