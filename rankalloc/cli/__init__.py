@@ -4,6 +4,7 @@ Declared in ``app``, with options that commands share in ``options``:
 
 - train, sweep: ``request`` (the command as given), ``runs`` (the work), ``dry_run``, ``progress`` and ``summary``
   (the output before, during and after)
+- sweep --worker: ``workers``
 - report, env, build-kernel: ``summary``, ``listings``, ``kernel``
 - ls: ``listings``, ``layers``
 - export, import, extract: ``conversions``

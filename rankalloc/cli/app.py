@@ -153,7 +153,9 @@ def sweep(
     from .workers import run_worker
 
     if worker is not None:
-        return run_worker(worker, study, output, parent, config, [*(overrides or []), *([trials] if trials else [])])
+        given = {"CONFIG": config, "--set": overrides, "--trials": trials, "--storage": storage, "--dry-run": dry_run,
+                 "--json": as_json, "--jobs": jobs > 1}
+        return run_worker(worker, study, output, parent, [name for name, value in given.items() if value])
     if study is not None:
         raise ConfigError("--study names the sweep of a --worker; a sweep of your own has the configuration's name")
     if config is None:

@@ -15,11 +15,14 @@ from .progress import trial_line
 
 
 def run_worker(
-    storage: str, study: str | None, output: str | None, parent: int | None, config: str | None, others: Sequence[Any]
+    storage: str, study: str | None, output: str | None, parent: int | None, others: Sequence[str]
 ) -> None:
-    """Train until the sweep has all its trials. ``parent``: the process that started this one, and prints for it."""
-    if config is not None or others:
-        raise ConfigError("a --worker takes its configuration from the storage; leave out CONFIG, --set and --trials")
+    """Train until the sweep has all its trials. ``parent``: the process that started this one, and prints for it;
+    ``others``: what was given besides."""
+    if others:
+        raise ConfigError(
+            f"a --worker is told by its storage what to do; leave out {', '.join(others)} (it takes --study and --output)"
+        )
     require_alone("sweep")
     with results_only():
         from ..experiments.kept_base import with_kept_base

@@ -10,7 +10,9 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from typer.testing import CliRunner
 
+from rankalloc.cli import app
 from rankalloc.errors import ConfigError
 from rankalloc.experiments.preemption import Preempted, Stop
 from rankalloc.experiments.run_folder import SweepFolder
@@ -201,9 +203,13 @@ def test_a_trial_that_was_claimed_a_moment_ago_is_nobodys_orphan(tmp_path):
 
 def test_a_worker_is_told_what_its_storage_lacks(tmp_path):
     name = f"sqlite:///{tmp_path}/s.db"
+    for missing in (name, f"journal:{tmp_path}/s.log", f"sqlite:///{tmp_path}/no/folder.db"):
+        with pytest.raises(ConfigError, match="no sweep's storage at"):
+            join_study(missing, None)
+    assert not list(tmp_path.iterdir())  # looking for a storage makes none
+    kept, _ = storages.opened(name)
     with pytest.raises(ConfigError, match="holds no study"):
         join_study(name, None)
-    kept, _ = storages.opened(name)
     optuna.create_study(study_name="other", storage=kept)
     with pytest.raises(ConfigError, match="not made by rankalloc sweep"):
         join_study(name, None)
@@ -213,3 +219,13 @@ def test_a_worker_is_told_what_its_storage_lacks(tmp_path):
     with pytest.raises(ConfigError, match="unknown study"):
         join_study(name, "thrid")
     assert json.dumps(storages.shown("postgresql://me:secret@h/db")).count("secret") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["my.yaml"], "CONFIG"), (["--trials", "3"], "--trials"), (["--jobs", "2", "--dry-run"], "--dry-run, --jobs"),
+     (["--set", "seed=1"], "--set"), (["--storage", "sqlite:///x", "--json"], "--storage, --json")],
+)
+def test_what_a_worker_would_take_no_notice_of_is_refused(words, named):
+    done = CliRunner().invoke(app, ["sweep", "--worker", "sqlite:///none.db", *words])
+    assert done.exit_code == 2 and f"leave out {named} (" in done.stderr and done.stderr.count("\n") == 1

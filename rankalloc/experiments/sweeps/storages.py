@@ -21,7 +21,7 @@ import optuna
 from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ..run_folder import STUDY_NAME, SweepFolder
 from .slots import queue_again
@@ -44,6 +44,10 @@ class StudyStorage(ABC):
     def open(self, name: str) -> optuna.storages.BaseStorage:
         """Connect to it."""
 
+    def file(self, name: str) -> str | None:
+        """The file that it is kept in; None for a server's."""
+        return None
+
     def guard(self, name: str) -> AbstractContextManager[Any]:
         """A lock for what the storage itself cannot grant to one process alone."""
         return nullcontext()
@@ -56,15 +60,18 @@ class StudyStorage(ABC):
 class Journal(StudyStorage):
     """``journal:PATH``."""
 
+    def file(self, name: str) -> str:
+        return name.removeprefix("journal:")
+
     def open(self, name: str) -> optuna.storages.BaseStorage:
-        return optuna.storages.JournalStorage(JournalFileBackend(name.removeprefix("journal:")))
+        return optuna.storages.JournalStorage(JournalFileBackend(self.file(name)))
 
 
 class Database(StudyStorage):
     """A URL as SQLAlchemy reads it."""
 
     def open(self, name: str) -> optuna.storages.BaseStorage:
-        if self._file(name) is not None:
+        if self.file(name) is not None:
             return optuna.storages.get_storage(RDBStorage(name, engine_kwargs={"connect_args": {"timeout": _PATIENCE}}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -75,11 +82,10 @@ class Database(StudyStorage):
         return optuna.storages.get_storage(storage)
 
     def guard(self, name: str) -> AbstractContextManager[Any]:
-        file = self._file(name)
+        file = self.file(name)
         return nullcontext() if file is None else FileLock(f"{file}.lock")
 
-    def _file(self, name: str) -> str | None:
-        """The file of an SQLite database; None for a server's."""
+    def file(self, name: str) -> str | None:
         from sqlalchemy.engine import make_url
 
         url = make_url(name)
@@ -107,8 +113,8 @@ def located(name: str | None, folder: SweepFolder) -> str:
 def opened(name: str) -> tuple[optuna.storages.BaseStorage, AbstractContextManager[Any]]:
     """The storage of this name, and the lock that its processes share.
 
-    Several processes that come to an empty database at once all try to make its tables, and all but one fail: they
-    try again.
+    Several processes that come to an empty database at once all try to make its tables, and all but one fail on what is
+    there already: they try again.
     """
     storage = _storage_of(name)
     guard = storage.guard(name)
@@ -116,11 +122,21 @@ def opened(name: str) -> tuple[optuna.storages.BaseStorage, AbstractContextManag
         try:
             with guard:
                 return storage.open(name), guard
-        except (IntegrityError, ProgrammingError, OperationalError):
-            if attempt == _ATTEMPTS - 1:
+        except DBAPIError as error:
+            if attempt == _ATTEMPTS - 1 or not (isinstance(error, IntegrityError) or "already exists" in str(error)):
                 raise
             time.sleep(0.2 * 2**attempt * (1 + random.random()))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def file_of(name: str) -> str | None:
+    """The file that the storage of this name is kept in; None for a server's, and for a name that is none."""
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return _storage_of(name).file(name)
+    except ArgumentError:
+        return None
 
 
 def shown(name: str | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -55,7 +56,7 @@ def join_study(storage: str, name: str | None) -> tuple[Slots, RunConfig, int]:
         name: of the study; None where the storage has only one.
 
     Raises:
-        ConfigError: there is no such study, or several.
+        ConfigError: there is no such storage or study, or several studies.
         RankallocError: the storage cannot be opened.
     """
     def load(kept: BaseStorage) -> optuna.Study:
@@ -70,6 +71,10 @@ def join_study(storage: str, name: str | None) -> tuple[Slots, RunConfig, int]:
             raise ConfigError(unknown("study", name, names))
         return optuna.load_study(study_name=name or names[0], storage=kept)
 
+    file = storages.file_of(storage)
+    if file is not None and not Path(file).is_file():  # which opening it would make
+        raise ConfigError(f"there is no sweep's storage at {file}; start one there with: rankalloc sweep CONFIG.yaml "
+                          "--storage URL")
     slots = _connected(storage, storages.shown(storage), load)
     attrs = slots.study.user_attrs
     if CONFIG not in attrs:

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ...errors import RankallocError
+from ...errors import AdapterFileError, ConfigError, RankallocError
 from ...trace import RankTrace
 from ..config import RunConfig
 from ..preemption import Preempted, Stop
@@ -150,8 +150,8 @@ def trained(
         return train(
             run, place.path, prepared=sweep.prepared, splits=("tune",), command=command, resume=going_on, stop=stop
         )
-    except RankallocError as error:
-        if not going_on or isinstance(error, Preempted):
+    except (AdapterFileError, ConfigError):
+        if not going_on:
             raise
     place.discard()  # no checkpoint in it was whole, or they are of other code
     return train(run, place.path, prepared=sweep.prepared, splits=("tune",), command=command, stop=stop)
