@@ -21,7 +21,8 @@ def run_worker(
     ``others``: what was given besides."""
     if others:
         raise ConfigError(
-            f"a --worker is told by its storage what to do; leave out {', '.join(others)} (it takes --study and --output)"
+            f"a --worker is told by its storage what to do; leave out {', '.join(others)} (it takes --study and "
+            "--output)"
         )
     require_alone("sweep")
     with results_only():
