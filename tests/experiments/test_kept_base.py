@@ -24,7 +24,9 @@ def weights(folder) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("method", ["auto", "uniform", "eva", "adalora"])
+@pytest.mark.parametrize(
+    "method", ["auto", "eva", *(pytest.param(name, marks=pytest.mark.long) for name in ("uniform", "adalora"))]
+)
 def test_a_run_on_a_kept_base_has_the_bits_of_one_on_a_fresh_base(method, home):
     config = small_config(home, f"method={method}")
     prepared = prepare(config)

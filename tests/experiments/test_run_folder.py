@@ -223,8 +223,17 @@ def test_a_run_that_had_ended_without_its_evaluation_is_evaluated(config, home, 
     assert apart_from_times(resumed) == apart_from_times(straight[0]) and digest(run) == digest(straight[1])
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "rankalloc_state.safetensors", "model.safetensors"])
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        ("missing", "optimizer.pt"), ("truncated", "rng_state.pth"), ("truncated", "rankalloc_state.safetensors"),
+        ("missing", "model.safetensors"),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in (
+            ("truncated", "optimizer.pt"), ("missing", "rng_state.pth"), ("missing", "rankalloc_state.safetensors"),
+            ("truncated", "model.safetensors"),
+        )),
+    ],
+)
 def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(name, damage, config, home, straight):
     run = RunFolder(home / "damaged")
     shutil.rmtree(run.path, ignore_errors=True)

@@ -103,31 +103,33 @@ def test_fewer_or_more_trials_than_before_are_met_exactly(tmp_path):
         assert sum(map(ended, slots.all().values())) == wanted
 
 
-def test_a_preempted_trial_goes_on_to_the_bits_of_an_uninterrupted_one(whole, config, home):
-    """Stopped after every number of steps, in the first trial, in a later one, and in the matched control."""
-    for slot, step in ((0, 1), (1, 4), (2, 5)):
-        folder = home / f"stopped-{slot}"
-        asked = []
+@pytest.mark.parametrize(
+    ("slot", "step"), [(1, 4), *(pytest.param(*at, marks=pytest.mark.long) for at in ((0, 1), (2, 5)))]
+)
+def test_a_preempted_trial_goes_on_to_the_bits_of_an_uninterrupted_one(slot, step, whole, config, home):
+    """Stopped in the first trial, in a later one, and in the matched control."""
+    folder = home / f"stopped-{slot}"
+    asked = []
 
-        class After(Stop):
-            def __call__(self, folder=folder, slot=slot, step=step, asked=asked) -> bool:
-                if SweepFolder(folder).trial(slot).config.exists():
-                    asked.append(slot)
-                return len(asked) >= step
+    class After(Stop):
+        def __call__(self) -> bool:
+            if SweepFolder(folder).trial(slot).config.exists():
+                asked.append(slot)
+            return len(asked) >= step
 
-        with pytest.raises(Preempted):
-            run_sweep(config, folder, stop=After())
-        assert [p.name for p in SweepFolder(folder).trial(slot).checkpoints()] == [f"checkpoint-{step}"]
-        study = optuna.load_study(study_name="small", storage=f"sqlite:///{folder / 'study.db'}")
-        states = [trial.state for trial in of_slots(study.get_trials()).values()]
-        assert states == [TrialState.COMPLETE] * slot + [TrialState.WAITING] * (3 - slot)
-        resumed = run_sweep(config, folder)
-        assert len(study.get_trials()) == 3  # the same trial, not another one
-        assert [(t.number, t.params, t.value) for t in resumed.trials] == [
-            (t.number, t.params, t.value) for t in whole.trials
-        ]
-        for number in range(3):
-            assert weights(folder, number) == weights(home / "whole", number)
+    with pytest.raises(Preempted):
+        run_sweep(config, folder, stop=After())
+    assert [p.name for p in SweepFolder(folder).trial(slot).checkpoints()] == [f"checkpoint-{step}"]
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{folder / 'study.db'}")
+    states = [trial.state for trial in of_slots(study.get_trials()).values()]
+    assert states == [TrialState.COMPLETE] * slot + [TrialState.WAITING] * (3 - slot)
+    resumed = run_sweep(config, folder)
+    assert len(study.get_trials()) == 3  # the same trial, not another one
+    assert [(t.number, t.params, t.value) for t in resumed.trials] == [
+        (t.number, t.params, t.value) for t in whole.trials
+    ]
+    for number in range(3):
+        assert weights(folder, number) == weights(home / "whole", number)
 
 
 def test_a_worker_needs_nothing_but_the_storage_and_a_folder_of_its_own_may_be_anywhere(whole, config, home):
