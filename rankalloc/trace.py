@@ -221,17 +221,23 @@ class RankTrace(Record):
 
 class TrialRecord(Record):
     """One trial of a sweep. ``trace`` is relative to the sweep's folder; ``role`` distinguishes the enqueued trials
-    ("uniform control", "start", "matched control") from sampled ones. In a sweep with a ``placement``, ``params`` holds
-    the trial's own."""
+    ("uniform control", "start", "earlier best", "matched control") from sampled ones. In a sweep with a ``placement``,
+    ``params`` holds the trial's own. ``values`` are those of its seeds, whose mean ``value`` is; ``fresh`` those of
+    seeds that it was not chosen by; ``over`` the limits that it exceeds; ``steps`` the optimizer steps it took."""
 
     number: int
     state: Literal["complete", "failed", "running", "pruned", "waiting"]
     role: str = "sampled"
     params: dict[str, Any] = Field(default_factory=dict)
     value: float | None = None
+    values: list[float] = Field(default_factory=list)
+    fresh: list[float] = Field(default_factory=list)
+    over: list[str] = Field(default_factory=list)
     metrics: dict[str, float] = Field(default_factory=dict)
     ranks: int | None = None
     adapter_params: int | None = None
+    stored_bytes: int | None = None
+    steps: int | None = None
     seconds: float | None = None
     trace: str | None = None
     message: str | None = None
@@ -255,7 +261,8 @@ class PairRecord(Record):
 
 
 class SweepRecord(Record):
-    """A sweep at the time of writing: its space, trials, front and best trial."""
+    """A sweep at the time of writing: its space, trials, front and best trial. ``steps`` are the optimizer steps of all
+    its runs, fresh seeds included."""
 
     version: Literal[1] = 1
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -273,6 +280,7 @@ class SweepRecord(Record):
     importances: dict[str, float] = Field(default_factory=dict)
     pair: PairRecord | None = None
     seconds: float | None = None
+    steps: int | None = None
 
     def trial(self, number: int) -> TrialRecord:
         """The trial with this number. Raises KeyError when there is none."""

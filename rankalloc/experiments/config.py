@@ -22,13 +22,11 @@ from .sections import (
     AdapterConfig,
     BudgetConfig,
     DataConfig,
-    FloatRange,
     ModelConfig,
-    SearchConfig,
-    SweepConfig,
     TrainingConfig,
     known_method,
 )
+from .sweep_section import FloatRange, FurtherDimension, SearchConfig, SweepConfig
 from .task_names import TASKS
 
 
@@ -220,6 +218,13 @@ def _absolute(tree: dict[str, Any], folder: Path) -> None:
             training["away_from"] = str((folder / away).absolute())
         elif isinstance(away, list):
             training["away_from"] = [str((folder / one).absolute()) if isinstance(one, str) else one for one in away]
+    sweep = tree.get("sweep")
+    if isinstance(sweep, dict) and isinstance(sweep.get("start_from"), (str, list)):
+        given = sweep["start_from"]
+        sweep["start_from"] = [
+            str((folder / one).absolute()) if isinstance(one, str) else one
+            for one in ([given] if isinstance(given, str) else given)
+        ]
     if isinstance(model, dict):
         template = model.get("chat_template")
         if isinstance(template, str) and template.strip() and "{" not in template:
@@ -322,7 +327,8 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
     for part in location:
         field = section.model_fields.get(part)
         if part == "<mapping>":
-            section = {"task": FileTask, "model": ModelConfig}.get(location[0], FloatRange)
+            further = FurtherDimension if "more" in location else FloatRange
+            section = {"task": FileTask, "model": ModelConfig}.get(location[0], further)
         elif field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             section = field.annotation
     return list(section.model_fields)

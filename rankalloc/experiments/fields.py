@@ -16,6 +16,7 @@ def _number(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[int | float, BeforeValidator(_number)]
 Count = Annotated[Int, Field(ge=1)]
 Positive = Annotated[Float, Field(gt=0)]
 Share = Annotated[Float, Field(gt=0, le=1)]

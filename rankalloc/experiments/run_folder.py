@@ -13,8 +13,10 @@ A sweep's folder::
 
     config.yaml, report.html, .json
     study.db            the Optuna study, unless --storage names another place
-    trials/0000/        one run's folder per trial
+    trials/0000/        one run's folder per trial, and 0000-seed-1/ … for its further seeds
     best/               a copy of the best trial's folder
+    best.yaml           the configuration that trains the best trial again
+    trials.csv          a row per trial
     sweep.json          the record; rewritten after every trial
 """
 
@@ -95,9 +97,17 @@ class SweepFolder:
     def record(self) -> Path:
         return self.path / SWEEP_NAME
 
-    def trial(self, number: int) -> RunFolder:
-        """The folder of one trial's run."""
-        return RunFolder(self.path / TRIALS_NAME / f"{number:04d}")
+    @property
+    def best_config(self) -> Path:
+        return self.path / "best.yaml"
+
+    @property
+    def table(self) -> Path:
+        return self.path / "trials.csv"
+
+    def trial(self, number: int, seed: int = 0) -> RunFolder:
+        """The folder of one trial's run, or of the same with a further seed."""
+        return RunFolder(self.path / TRIALS_NAME / (f"{number:04d}-seed-{seed}" if seed else f"{number:04d}"))
 
 
 def content(path: Path) -> Content:

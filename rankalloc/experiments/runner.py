@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..adapters.adapter_set import Adapters
 from ..budget import BudgetPlan, LayerShape, RankBudget, budget_of
@@ -59,6 +59,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> RankTrace:
     """Train one run into ``folder``; :mod:`rankalloc.experiments.run_folder` lists the files.
 
@@ -77,6 +78,7 @@ def train(
             and its trace is returned.
         progress: called after every step with (step, total steps, newest values), in the first process.
         stop: asked after every step; where it says so, a checkpoint is written, and the run ends.
+        callbacks: further callbacks of the Trainer; an exception of theirs ends the run, and is raised.
 
     Raises:
         Preempted: ``stop`` ended it.
@@ -103,10 +105,10 @@ def train(
         for path in broken:  # the run comes to their steps again, and what writes them there expects no files
             shutil.rmtree(path)
     tracking = trackers(config, folder, ranking) if first else []
-    callbacks = [ranking, Watch(config, prepared, ranking, progress if first else None), *tracking]
+    watching = [ranking, Watch(config, prepared, ranking, progress if first else None), *tracking, *callbacks]
     if stop is not None:
-        callbacks.append(StopCallback(stop))
-    with trainer_for(config, model, adapters, prepared, arguments, callbacks) as trainer:
+        watching.append(StopCallback(stop))
+    with trainer_for(config, model, adapters, prepared, arguments, watching) as trainer:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     trace = ranking.trace

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from ..errors import unknown
-from .fields import Choices, Count, Float, Int, OneOrMore, Positive, Searched, Section, Share
+from .fields import Choices, Count, Float, Int, OneOrMore, Positive, Section, Share
 
 BUDGET_UNITS = ("ranks", "params", "bytes", "fraction")
 
@@ -164,82 +164,3 @@ class DataConfig(Section):
     limit_report: Count | None = None
     max_length: Annotated[Int, Field(ge=2)] = 128
     prior_bias: bool = False
-
-
-class FloatRange(Section):
-    """All numbers from ``low`` to ``high``, on a log scale or in steps, but not both."""
-
-    low: Float
-    high: Float
-    log: bool = False
-    step: Positive | None = None
-
-    @field_validator("high")
-    @classmethod
-    def _ordered(cls, value: float, info: ValidationInfo) -> float:
-        if "low" in info.data and value < info.data["low"]:
-            raise ValueError(f"should be at least low {info.data['low']}, got {value}")
-        return value
-
-    @field_validator("log")
-    @classmethod
-    def _positive(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("low", 1) <= 0:
-            raise ValueError(f"a log scale needs low above 0, got low {info.data['low']}")
-        return value
-
-    @field_validator("step")
-    @classmethod
-    def _no_log_step(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if value is not None and info.data.get("log"):
-            raise ValueError(f"a log scale takes no step, got {value}")
-        return value
-
-
-class IntRange(FloatRange):
-    """All whole numbers from ``low`` to ``high``."""
-
-    low: Int
-    high: Int
-    step: Count | None = None
-
-
-class SearchConfig(Section):
-    """The search space: per dimension a value, a list of choices, or a range. ``budget`` is a share of
-    rank x layers; ``method`` null means the configured method and "uniform"."""
-
-    method: OneOrMore[str] | None = None
-    rank: Searched[Count, IntRange] = [4, 8, 12]
-    alpha: Searched[Positive, FloatRange] = FloatRange(low=4, high=64, log=True)
-    budget: Searched[Share, FloatRange] = FloatRange(low=0.25, high=1.0)
-    learning_rate: Searched[Positive, FloatRange] = FloatRange(
-        low=1e-3, high=2e-2, log=True
-    )
-
-    @field_validator("method")
-    @classmethod
-    def _known_methods(cls, value: str | list[str] | None) -> str | list[str] | None:
-        for name in [value] if isinstance(value, str) else value or []:
-            known_method(name)
-        return value
-
-    @field_validator("rank", "alpha", "budget", "learning_rate")
-    @classmethod
-    def _in_bounds(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, FloatRange):
-            if value.low <= 0:
-                raise ValueError(f"low should be above 0, got {value.low}")
-            if info.field_name == "budget" and value.high > 1:
-                raise ValueError(f"high should be at most 1 (a share of rank x layers), got {value.high}")
-        return value
-
-
-class SweepConfig(Section):
-    """The number of trials, the sampler and the space. ``control_learning_rates`` are the rates at which uniform LoRA
-    is tried, in this order; null means a quarter, a half and an eighth of ``training.learning_rate``, since B·A
-    learns faster than P·Λ·Q from Λ = 0."""
-
-    trials: Count = 20
-    sampler: Literal["tpe", "random"] = "tpe"
-    control_learning_rates: Choices[Positive] | None = None
-    search: SearchConfig = SearchConfig()

@@ -10,7 +10,7 @@ import pytest
 from rankalloc.errors import ConfigError
 from rankalloc.experiments.config import load_config
 from rankalloc.experiments.file_task import FileTask
-from rankalloc.experiments.sections import FloatRange, IntRange
+from rankalloc.experiments.sweep_section import FloatRange, IntRange
 
 
 def mistakes(*overrides, path=None):

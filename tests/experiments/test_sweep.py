@@ -16,13 +16,13 @@ import pytest
 
 from rankalloc.errors import ConfigError, NothingFeasibleError
 from rankalloc.experiments.config import load_config
-from rankalloc.experiments.sweeps.record import pareto_front
+from rankalloc.experiments.sweeps.goals import pareto_front
 from rankalloc.experiments.sweeps.space import (
     CONTROL,
     MATCHED,
     SAMPLED,
     START,
-    check_options,
+    check_space,
     configured,
     first_points,
     search_space,
@@ -139,7 +139,7 @@ def test_a_killed_sweep_loses_no_trial(home, config):
 @pytest.mark.long
 def test_an_interrupt_in_the_matched_control_changes_nothing(config, home, monkeypatch):
     """Ctrl-C in the middle of a trial: its point, its role and its size come back, and so does the outcome."""
-    import rankalloc.experiments.sweeps.worker as sweep
+    import rankalloc.experiments.sweeps.trials as sweep
 
     settings = config.replaced({"sweep.trials": 6, "sweep.search.rank": [3, 4]})
     whole = run_sweep(settings, home / "straight")
@@ -220,15 +220,15 @@ def test_first_points_move_into_the_space():
 
 def test_options_go_to_the_methods_that_know_them():
     config = load_config(None, ["method=adalora", "method_options.beta1=0.9", "method_options.placement=uniform"])
-    check_options(config)
+    check_space(config)
     assert configured(config, {"method": "adalora"}).method_options == {"beta1": 0.9, "placement": "uniform"}
     assert configured(config, {"method": "uniform"}).method_options == {}
     anywhere = config.replaced({"method_options": {"shrink": False}})
-    check_options(anywhere)
+    check_space(anywhere)
     assert configured(anywhere, {"method": "uniform"}).method_options == {"shrink": False}
     wrong = config.replaced({"method_options": {"beta3": 0.9}})
     with pytest.raises(ConfigError, match="did you mean 'beta"):
-        check_options(wrong)
+        check_space(wrong)
 
 
 @pytest.mark.parametrize(
@@ -284,5 +284,5 @@ def test_the_front_holds_what_nothing_beats_in_both():
     trials = [trial(i, *point) for i, point in enumerate([(10, 0.5), (20, 0.6), (15, 0.4), (20, 0.7), (5, 0.1)])]
     for number, item in enumerate(trials):
         item.number = number
-    assert pareto_front(trials, "maximize") == [4, 0, 3]
-    assert pareto_front(trials, "minimize") == [4]
+    for direction, front in (("maximize", [4, 0, 3]), ("minimize", [4])):
+        assert pareto_front(trials, optuna.create_study(direction=direction)) == front

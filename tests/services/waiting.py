@@ -10,9 +10,9 @@ from optuna.trial import Trial
 
 from rankalloc.experiments.config import load_config
 from rankalloc.experiments.sweeps import storages
+from rankalloc.experiments.sweeps.samplers import sampler_of
 from rankalloc.experiments.sweeps.slots import Slots, slot_of
 from rankalloc.experiments.sweeps.space import search_space, suggest
-from rankalloc.experiments.sweeps.worker import sampler_of
 
 TRIALS, WAIT = 20, 0.5
 

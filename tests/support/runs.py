@@ -52,7 +52,7 @@ def small_yaml(folder: Path) -> Path:
         "adapter: {rank: 4, alpha: 8}\n"
         "budget: {fraction: 0.5, every: 1}\n"
         "training: {steps: 6, batch_size: 4, learning_rate: 5e-3, log_every: 2}\n"
-        "sweep: {trials: 4, search: {rank: [2, 4], budget: {low: 0.4, high: 0.9}}}\n"
+        "sweep: {trials: 4, finalists: 1, search: {rank: [2, 4], budget: {low: 0.4, high: 0.9}}}\n"
     )
     return path
 

@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial
 
 from ...errors import RankallocError
 from ..preemption import Preempted, Stop
+from .finals import left
 from .record import Sweep
 from .slots import Slots, ended
-from .worker import take_up
+from .worker import Failures, take_up
 
 _POLL = 0.2
 _GRACE = 120  # seconds that workers get to write a checkpoint
@@ -37,6 +38,7 @@ def in_processes(
 
     Raises:
         Preempted: ``stop`` said so; the workers have put their trials back.
+        RepeatedFailureError: trials fail one after another for the same reason.
         RankallocError: workers end with an error, one after another.
     """
     command = [
@@ -45,12 +47,12 @@ def in_processes(
     ]
     told = {slot for slot, trial in slots.all().items() if ended(trial)}
     workers: dict[int, subprocess.Popen[bytes]] = {}
-    failures = 0
+    failures, alike = 0, Failures()
     try:
-        while slots.left(wanted):
+        while runs := left(slots, sweep.config, wanted):
             if stop():
                 raise Preempted("stopped")
-            waiting = min(jobs, slots.left(wanted))
+            waiting = min(jobs, runs)
             for place in range(waiting):
                 if place not in workers:
                     workers[place] = subprocess.Popen(command, env=_surroundings(place, jobs))
@@ -72,6 +74,7 @@ def in_processes(
                     told.add(slot)
                     failures = 0
                     on_trial(trial, len(told))
+                    alike.see(trial)
     finally:
         _end(list(workers.values()))
         for process in workers.values():

@@ -3,6 +3,9 @@ compared on the report split."""
 
 from __future__ import annotations
 
+import csv
+import io
+import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +14,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ...trace import EvaluationRecord, PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord, rank_choice
@@ -20,7 +22,9 @@ from ..paired import paired_difference
 from ..run_folder import SweepFolder
 from ..runner import evaluate_saved
 from ..tasks.base import PreparedTask
-from .slots import of_slots, slot_of
+from .finals import fresh_values, winner
+from .goals import SIZES, pareto_front, quality, sign_of
+from .slots import Slots, slot_of
 from .space import SAMPLED, options_of, search_space
 
 _Value = TypeVar("_Value")
@@ -41,19 +45,24 @@ class Sweep:
     command: str | None
 
 
-def sweep_record(study: optuna.Study, sweep: Sweep) -> SweepRecord:
+def sweep_record(slots: Slots, sweep: Sweep) -> SweepRecord:
     """The sweep so far: everything but the comparison on the report split."""
-    config, prepared = sweep.config, sweep.prepared
-    begun = [t for t in of_slots(study.get_trials(deepcopy=False)).values() if t.state != TrialState.WAITING]
+    config, prepared, study = sweep.config, sweep.prepared, slots.study
+    begun = [trial for trial in slots.all().values() if trial.state != TrialState.WAITING]
     complete = [trial for trial in begun if trial.state == TrialState.COMPLETE]
-    best = best_of(complete, study)
-    trials = [trial_record(t, config, sweep.folder.path) for t in begun]
+    best, fresh = winner(slots, config), fresh_values(slots, config)
+    trials = [
+        trial_record(t, config, sweep.folder.path).model_copy(update={"fresh": fresh.get(slot_of(t), [])})
+        for t in begun
+    ]
+    size, runs = SIZES[config.sweep.against], [*begun, *slots.again().values()]
     return SweepRecord(
         name=config.name, task=prepared.name, metric=prepared.metric, direction=prepared.direction,
         space=search_space(config), storage=sweep.storage, command=sweep.command,
         config=config.model_dump(mode="json"), trials=trials, best=slot_of(best) if best else None,
-        front=pareto_front(complete, prepared.direction), importances=importances(study, complete),
-        seconds=sum(t.seconds or 0.0 for t in trials),
+        front=pareto_front(complete, study, size), importances=importances(study, complete),
+        seconds=sum(float(run.user_attrs.get("seconds") or 0) for run in runs),
+        steps=sum(int(run.user_attrs.get("steps") or 0) for run in runs),
     )
 
 
@@ -66,10 +75,34 @@ def trial_record(trial: FrozenTrial, config: RunConfig, folder: Path) -> TrialRe
     trace = SweepFolder(folder).trial(slot_of(trial)).trace
     return TrialRecord(
         number=slot_of(trial), state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=params,
-        value=trial.value if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
+        value=quality(trial) if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
+        values=attrs.get("values", []), over=_exceeded(trial), steps=attrs.get("steps"),
+        stored_bytes=attrs.get("stored_bytes"),
         ranks=attrs.get("ranks"), adapter_params=attrs.get("adapter_params"), seconds=attrs.get("seconds"),
         trace=trace.relative_to(folder).as_posix() if trace.is_file() else None, message=attrs.get("message"),
     )
+
+
+def table_of(record: SweepRecord) -> str:
+    """The trials as CSV, a row each, with a column for every dimension and metric."""
+    params = list(dict.fromkeys(name for trial in record.trials for name in trial.params))
+    metrics = list(dict.fromkeys(name for trial in record.trials for name in trial.metrics))
+    own = ("number", "role", "state", "value", "ranks", "adapter_params", "stored_bytes", "steps", "seconds")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*own, *params, *(f"tune_{name}" for name in metrics), "fresh_mean", "best", "front", "message"])
+    for trial in record.trials:
+        cells = [getattr(trial, name) for name in own]
+        cells += [trial.params.get(name) for name in params] + [trial.metrics.get(name) for name in metrics]
+        cells += [statistics.fmean(trial.fresh) if trial.fresh else None]
+        cells += [int(trial.number == record.best), int(trial.number in record.front), trial.message]
+        table.writerow(["" if cell is None else cell for cell in cells])
+    return text.getvalue()
+
+
+def _exceeded(trial: FrozenTrial) -> list[str]:
+    """The limits that a trial does not keep."""
+    return sorted(name for name, value in trial.constraints.items() if value > 0)
 
 
 def choice_of(trial: FrozenTrial, config: RunConfig) -> RankChoice:
@@ -77,35 +110,18 @@ def choice_of(trial: FrozenTrial, config: RunConfig) -> RankChoice:
     return rank_choice(trial.params["method"], options_of(config, trial.params))
 
 
-def best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
-    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    return min(trials, key=lambda t: (sign * _known(t.value), slot_of(t)), default=None)
-
-
-def pareto_front(complete: list[FrozenTrial], direction: str) -> list[int]:
-    """Numbers of the trials that no other beats in both adapter parameters and value."""
-    sign = -1 if direction == "maximize" else 1
-    points = sorted((t.user_attrs["adapter_params"], sign * _known(t.value), slot_of(t)) for t in complete)
-    front, lowest = [], float("inf")
-    for _, value, number in points:
-        if value < lowest:
-            front.append(number)
-            lowest = value
-    return front
-
-
 def importances(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, float]:
     """How much each parameter contributes to setting the better half of the trials apart (PED-ANOVA); shares."""
-    if len(complete) < 4 or len({t.value for t in complete}) < 2:
+    if len(complete) < 4 or len({quality(t) for t in complete}) < 2:
         return {}
     # PED-ANOVA looks for what sets the low values apart: a metric to maximise is negated
-    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    sign = sign_of(study)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it warns about the sign, which is handled here
             found = optuna.importance.get_param_importances(
-                study, evaluator=evaluator, target=lambda t: sign * _known(t.value)
+                study, evaluator=evaluator, target=lambda t: sign * quality(t)
             )
     except (ValueError, RuntimeError, ZeroDivisionError):  # every trial at one point
         return {}
@@ -121,7 +137,7 @@ def compare_on_report(record: SweepRecord, sweep: Sweep, ensure: Callable[[int],
         # of equally good trials the larger: a comparison at equal size wherever there is one
         return sign * _known(trial.value), -_known(trial.adapter_params), trial.number
 
-    complete = sorted((t for t in record.trials if t.state == "complete"), key=best_first)
+    complete = sorted((t for t in record.trials if t.state == "complete" and not t.over), key=best_first)
     adaptive = next((t for t in complete if record.rank_choice(t) == "adaptive"), None)
     if adaptive is None:
         return None

@@ -7,6 +7,10 @@ to stop puts *the same trial* back, with the parameters it has drawn; what was l
 is put back by whoever finds it. Two workers that fill an empty study at once make two trials for a slot: the one with
 the lower number counts, and the other is closed when it comes up.
 
+A slot's number above :data:`FRESH` stands for another one trained again with a seed of its own: 20003 is trial 3 with its
+second further seed. Such slots are made when all trials have ended (:mod:`rankalloc.experiments.sweeps.finals`), and
+are none of the trials that are counted, shown or chosen from.
+
 SQLite lets two processes change one row's state one after the other without noticing, so a lock file guards it.
 """
 
@@ -27,10 +31,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .space import SAMPLED
 
+FRESH = 10_000
 SLOT, LAST, OWNER, DEATHS, DRAW = "slot", "last", "owner", "deaths", "draw"
 _UNSIGNED = 600  # seconds
 _FIXED = "fixed_params"  # Optuna's own name for the parameters of a queued trial
-_PASSED_ON = (SLOT, LAST, DEATHS, DRAW, "role", "match_params")
+_PASSED_ON = (SLOT, LAST, DEATHS, DRAW, "role", "match_params", "seed")
 
 
 def slot_of(trial: FrozenTrial | optuna.Trial) -> int:
@@ -50,8 +55,22 @@ def ended(trial: FrozenTrial) -> bool:
     )
 
 
+def with_seed(slot: int, seed: int) -> int:
+    """The slot of a trial trained again with its ``seed``-th further seed."""
+    return slot + FRESH * seed
+
+
+def of_slot(number: int) -> tuple[int, int]:
+    """(the trial, which of its further seeds) that a slot is for."""
+    return number % FRESH, number // FRESH
+
+
 def of_slots(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """{slot: the trial that stands for it}, by slot."""
+    """{slot: the trial that stands for it}, by slot; further seeds apart."""
+    return {slot: trial for slot, trial in _standing(trials).items() if slot < FRESH}
+
+
+def _standing(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     found: dict[int, FrozenTrial] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         if counts(trial):
@@ -78,6 +97,20 @@ class Slots:
         """{slot: its trial}."""
         return of_slots(self.study.get_trials(deepcopy=False))
 
+    def again(self) -> dict[int, FrozenTrial]:
+        """{slot: its trial} of those that are trained again with further seeds."""
+        return {slot: t for slot, t in _standing(self.study.get_trials(deepcopy=False)).items() if slot >= FRESH}
+
+    def fill_again(self, points: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> int:
+        """Make those of the slots {slot: (parameters, attributes)} that are missing; how many have no result."""
+        with self.guard:
+            have = self.again()
+            for slot, (params, attrs) in points.items():
+                if slot not in have:
+                    self.study.enqueue_trial(dict(params), user_attrs={SLOT: slot, **attrs})
+            have = self.again()
+        return sum(not ended(have[slot]) for slot in points)
+
     def fill(self, wanted: int, points: Sequence[tuple[Mapping[str, Any], str]]) -> None:
         """Make the slots that are missing up to ``wanted``; the first ones are given (parameters, role)."""
         with self.guard:
@@ -102,7 +135,7 @@ class Slots:
         from all others, waits for them."""
         with self.guard:
             self._close_surplus()
-            trials = self.first(wanted)
+            trials = [*self.first(wanted), *self.again().values()]
             waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
             others = [trial for trial in waiting if not trial.user_attrs.get(LAST)]
             if not others and any(trial.state == TrialState.RUNNING for trial in trials):
@@ -141,7 +174,7 @@ class Slots:
         return found
 
     def _close_surplus(self) -> None:
-        standing = {trial.number for trial in self.all().values()}
+        standing = {trial.number for trial in _standing(self.study.get_trials(deepcopy=False)).values()}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             if trial.number not in standing and self._claim(trial):
                 self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)

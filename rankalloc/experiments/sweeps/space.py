@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError, unknown
+from ...errors import ConfigError, RankallocError, unknown
 from ...methods import ANY_METHOD, find_method
+from ...trace import SWEEP_NAME, SweepRecord
 from ..config import RunConfig
-from ..sections import FloatRange, IntRange
+from ..sweep_section import FloatRange, FurtherDimension, IntRange
 
 if TYPE_CHECKING:
     import optuna
 
 PATHS = {
-    "method": "method", "rank": "adapter.rank", "alpha": "adapter.alpha", "budget": "budget.fraction",
-    "learning_rate": "training.learning_rate",
+    "method": "method", "rank": "adapter.rank", "alpha": "adapter.alpha", "alpha_ratio": "adapter.alpha",
+    "budget": "budget.fraction", "learning_rate": "training.learning_rate",
 }
-"""The key of each dimension in a run's configuration."""
+"""The key of each dimension in a run's configuration; a further one is named by its key."""
 
-CONTROL, START, MATCHED, SAMPLED = "uniform control", "start", "matched control", "sampled"
-"""Roles of a trial: the first two are enqueued first, the third last; the sampler draws the fourth."""
+CONTROL, START, EARLIER, MATCHED, SAMPLED = "uniform control", "start", "earlier best", "matched control", "sampled"
+"""Roles of a trial: the first three are enqueued first, the fourth last; the sampler draws the fifth."""
+
+_NEVER = ("name", "task", "model", "seed", "output", "tracking", "sweep", "data", "trust_remote_code", "reader")
+_EARLIER = 3  # best points of an earlier sweep that are tried
 
 Space = dict[str, dict[str, Any]]
 
 
 def search_space(config: RunConfig) -> Space:
-    """Each dimension as plain data: {"choices": [...]} or {"kind", "low", "high", "log", "step"}.
+    """Each dimension as plain data: {"choices": [...]} or {"kind", "low", "high", "log", "step"}, with "when" where it
+    is for some methods only. A choice that is no single value stands there as JSON ("coded").
 
     The budget is a share of the parameters of the first rank in every layer, so that every point is feasible. An
     absolute budget (ranks, params or bytes) is the same in every trial, and no dimension.
@@ -34,20 +42,34 @@ def search_space(config: RunConfig) -> Space:
     given = {"method": config.searched_methods} | {name: getattr(search, name) for name in list(PATHS)[1:]}
     if config.budget.fraction is None:
         del given["budget"]
-    space: Space = {}
-    for name, value in given.items():
-        if isinstance(value, FloatRange):
-            kind = "int" if isinstance(value, IntRange) else "float"
-            space[name] = {"kind": kind, "low": value.low, "high": value.high, "log": value.log, "step": value.step}
-        else:
-            space[name] = {"choices": list(value) if isinstance(value, list) else [value]}
-    return space
+    del given["alpha" if search.alpha_ratio is not None else "alpha_ratio"]
+    space = {name: _dimension(value) for name, value in given.items()}
+    return space | {path: _dimension(value) for path, value in search.more.items()}
+
+
+def _dimension(value: Any) -> dict[str, Any]:
+    when = {}
+    if isinstance(value, FurtherDimension):
+        when = {} if value.when is None else {"when": value.when}
+        if value.choices is None:
+            kind = "int" if value.whole_numbers else "float"
+            return {"kind": kind, **value.model_dump(include={"low", "high", "log", "step"}), **when}
+        value = value.choices
+    if isinstance(value, FloatRange):
+        kind = "int" if isinstance(value, IntRange) else "float"
+        return {"kind": kind, "low": value.low, "high": value.high, "log": value.log, "step": value.step}
+    choices = list(value) if isinstance(value, list) else [value]
+    if any(isinstance(choice, (list, dict)) for choice in choices):
+        return {"choices": [json.dumps(choice) for choice in choices], "coded": True, **when}
+    return {"choices": choices, **when}
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """Draw every dimension for ``trial``."""
+    """Draw every dimension for ``trial``; one that is for other methods than its own is left out."""
     params: dict[str, Any] = {}
     for name, dimension in space.items():
+        if "when" in dimension and params["method"] not in dimension["when"]:
+            continue
         if "choices" in dimension:
             params[name] = trial.suggest_categorical(name, dimension["choices"])
             continue
@@ -57,10 +79,29 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     return params
 
 
+def values_at(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """{key of the configuration: its value} at a point of the space."""
+    values: dict[str, Any] = {}
+    for name, value in params.items():
+        further = config.sweep.search.more.get(name)
+        if name == "alpha_ratio":
+            value = value * params.get("rank", config.adapter.rank)
+        elif further is not None and _dimension(further).get("coded"):
+            value = json.loads(value)
+        values[PATHS.get(name, name)] = value
+    return values
+
+
 def configured(config: RunConfig, params: dict[str, Any]) -> RunConfig:
     """The run at a point of the space. It keeps those ``method_options`` that its method has."""
-    values = {PATHS[name]: value for name, value in params.items()}
-    return config.replaced({**values, "method_options": options_of(config, params)})
+    return config.replaced({**values_at(config, params), "method_options": options_of(config, params)})
+
+
+def given_by_trials(config: RunConfig) -> Iterator[str]:
+    """The keys of the configuration that every trial replaces."""
+    for name, dimension in search_space(config).items():
+        if "when" not in dimension:
+            yield PATHS.get(name, name)
 
 
 def options_of(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -69,23 +110,39 @@ def options_of(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.method_options.items() if name in known}
 
 
-def check_options(config: RunConfig) -> None:
-    """Raise ConfigError when none of the methods to be searched has an option of ``method_options``."""
+def check_space(config: RunConfig) -> None:
+    """Raise ConfigError when none of the methods to be searched has an option of ``method_options``, or a further
+    dimension is not one of a run, or has a value that a run refuses."""
     known = {*ANY_METHOD, *(name for method in config.searched_methods for name in find_method(method).options)}
     for name in config.method_options:
         if name not in known:
             raise ConfigError(unknown(f"option of the methods {', '.join(config.searched_methods)}:", name, known))
+    for path, further in config.sweep.search.more.items():
+        if path in PATHS.values() or path.partition(".")[0] in _NEVER:
+            raise ConfigError(f"sweep.search.more cannot search {path}" + (
+                ": it has a dimension of its own" if path in PATHS.values() else ""
+            ))  # fmt: skip
+        dimension = _dimension(further)
+        for value in dimension.get("choices") or [dimension["low"], dimension["high"]]:
+            config.replaced({path: json.loads(value) if dimension.get("coded") else value})
+        strangers = [name for name in dimension.get("when", ()) if name not in config.searched_methods]
+        if strangers:
+            raise ConfigError(
+                f"sweep.search.more.{path} is for method {strangers[0]!r}, and the sweep searches "
+                f"{', '.join(config.searched_methods)}"
+            )
 
 
 def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
     """(params, role) of the trials every sweep begins with: the start point as uniform LoRA, then as each
-    other method, then as uniform LoRA at further learning rates; all moved to the nearest point of the space.
+    other method, then as uniform LoRA at further learning rates and at each budget that is a choice, then the best
+    points of earlier sweeps; all moved to the nearest point of the space.
 
     Two parametrisations cannot be compared at one shared rate (arXiv 2602.04998), so one rate is not a control."""
     space = search_space(config)
     start: dict[str, float | None] = {
         "rank": config.adapter.rank, "alpha": config.adapter.alpha, "learning_rate": config.training.learning_rate,
-        "budget": config.budget.fraction,
+        "budget": config.budget.fraction, "alpha_ratio": config.adapter.alpha / config.adapter.rank,
     }
     point = {
         name: _nearest(space[name], value) for name, value in start.items() if name in space and value is not None
@@ -94,13 +151,40 @@ def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
     rates = config.sweep.control_learning_rates or [config.training.learning_rate / part for part in (4, 2, 8)]
     distinct = dict.fromkeys(_nearest(space["learning_rate"], rate) for rate in rates)
     controls = [({"method": "uniform", **point, "learning_rate": rate}, CONTROL) for rate in distinct]
+    controls += [
+        ({**controls[0][0], "budget": share}, CONTROL)
+        for share in space.get("budget", {}).get("choices", ()) if share != point.get("budget")
+    ]
     controls = controls if "uniform" in methods else []
     starts = [({"method": name, **point}, START) for name in methods if name != "uniform"]
-    return controls[:1] + starts + controls[1:]
+    return controls[:1] + starts + controls[1:] + _of_earlier_sweeps(config, space)
 
 
-def _nearest(dimension: dict[str, Any], value: float) -> Any:
+def _of_earlier_sweeps(config: RunConfig, space: Space) -> list[tuple[dict[str, Any], str]]:
+    """The best points of ``sweep.start_from``, as far as they have this sweep's dimensions."""
+    found: list[dict[str, Any]] = []
+    for folder in config.sweep.start_from or ():
+        path = Path(folder)
+        try:
+            record = SweepRecord.load(path / SWEEP_NAME if path.is_dir() else path)
+        except RankallocError as error:
+            raise ConfigError(f"sweep.start_from: {error}") from None
+        complete = [trial for trial in record.trials if trial.value is not None]
+        complete.sort(key=lambda trial: trial.value or 0.0, reverse=record.direction == "maximize")
+        for trial in complete[:_EARLIER]:
+            point = {
+                name: _nearest(space[name], value) for name, value in trial.params.items()
+                if name in space and (name == "method" or isinstance(value, (int, float)))
+            }  # fmt: skip
+            if point.get("method", space["method"]["choices"][0]) in space["method"]["choices"] and point not in found:
+                found.append(point)
+    return [(point, EARLIER) for point in found]
+
+
+def _nearest(dimension: dict[str, Any], value: Any) -> Any:
     if "choices" in dimension:
+        if isinstance(value, str) or value in dimension["choices"]:
+            return value
         return min(dimension["choices"], key=lambda choice: abs(choice - value))
     value = min(max(value, dimension["low"]), dimension["high"])
     if dimension["step"]:

@@ -16,11 +16,13 @@ from optuna.storages import BaseStorage
 
 from ...errors import ConfigError, RankallocError, unknown
 from ..config import RunConfig
+from ..sweep_section import LimitsConfig
 from ..tasks.base import PreparedTask
 from . import storages
+from .goals import directions
 from .record import Sweep
 from .slots import Slots
-from .space import PATHS, first_points, search_space
+from .space import first_points, given_by_trials, search_space
 
 CONFIG, WANTED = "config", "trials wanted"
 
@@ -36,7 +38,8 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> Slots:
     slots = _connected(
         storages.located(storage, folder), f"{sweep.storage} of {folder.path}",
         lambda kept: optuna.create_study(
-            study_name=config.name, storage=kept, direction=sweep.prepared.direction, load_if_exists=True
+            study_name=config.name, storage=kept, load_if_exists=True,
+            directions=directions(config, sweep.prepared.direction),
         ),
     )
     with slots.guard:
@@ -105,7 +108,7 @@ def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: Prepared
         return
     if _SHARE in now:
         before.setdefault(_SHARE, "ranks")  # of which it was a share when nobody said so
-    before.setdefault(_SAMPLER, now[_SAMPLER])  # which was not noted at first
+    before = {**{name: _BEFORE.get(name, now[name]) for name in now if name.startswith("sweep.")}, **before}
     changes = list(_differences(before, now))
     if changes:
         more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
@@ -115,8 +118,14 @@ def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: Prepared
         )
 
 
+_SAME = {"sampler", "goal", "against", "limits", "pruner", "seeds"}
+"""Settings of a sweep that all its trials share."""
+_BEFORE: dict[str, Any] = {
+    "sweep.goal": "quality", "sweep.pruner": "none", "sweep.seeds": 1, "sweep.against": "params",
+    "sweep.limits": LimitsConfig().model_dump(),
+}
+"""What studies did that had no such settings yet."""
 _SHARE = "what budget.fraction is a share of"
-_SAMPLER = "sweep.sampler"
 
 
 def _identity(config: RunConfig, prepared: PreparedTask) -> dict[str, Any]:
@@ -125,12 +134,16 @@ def _identity(config: RunConfig, prepared: PreparedTask) -> dict[str, Any]:
     if isinstance(tree["task"], dict):  # files may move; the fingerprint shows whether the data changed
         tree["task"] = {k: v for k, v in tree["task"].items() if k not in ("train", "tune", "report")}
     space = search_space(config)
-    for name in space.keys() - {"method"}:
-        section, key = PATHS[name].split(".")
-        del tree[section][key]
+    for path in given_by_trials(config):
+        part: Any = tree
+        *sections, key = path.split(".")
+        for section in sections:
+            part = part[section]
+        part.pop(key, None)
     share = {_SHARE: "parameters"} if config.budget.fraction is not None else {}
     return {
-        "search space": space, "data": prepared.fingerprint, _SAMPLER: config.sweep.sampler, **share, **tree
+        "search space": space, "data": prepared.fingerprint, **share, **tree,
+        **{f"sweep.{name}": value for name, value in config.sweep.model_dump(mode="json", include=_SAME).items()},
     }
 
 

@@ -3,8 +3,8 @@
 The first trial is uniform LoRA at the start point's budget, the next the configured method at that point,
 then uniform LoRA at further learning rates. The last is a *matched* control: uniform LoRA with the
 parameters of the best adaptive trial so far (equal ranks are not equal parameters: layers differ in size),
-at the best learning rate uniform LoRA has shown. Choices are made on the tune split; the report
-split is used once, at the end, for one adaptive and one uniform trial.
+at the best learning rate uniform LoRA has shown. Choices are made on the tune split, the last one among the
+best few by runs with fresh seeds; the report split is used once, at the end, for one adaptive and one uniform trial.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from ..preemption import Stop
 from ..run_folder import BEST_NAME, RunFolder, SweepFolder
 from ..tasks import prepare
 from . import storages
+from .finals import left
 from .jobs import in_processes
-from .record import Sweep, compare_on_report, sweep_record, trial_record
+from .record import Sweep, compare_on_report, sweep_record, table_of, trial_record
 from .slots import Slots
-from .space import check_options
+from .space import check_space
 from .study import SweepSpaceError, open_study
-from .worker import run_of, trained, work
+from .trials import run_of, trained
+from .worker import work
 
 OnTrial = Callable[[TrialRecord, int, int], None]
 __all__ = ["SweepSpaceError", "run_sweep"]
@@ -67,7 +69,7 @@ def run_sweep(
         RankallocError: the storage cannot be opened, or the data cannot be used.
     """
     wanted = trials or config.sweep.trials
-    check_options(config)
+    check_space(config)
     prepared = with_kept_base(prepare(config), config.adapter.modules_to_save)
     sweep = Sweep(config, SweepFolder(folder), prepared, storages.shown(storage), command)
     slots = open_study(sweep, storage, wanted)
@@ -75,42 +77,63 @@ def run_sweep(
         write_text(sweep.folder.config, config.to_yaml())
 
     def after(trial: FrozenTrial, done: int) -> None:
-        sweep_record(slots.study, sweep).save(sweep.folder.record)
+        _save(sweep_record(slots, sweep), sweep.folder)
         if on_trial is not None:
             on_trial(trial_record(trial, config, folder), done, wanted)
 
     stop = stop or Stop()
     if jobs == 1:
         work(sweep, slots, wanted, stop, after)
-    elif slots.left(wanted):
+    elif left(slots, config, wanted):
         in_processes(jobs, sweep, slots, storages.located(storage, sweep.folder), wanted, stop, after)
     return _concluded(slots, sweep)
 
 
 def _concluded(slots: Slots, sweep: Sweep) -> SweepRecord:
     """Compare the best pair on the report split, and write best/ and the final record."""
-    final = sweep_record(slots.study, sweep)
+    final = sweep_record(slots, sweep)
     if final.best is None:
-        reasons = sorted({trial.message for trial in final.trials if trial.message})
-        sweep_record(slots.study, sweep).save(sweep.folder.record)
-        raise NothingFeasibleError(f"none of {len(final.trials)} trials completed: {'; '.join(reasons)}")
+        _save(final, sweep.folder)
+        raise NothingFeasibleError(_why_none(final))
 
     def ensure(number: int) -> None:
         """Train a trial again whose run is not here: it was trained elsewhere, or its folder is gone."""
         place, trial = sweep.folder.trial(number), slots.all()[number]
         if not (place.trace.is_file() and place.adapter.is_dir()):
             place.discard()
-            trained(sweep, run_of(sweep.config, trial.user_attrs, number, trial.params), number, trial.params)
+            trained(sweep, run_of(sweep.config, trial.user_attrs, number, trial.params), place, trial.params)
 
     ensure(final.best)
     pair = compare_on_report(final, sweep, ensure)
-    final = sweep_record(slots.study, sweep)  # a run that was trained again has a trace now
+    final = sweep_record(slots, sweep)  # a run that was trained again has a trace now
     final.pair = pair
     if (earlier := _concluded_before(final, sweep.folder)) is not None:
         return earlier
-    _copy_best(sweep.folder, sweep.folder.trial(final.best or 0).path)
-    final.save(sweep.folder.record)
+    best = slots.all()[final.best]
+    _copy_best(sweep.folder, sweep.folder.trial(final.best).path)
+    again = run_of(sweep.config, best.user_attrs, final.best, best.params)
+    write_text(sweep.folder.best_config, again.replaced({"name": f"{sweep.config.name}-best"}).to_yaml())
+    _save(final, sweep.folder)
     return final
+
+
+def _save(record: SweepRecord, folder: SweepFolder) -> None:
+    """Write sweep.json and trials.csv."""
+    record.save(folder.record)
+    write_text(folder.table, table_of(record))
+
+
+def _why_none(record: SweepRecord) -> str:
+    """Why no trial can be the best."""
+    many, complete = len(record.trials), [trial for trial in record.trials if trial.state == "complete"]
+    if complete:
+        limits = sorted({name for trial in complete for name in trial.over})
+        return (
+            f"none of {many} trials is within sweep.limits ({', '.join(limits)}): {len(complete)} exceed them; allow "
+            "more, or search smaller budgets (sweep.search.budget, sweep.search.rank)"
+        )
+    reasons = sorted({trial.message for trial in record.trials if trial.message})
+    return f"none of {many} trials completed: {'; '.join(reasons)}"
 
 
 def _concluded_before(final: SweepRecord, folder: SweepFolder) -> SweepRecord | None:

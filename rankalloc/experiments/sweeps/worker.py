@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 import time
 import warnings
@@ -13,21 +12,24 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ...errors import AdapterFileError, ConfigError, RankallocError
-from ...trace import RankTrace
+from ...errors import RankallocError
 from ..config import RunConfig
 from ..preemption import Preempted, Stop
-from ..run_folder import SweepFolder
-from ..runner import train
-from .record import Sweep, best_of, choice_of
+from .finals import left
+from .goals import OUT_OF_MEMORY, best_of
+from .pruning import pruner_of
+from .record import Sweep, choice_of
+from .samplers import sampler_of
 from .slots import DEATHS, DRAW, LAST, Slots, ended, queue_again, slot_of
-from .space import MATCHED, PATHS, SAMPLED, configured, search_space, suggest
+from .space import MATCHED, SAMPLED, search_space, suggest
+from .trials import first_line, objectives_of, out_of_memory
 
 OnTrial = Callable[[FrozenTrial, int], None]
 """Called with a trial that has ended and how many have."""
 
 _POLL = 0.5  # seconds between two looks for a slot, where all that are left are being trained elsewhere
 _DRAWS = 8  # points drawn for a slot before one that was tried is taken again
+_ALIKE = 3  # equal failures in a row that end a sweep
 _MOST_DEATHS = 5  # of processes that trained one trial, after which it counts as failed
 
 
@@ -36,8 +38,10 @@ def work(sweep: Sweep, slots: Slots, wanted: int, stop: Stop, on_trial: OnTrial 
 
     Raises:
         Preempted: ``stop`` said so; the trial in hand was put back, with a checkpoint where a step had been made.
+        RepeatedFailureError: trials failed one after another for the same reason.
     """
-    while slots.left(wanted):
+    failures = Failures()
+    while left(slots, sweep.config, wanted):
         if stop():
             raise Preempted("stopped between two trials")
         take_up(slots)
@@ -46,8 +50,32 @@ def work(sweep: Sweep, slots: Slots, wanted: int, stop: Stop, on_trial: OnTrial 
             time.sleep(_POLL)
             continue
         done = _one(sweep, slots, taken, stop)
-        if done is not None and on_trial is not None:
+        if done is None:
+            continue
+        if on_trial is not None:
             on_trial(done, sum(map(ended, slots.all().values())))
+        failures.see(done)
+
+
+class RepeatedFailureError(RankallocError):
+    """Trials of a sweep failed one after another for the same reason, which more of them would not mend."""
+
+
+class Failures:
+    """Notices trials that fail one after another for the same reason."""
+
+    def __init__(self) -> None:
+        self._messages: list[str | None] = []
+
+    def see(self, trial: FrozenTrial) -> None:
+        """Take note of a trial that has ended; RepeatedFailureError when it and those just before failed alike."""
+        failed = trial.state == TrialState.FAIL or OUT_OF_MEMORY in trial.constraints
+        self._messages = [*self._messages, trial.user_attrs.get("message")][-_ALIKE:] if failed else []
+        if len(self._messages) == _ALIKE and len(set(self._messages)) == 1:
+            raise RepeatedFailureError(
+                f"{_ALIKE} trials in a row failed alike: {self._messages[0]}; mend that and start the same command "
+                "again: it goes on with the trials that are left"
+            )
 
 
 def take_up(slots: Slots, dead: tuple[int, ...] = ()) -> None:
@@ -74,6 +102,7 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
     if taken.user_attrs.get(LAST) and not taken.params:
         _make_matched(slots, taken, sweep.config)
     study.sampler = sampler_of(sweep.config, slot_of(taken), taken.user_attrs.get(DRAW, 0))
+    study.pruner = pruner_of(sweep.config, sweep.prepared)
     with _heartbeat(slots, taken):
         trial = optuna.trial.Trial(study, taken._trial_id)
         params = suggest(trial, search_space(sweep.config))
@@ -83,18 +112,28 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
             study.tell(trial, state=TrialState.FAIL)
             queue_again(study, taken, {}, **{DRAW: draws + 1})
             return None
+        before = time.perf_counter()
         try:
-            value = _train(sweep, trial, params, stop)
+            values = objectives_of(sweep, trial, params, stop)
         except Preempted:
             slots.put_back(taken)
             raise
+        except optuna.TrialPruned as pruned:
+            state, message = TrialState.PRUNED, str(pruned)
         except RankallocError as error:
-            trial.set_user_attr("message", str(error))
-            return study.tell(trial, state=TrialState.FAIL)
-        except BaseException:  # Ctrl-C, too
-            slots.put_back(taken)
-            raise
-        return study.tell(trial, value)
+            state, message = TrialState.FAIL, str(error)
+        except BaseException as error:  # Ctrl-C, too
+            if not out_of_memory(error):
+                slots.put_back(taken)
+                raise
+            # not a failure: a place that does not fit, which the sampler then avoids
+            trial.set_constraint(OUT_OF_MEMORY, 1.0)
+            state, message = TrialState.PRUNED, f"out of memory: {first_line(error)}"
+        else:
+            return study.tell(trial, values)
+        trial.set_user_attr("message", message)
+        trial.set_user_attr("seconds", time.perf_counter() - before)
+        return study.tell(trial, state=state)
 
 
 @contextmanager
@@ -122,61 +161,6 @@ def _heartbeat(slots: Slots, trial: FrozenTrial) -> Iterator[None]:
         thread.join()
 
 
-def _train(sweep: Sweep, trial: optuna.Trial, params: dict[str, Any], stop: Stop) -> float:
-    """Train one trial, or go on with it; its value is the task's metric on the tune split."""
-    slot, before = slot_of(trial), time.perf_counter()
-    trace = trained(sweep, run_of(sweep.config, trial.user_attrs, slot, params), slot, params, stop)
-    metrics = trace.evaluations[0].metrics
-    for name, value in {
-        "seconds": time.perf_counter() - before, "ranks": sum(trace.final_ranks),
-        "adapter_params": trace.adapter_params_final,
-        "params_per_rank": min(layer.d_in + layer.d_out for layer in trace.layers), "metrics": metrics,
-    }.items():
-        trial.set_user_attr(name, value)
-    return metrics[sweep.prepared.metric]
-
-
-def trained(
-    sweep: Sweep, run: RunConfig, slot: int, params: dict[str, Any], stop: Callable[[], bool] | None = None
-) -> RankTrace:
-    """The trace of a trial's run: as it lies in the slot's folder, continued from a checkpoint there, or trained."""
-    place = sweep.folder.trial(slot)
-    same = place.config.is_file() and place.config.read_text(encoding="utf-8") == run.to_yaml()
-    going_on = same and (place.trace.is_file() or bool(place.checkpoints()))
-    if not going_on:
-        place.discard()
-    command = _command(sweep.folder, run, params)
-    try:
-        return train(
-            run, place.path, prepared=sweep.prepared, splits=("tune",), command=command, resume=going_on, stop=stop
-        )
-    except (AdapterFileError, ConfigError):
-        if not going_on:
-            raise
-    place.discard()  # no checkpoint in it was whole, or they are of other code
-    return train(run, place.path, prepared=sweep.prepared, splits=("tune",), command=command, stop=stop)
-
-
-def run_of(config: RunConfig, attrs: dict[str, Any], slot: int, params: dict[str, Any]) -> RunConfig:
-    """The configuration of a trial; a matched control has its budget in parameters."""
-    run = configured(config, params).replaced({"name": f"{config.name}-{slot}"})
-    if match := attrs.get("match_params"):
-        others = {"budget.fraction": None, "budget.ranks": None, "budget.bytes": None}
-        run = run.replaced({"budget.params": match, **others})
-    return run
-
-
-def sampler_of(config: RunConfig, slot: int, draw: int = 0) -> optuna.samplers.BaseSampler:
-    """Seeded by the slot, so that an interrupted sweep draws what another would, and no two workers draw alike."""
-    seed = (config.seed * 1_000_003 + slot + 7_919 * draw) % 2**32
-    if config.sweep.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # multivariate: which rate is good depends on the method; the liar keeps workers from one point
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True, constant_liar=True)
-
-
 def _tried(slots: Slots, trial: optuna.Trial, params: dict[str, Any]) -> FrozenTrial | None:
     """Another trial at a point that was drawn."""
     if trial.user_attrs.get("role", SAMPLED) != SAMPLED:
@@ -200,12 +184,3 @@ def _make_matched(slots: Slots, taken: FrozenTrial, config: RunConfig) -> None:
     rate = (best_of(uniform, slots.study) or adaptive).params["learning_rate"]
     params = {**adaptive.params, "method": "uniform", "learning_rate": rate}
     slots.fix(taken, params, role=MATCHED, match_params=size)
-
-
-def _command(folder: SweepFolder, run: RunConfig, params: dict[str, Any]) -> str:
-    """The command that trains this one trial again."""
-    values = {PATHS[name]: value for name, value in params.items()}
-    if run.budget.params is not None and "budget" in params:  # a matched control
-        values |= {"budget.fraction": "null", "budget.params": run.budget.params}
-    sets = [word for path, value in values.items() for word in ("--set", f"{path}={value}")]
-    return shlex.join(["rankalloc", "train", folder.config.as_posix(), *sets, "--output", "again"])
