@@ -109,11 +109,13 @@ def train(
 @app.command(
     epilog=examples(
         "rankalloc sweep demo.yaml",
+        "rankalloc sweep --model ./model --data reviews.csv --text-column review --label-column stars",
         "rankalloc sweep demo.yaml --trials 8 --output runs/search",
         "rankalloc sweep demo.yaml --set 'sweep.search.rank=[4, 8]'",
         "rankalloc sweep demo.yaml --jobs 2                       two trials at a time",
         "rankalloc sweep demo.yaml --storage postgresql+psycopg://me@host/db",
         "rankalloc sweep --worker postgresql+psycopg://me@host/db      one more worker, on any machine",
+        "rankalloc sweep --status runs/demo                       how far it is",
         "rankalloc sweep demo.yaml --dry-run",
     )
 )
@@ -138,6 +140,21 @@ def sweep(
     study: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="The worker's sweep, where its storage has several.")
     ] = None,
+    status: Annotated[
+        str | None,
+        typer.Option("--status", metavar="URL", help="Show how far the sweep in this storage, or folder, is."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="The base model: a folder or hub id. Needs no CONFIG.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="D", help="Your data: a file, a folder, or a set on the hub.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="K", help="What --data is for. [default: text-classification]")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option("--text-column", metavar="T", help="Column of --data.")] = None,
+    label_column: Annotated[str | None, typer.Option("--label-column", metavar="L", help="Column of --data.")] = None,
     parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
     output: Output = None,
     dry_run: DryRun = False,
@@ -145,25 +162,36 @@ def sweep(
 ) -> None:
     """Search rank, alpha, budget and learning rate with Optuna.
 
-    An existing study is continued until it has N finished trials, those of all workers together. SIGTERM stops it
-    with a checkpoint, and the next worker goes on from there.
+    Poor trials are stopped early, and the best few are trained again with fresh seeds before a winner is named. An
+    existing study is continued until it has N finished trials, those of all workers together. SIGTERM stops it with a
+    checkpoint, and the next worker goes on from there.
     """
-    from .request import Request
+    from .request import Request, settings_of
     from .runs import run_sweep
-    from .workers import run_worker
+    from .workers import run_worker, show_status
 
+    quick = {"--model": model, "--data": data, "--kind": kind, "--text-column": text_column,
+             "--label-column": label_column}
+    given = {"CONFIG": config, "--set": overrides, "--trials": trials, "--storage": storage, "--dry-run": dry_run,
+             "--jobs": jobs > 1, **quick}
+    if status is not None:
+        given |= {"--worker": worker, "--output": output}
+        return show_status(status, study, as_json, [name for name, value in given.items() if value])
     if worker is not None:
-        given = {"CONFIG": config, "--set": overrides, "--trials": trials, "--storage": storage, "--dry-run": dry_run,
-                 "--json": as_json, "--jobs": jobs > 1}
+        given["--json"] = as_json
         return run_worker(worker, study, output, parent, [name for name, value in given.items() if value])
     if study is not None:
-        raise ConfigError("--study names the sweep of a --worker; a sweep of your own has the configuration's name")
-    if config is None:
-        raise ConfigError("give a configuration to sweep, or --worker URL to join a sweep")
+        raise ConfigError(
+            "--study names the sweep of a --worker or --status; a sweep of your own has the configuration's name"
+        )
+    if config is None and model is None and data is None:
+        raise ConfigError(
+            "give a configuration to sweep, or --model and --data, or --worker URL to join a sweep"
+        )
 
+    settings = [*settings_of(model, data, kind, text_column, label_column), *(overrides or [])]
     request = Request(
-        "sweep", config, overrides or [], output, dry_run=dry_run, as_json=as_json, trials=trials, storage=storage,
-        jobs=jobs,
+        "sweep", config, settings, output, dry_run=dry_run, as_json=as_json, trials=trials, storage=storage, jobs=jobs
     )
     run_sweep(request)
 

@@ -111,6 +111,14 @@ def count(amount: int, noun: str, plural: str | None = None) -> str:
     return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
 
 
+def about(seconds: float) -> str:
+    """A length of time for people: ``40 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def stored_text(trained: int, stored: int, padding_bytes: int | None, reader: str | None = None) -> str:
     """How many numbers a file holds, and what padding costs: ``trained`` is without zeros."""
     if stored == trained:

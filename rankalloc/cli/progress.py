@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .output import clean, console, number, say
+from .output import about, clean, console, number, say
 
 if TYPE_CHECKING:
     from ..trace import TrialRecord
@@ -100,13 +100,64 @@ def _shown(values: dict[str, Any]) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
-def trial_printer(metric: str) -> Callable[[TrialRecord, int, int], None]:
-    """The ``on_trial`` callback of a sweep: prints a line per trial."""
+class Trials:
+    """The ``on_trial`` callback of a sweep, as a context manager: a line per trial, and on a terminal a bar under them
+    with the best so far, how many were stopped or failed, and the time left; elsewhere the time left is in the line."""
 
-    def print_trial(trial: TrialRecord, done: int, total: int) -> None:
-        say(f"{done}/{total}  {trial_line(trial, metric)}")
+    def __init__(self, metric: str, direction: str) -> None:
+        self.metric, self._sign = metric, -1 if direction == "maximize" else 1
+        self._bar: Any = None
+        self._task: Any = None
+        self._states: list[str] = []
+        self._best: float | None = None
+        self._begun: tuple[float, int] | None = None
 
-    return print_trial
+    def __enter__(self) -> Trials:
+        out = console(stderr=True)
+        if out.is_interactive and sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), console=out,
+                transient=True,
+            )
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, trial: TrialRecord, done: int, total: int) -> None:
+        again = not trial.role.startswith("fresh seed")
+        self._states += [trial.state] if again else []
+        if trial.value is not None and again and not trial.over:
+            self._best = min((self._best, trial.value), key=self._order)
+        now = time.monotonic()
+        if self._begun is None:  # what an earlier sweep has done says nothing of this one's pace
+            self._begun = (self._started, done - 1)
+        begun, before = self._begun
+        left = (total - done) * (now - begun) / max(1, done - before)
+        line = f"{done}/{total}  {trial_line(trial, self.metric)}"
+        if self._bar is None:
+            return say(f"{line}  {about(left)} left" if done < total else line)
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total)
+        self._bar.console.print(clean(line), soft_wrap=True)
+        self._bar.update(self._task, completed=done, total=total, description=self._shown(left, done < total))
+        return None
+
+    def _order(self, value: float | None) -> float:
+        return float("inf") if value is None else self._sign * value
+
+    def _shown(self, left: float, going_on: bool) -> str:
+        parts = [f"best {self.metric} {number(self._best)}"] if self._best is not None else []
+        for state, said in (("pruned", "stopped early"), ("failed", "failed")):
+            if amount := self._states.count(state):
+                parts.append(f"{amount} {said}")
+        parts.append(f"{about(left)} left" if going_on else "the best again, with fresh seeds")
+        return " · ".join(parts)
 
 
 def trial_line(trial: TrialRecord, metric: str) -> str:

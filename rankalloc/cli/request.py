@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..experiments.config import RunConfig
+
+
+def settings_of(
+    model: str | None, data: str | None, kind: str | None, text: str | None, label: str | None
+) -> list[str]:
+    """The overrides that --model, --data and the columns stand for; the run has the data's name.
+
+    Raises:
+        ConfigError: what says something of the data is given without them.
+    """
+    about_data = {"kind": kind, "text": text, "label": label}
+    if data is None:
+        flags = {"kind": "--kind", "text": "--text-column", "label": "--label-column"}
+        lonely = [flags[name] for name, value in about_data.items() if value is not None]
+        if lonely:
+            raise ConfigError(f"{lonely[0]} says what is in --data; give that, too")
+    settings = [] if model is None else [f"model={json.dumps(model)}"]
+    if data is not None:
+        about_data["kind"] = kind or "text-classification"
+        task = {"train": data, **{name: value for name, value in about_data.items() if value is not None}}
+        stem = re.sub(r"[^\w-]+", "-", Path(data.partition("[")[0]).stem).strip("-") or "data"
+        settings += [f"task={json.dumps(task)}", f"name={json.dumps(f'{stem}-sweep')}"]
+    return settings
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..experiments.launched import is_first, processes, require_alone
 from ..experiments.run_folder import REPORT_NAME, RunFolder, SweepFolder, content
 from .endings import INTERRUPTED
 from .output import count, results_only, say
-from .progress import Steps, trial_printer
+from .progress import Steps, Trials
 from .request import Request
 
 if TYPE_CHECKING:
@@ -105,13 +105,14 @@ def run_sweep(request: Request) -> None:
         from ..experiments.sweeps.sweep import run_sweep as run
         from ..experiments.tasks import metric_of
 
-        told, trained = trial_printer(metric_of(config).metric), []
+        judged, trained = metric_of(config), []
+        told = Trials(judged.metric, judged.direction)
 
         def on_trial(*trial: Any) -> None:
             trained.append(trial)
             told(*trial)
 
-        with training():
+        with training(), told:
             record = run(
                 config, Path(folder), trials=request.trials, storage=request.storage,
                 jobs=request.jobs, command=request.line(whole=False), on_trial=on_trial, stop=stop,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import statistics
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from .progress import trial_line
 
 if TYPE_CHECKING:
     from ..experiments.config import RunConfig
-    from ..trace import PairRecord, RankTrace, SweepRecord
+    from ..trace import PairRecord, RankTrace, SweepRecord, TrialRecord
 
 
 def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | None, as_json: bool) -> None:
@@ -64,18 +66,31 @@ def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bo
     if as_json:
         kept = record.model_dump(mode="json", exclude={"version", "created", "config", "storage"})
         return show_json({**kept, "folder": folder, "paths": paths})
-    states = [trial.state for trial in record.trials]
-    failed = len(states) - states.count("complete")
+    states = Counter(trial.state for trial in record.trials)
+    shown = [f"{states['complete']} complete"]
+    shown += [f"{states['pruned']} stopped early"] if states["pruned"] else []
+    others = len(record.trials) - states["complete"] - states["pruned"]
+    shown += [f"{others} not"] if others else []
     assert record.best is not None  # a sweep in which no trial completes raises
     best = record.trial(record.best)
     rows = [
-        ("trials", f"{states.count('complete')} complete" + (f", {failed} not" if failed else "")),
+        ("trials", ", ".join(shown) + (f"; {record.steps:,} training steps in all" if record.steps else "")),
         ("best trial", trial_line(best, record.metric)),
         ("", f"{best.ranks} ranks, {number(best.adapter_params)} adapter parameters"),
+        *fresh_row(best),
         *([("compared", _compared(record.pair))] if record.pair is not None else []),
         *_paths(paths),
     ]
     show_table(rows)
+
+
+def fresh_row(trial: TrialRecord) -> list[tuple[str, str]]:
+    """What a trial came to with seeds that it was not chosen by; [] where there are none."""
+    if not trial.fresh:
+        return []
+    mean, spread = statistics.fmean(trial.fresh), statistics.stdev(trial.fresh) if len(trial.fresh) > 1 else 0.0
+    error = f" ± {number(spread / len(trial.fresh) ** 0.5)}" if spread else ""
+    return [("", f"with fresh seeds {number(mean)}{error} ({count(len(trial.fresh), 'seed')})")]
 
 
 def report_on(source: str, output: str | None, title: str | None) -> None:

@@ -1,4 +1,5 @@
-"""``sweep --worker``: one more process, on any machine, that trains trials of a sweep. All it needs is the storage."""
+"""What is done with the storage of a sweep alone, on any machine: ``sweep --worker`` trains trials of it, ``sweep
+--status`` shows how far it is."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ import typer
 
 from ..errors import ConfigError
 from ..experiments.launched import require_alone
-from .output import results_only, say
+from .output import about, count, results_only, say, show_json, show_table
 from .progress import trial_line
+from .summary import fresh_row
 
 
 def run_worker(
@@ -39,6 +41,7 @@ def run_worker(
         from .runs import training
 
         with Stop().with_parent(parent).on_sigterm() as stop:
+            storage = storages.named(storage)
             slots, run, wanted = join_study(storage, study)
             folder = Path(output) if output is not None else run.folder
             if parent is None:
@@ -62,3 +65,31 @@ def run_worker(
                     raise typer.Exit(INTERRUPTED) from None
             if parent is None:
                 say("every trial has a result; rankalloc sweep with the configuration and this storage concludes it")
+
+
+def show_status(storage: str, study: str | None, as_json: bool, others: Sequence[str]) -> None:
+    """Print how far a sweep is."""
+    if others:
+        raise ConfigError(f"--status only looks; leave out {', '.join(others)} (it takes --study and --json)")
+    from ..experiments.sweeps.status import status_of
+
+    found = status_of(storage, study)
+    if as_json:
+        plain = {name: value for name, value in vars(found).items() if name not in ("best", "running", "failed")}
+        return show_json({
+            **plain, "best": None if found.best is None else found.best.model_dump(),
+            "running": [{**vars(one), "trial": one.trial.model_dump()} for one in found.running],
+            "failed": [trial.model_dump() for trial in found.failed],
+        })
+    ended = found.wanted - found.counts.get("waiting", 0) - found.counts.get("running", 0)
+    states = ", ".join(f"{amount} {state}" for state, amount in sorted(found.counts.items()))
+    left = [("time left", about(found.seconds_left))] if found.seconds_left else []
+    show_table([
+        ("sweep", found.name), ("trials", f"{ended} of {found.wanted} have ended: {states}"),
+        *([("fresh seeds", f"{count(found.fresh_left, 'run')} of the best trials left")] if found.fresh_left else []),
+        *([("best", trial_line(found.best, found.metric)), *fresh_row(found.best)] if found.best else []),
+        *(("running", f"{trial_line(one.trial, found.metric)}  {one.worker}  for {about(one.seconds)}")
+          for one in found.running),
+        *(("failed", trial_line(trial, found.metric)) for trial in found.failed),
+        *left,
+    ])  # fmt: skip

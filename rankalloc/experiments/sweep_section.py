@@ -73,7 +73,7 @@ class FurtherDimension(Section):
         if self.low is not None and self.high is not None:
             # the rules of every range, with its messages
             kind = IntRange if self.whole_numbers else FloatRange
-            kind(low=self.low, high=self.high, log=self.log, step=self.step)
+            kind.model_validate(self.model_dump(include={"low", "high", "log", "step"}))
         return self
 
     @field_validator("when")
@@ -152,9 +152,9 @@ class LimitsConfig(Section):
 class SweepConfig(Section):
     """The number of trials, what they look for, the sampler and the space.
 
-    ``goal`` "quality" looks for the best trial within ``limits``, and stops poor ones early (``pruner``); "pareto" looks
-    for the front of quality against ``against``. A trial is trained with ``seeds`` seeds, and its value is their mean;
-    the best ``finalists`` are trained again with ``fresh_seeds`` seeds nobody chose by before the winner is named.
+    ``goal`` "quality" looks for the best trial within ``limits``, and stops poor ones early (``pruner``); "pareto"
+    looks for the front of quality against ``against``. A trial is trained with ``seeds`` seeds, and its value is their
+    mean; the best ``finalists`` are trained again with ``fresh_seeds`` fresh seeds before the winner is named.
     ``control_learning_rates`` are the rates at which uniform LoRA is tried, in this order; null means a quarter, a half
     and an eighth of ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0. ``start_from`` are
     folders of earlier sweeps, whose best points are tried first."""

@@ -419,9 +419,14 @@ def test_sweep_tells_each_trial_and_goes_on_to_more(tiny, tmp_path, monkeypatch)
         done = run(*words, "--trials", 2)
     assert done.exit_code == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if " trial " in line]
-    assert len(lines) == 2 and lines[0].startswith("1/2  trial 0  uniform control  uniform  rank 4  alpha 4")
-    assert re.search(r"  lr 0.005  accuracy [\d.]+  \d+ s$", lines[1])
+    assert len(lines) == 2 + 4 and lines[0].startswith("1/2  trial 0  uniform control  uniform  rank 4  alpha 4")
+    assert lines[0].endswith(" s left") and re.search(r"  lr 0.005  accuracy [\d.]+  \d+ s$", lines[1])
+    assert re.match(r"2/2  trial \d  fresh seed 2  ", lines[-1])
     assert done.stdout.startswith("trials") and re.search(r"^best +out/best$", done.stdout, re.MULTILINE)
+    assert "with fresh seeds " in done.stdout and "18 training steps in all" in done.stdout
+    shown = run("sweep", "--status", "out")
+    assert "2 of 2 have ended: 2 complete" in shown.stdout and "with fresh seeds " in shown.stdout
+    assert json.loads(run("sweep", "--status", "out", "--json").stdout)["counts"] == {"complete": 2}
 
     more = run(*words, "--trials", 3, "--json")
     assert more.exit_code == 0, more.stderr
@@ -431,6 +436,30 @@ def test_sweep_tells_each_trial_and_goes_on_to_more(tiny, tmp_path, monkeypatch)
     assert found["command"] == shlex.join(["rankalloc", "sweep", str(tiny / "tiny.yaml"), "--set", "training.steps=3",
                                            "--trials", "3"])
     assert run("train", tiny / "tiny.yaml", "--output", "out").exit_code == 1
+
+
+def test_a_sweep_needs_no_configuration(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data.csv").write_text("words,kind\n" + "good film,1\nbad film,0\n" * 20)
+    words = ["sweep", "--model", tiny / "model", "--data", "my data.csv", "--text-column", "words"]
+    done = run(*words, "--label-column", "kind", "--dry-run", "--set", "adapter.rank=4")
+    assert done.exit_code == 0 and "runs/my-data-sweep" in done.stdout + done.stderr, done.stderr
+    wrong = run(*words, "--label-column", "nix", "--trials", 1)
+    assert wrong.exit_code == 1 and "no column 'nix'; columns: 'words', 'kind'" in wrong.stderr
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--text-column", "t", "c.yaml"], "--text-column says what is in --data"),
+    (["--status", "nowhere"], "no sweep at nowhere"),
+    (["--status", "out", "--jobs", "2", "--model", "m"], "leave out --jobs, --model"),
+    (["--study", "x", "c.yaml"], "--worker or --status"),
+    (["--worker", "nowhere", "--data", "d"], "leave out --data"),
+])  # fmt: skip
+def test_options_of_a_sweep_that_do_not_go_together(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("sweep", *words)
+    assert done.exit_code == 2 and said in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_in_which_nothing_completes_ends_with_3(tiny, tmp_path):

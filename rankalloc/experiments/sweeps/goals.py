@@ -7,7 +7,7 @@ are stopped early. In the second it has two, nothing is a limit, and no trial is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.study import StudyDirection
@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from ..config import RunConfig
 from .slots import slot_of
 
+Direction = Literal["minimize", "maximize"]
 SIZES = {"params": "adapter_params", "bytes": "stored_bytes", "step_seconds": "step_seconds"}
 """{limit: the attribute of a trial that it holds for}."""
 
@@ -23,7 +24,7 @@ OUT_OF_MEMORY = "memory"
 """The constraint that a trial violates which did not fit into the memory."""
 
 
-def directions(config: RunConfig, direction: str) -> list[str]:
+def directions(config: RunConfig, direction: Direction) -> list[Direction]:
     """Optuna's directions; ``direction`` is the metric's."""
     return [direction, "minimize"] if config.sweep.goal == "pareto" else [direction]
 

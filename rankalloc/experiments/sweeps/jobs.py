@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from optuna.trial import FrozenTrial
@@ -45,7 +45,7 @@ def in_processes(
         sys.executable, "-m", "rankalloc", "sweep", "--worker", storage, "--study", sweep.config.name,
         "--output", str(sweep.folder.path), "--parent", str(os.getpid()),
     ]
-    told = {slot for slot, trial in slots.all().items() if ended(trial)}
+    told = {slot for slot, trial in _runs(slots).items() if ended(trial)}
     workers: dict[int, subprocess.Popen[bytes]] = {}
     failures, alike = 0, Failures()
     try:
@@ -69,20 +69,28 @@ def in_processes(
                             f"{failures} workers ended with an error (exit code {process.returncode}); it is printed "
                             "above"
                         )
-            for slot, trial in slots.all().items():
-                if ended(trial) and slot not in told:
-                    told.add(slot)
-                    failures = 0
-                    on_trial(trial, len(told))
-                    alike.see(trial)
+            for trial in _news(slots, told, on_trial):
+                failures = 0
+                alike.see(trial)
     finally:
         _end(list(workers.values()))
         for process in workers.values():
             take_up(slots, (process.pid,))
-    for slot, trial in slots.all().items():
+    for _ in _news(slots, told, on_trial):
+        pass
+
+
+def _runs(slots: Slots) -> dict[int, FrozenTrial]:
+    return {**slots.all(), **slots.again()}
+
+
+def _news(slots: Slots, told: set[int], on_trial: Callable[[FrozenTrial, int], None]) -> Iterator[FrozenTrial]:
+    """Those that have ended since, each of which is told."""
+    for slot, trial in _runs(slots).items():
         if ended(trial) and slot not in told:
             told.add(slot)
-            on_trial(trial, len(told))
+            on_trial(trial, sum(map(ended, slots.all().values())))
+            yield trial
 
 
 def _end(workers: list[subprocess.Popen[bytes]]) -> None:

@@ -58,7 +58,7 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "halving": lambda first: SuccessiveHalvingPruner(
         min_resource=first, reduction_factor=_FACTOR, bootstrap_count=0
     ),
-    "wilcoxon": lambda first: WilcoxonPruner(p_threshold=_SURE, n_startup_steps=_BLOCKS // 2),
+    "wilcoxon": lambda first: WilcoxonPruner(p_threshold=_SURE, n_startup_steps=_BLOCKS // 3),
 }
 """{name in ``sweep.pruner``: Optuna's pruner, of the step of the first rung}."""
 

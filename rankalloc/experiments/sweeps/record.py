@@ -24,7 +24,7 @@ from ..runner import evaluate_saved
 from ..tasks.base import PreparedTask
 from .finals import fresh_values, winner
 from .goals import SIZES, pareto_front, quality, sign_of
-from .slots import Slots, slot_of
+from .slots import Slots, of_slot, slot_of
 from .space import SAMPLED, options_of, search_space
 
 _Value = TypeVar("_Value")
@@ -72,9 +72,11 @@ def trial_record(trial: FrozenTrial, config: RunConfig, folder: Path) -> TrialRe
     attrs, params = trial.user_attrs, trial.params
     if config.method_options.get("placement", "chosen") != "chosen":
         params = {**params, "placement": options_of(config, params).get("placement", "chosen")}
-    trace = SweepFolder(folder).trial(slot_of(trial)).trace
+    number, seed = of_slot(slot_of(trial))
+    trace = SweepFolder(folder).trial(number, seed).trace
+    role = attrs.get("role", SAMPLED)
     return TrialRecord(
-        number=slot_of(trial), state=_STATES[trial.state], role=attrs.get("role", SAMPLED), params=params,
+        number=number, state=_STATES[trial.state], role=f"{role} {seed}" if seed else role, params=params,
         value=quality(trial) if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
         values=attrs.get("values", []), over=_exceeded(trial), steps=attrs.get("steps"),
         stored_bytes=attrs.get("stored_bytes"),

@@ -7,9 +7,9 @@ to stop puts *the same trial* back, with the parameters it has drawn; what was l
 is put back by whoever finds it. Two workers that fill an empty study at once make two trials for a slot: the one with
 the lower number counts, and the other is closed when it comes up.
 
-A slot's number above :data:`FRESH` stands for another one trained again with a seed of its own: 20003 is trial 3 with its
-second further seed. Such slots are made when all trials have ended (:mod:`rankalloc.experiments.sweeps.finals`), and
-are none of the trials that are counted, shown or chosen from.
+A slot's number above :data:`FRESH` stands for another one trained again with a seed of its own: 20003 is trial 3 with
+its second further seed. Such slots are made when all trials have ended (:mod:`rankalloc.experiments.sweeps.finals`),
+and are none of the trials that are counted, shown or chosen from.
 
 SQLite lets two processes change one row's state one after the other without noticing, so a lock file guards it.
 """

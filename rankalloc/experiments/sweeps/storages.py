@@ -15,6 +15,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,6 +24,7 @@ from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from ...errors import ConfigError
 from ..run_folder import STUDY_NAME, SweepFolder
 from .slots import queue_again
 
@@ -103,6 +105,19 @@ class Database(StudyStorage):
 
 STORAGES: dict[str, StudyStorage] = {"journal:": Journal()}
 """{prefix: storage}."""
+
+
+def named(text: str) -> str:
+    """The storage that a user means: a sweep's folder stands for the SQLite file in it.
+
+    Raises:
+        ConfigError: it is neither a folder nor a storage's name.
+    """
+    if "://" in text or any(text.startswith(prefix) for prefix in STORAGES):
+        return text
+    if not SweepFolder(Path(text)).study.is_file():
+        raise ConfigError(f"no sweep at {text}; give a sweep's folder, journal:PATH or the URL of a database")
+    return located(None, SweepFolder(Path(text)))
 
 
 def located(name: str | None, folder: SweepFolder) -> str:

@@ -109,6 +109,7 @@ def _concluded(slots: Slots, sweep: Sweep) -> SweepRecord:
     final.pair = pair
     if (earlier := _concluded_before(final, sweep.folder)) is not None:
         return earlier
+    assert final.best is not None  # as above
     best = slots.all()[final.best]
     _copy_best(sweep.folder, sweep.folder.trial(final.best).path)
     again = run_of(sweep.config, best.user_attrs, final.best, best.params)
