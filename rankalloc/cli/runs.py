@@ -102,6 +102,7 @@ def run_sweep(request: Request) -> None:
     with _resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
         continued = request.storage is None and SweepFolder(Path(folder)).study.exists()
         say(f"continuing the sweep in {folder}" if continued else f"sweeping {_task_name(config)} into {folder}")
+        from ..experiments.sweeps.publishing import publish
         from ..experiments.sweeps.sweep import run_sweep as run
         from ..experiments.tasks import metric_of
 
@@ -120,6 +121,8 @@ def run_sweep(request: Request) -> None:
         if not trained:
             say(f"the sweep had finished: {count(len(record.trials), 'trial')}, and none was trained now")
         report, failure = _report(folder)
+        if trained and failure is None:
+            publish(Path(folder), request.storage, record)
     show_sweep(record, folder, report, request.as_json)
     _raise(failure, folder)
 

@@ -15,6 +15,7 @@ A sweep's folder::
     study.db            the Optuna study, unless --storage names another place
     trials/0000/        one run's folder per trial, and 0000-seed-1/ … for its further seeds
     best/               a copy of the best trial's folder
+    artifacts/          what optuna-dashboard shows with the study
     best.yaml           the configuration that trains the best trial again
     trials.csv          a row per trial
     sweep.json          the record; rewritten after every trial
@@ -96,6 +97,14 @@ class SweepFolder:
     @property
     def record(self) -> Path:
         return self.path / SWEEP_NAME
+
+    @property
+    def artifacts(self) -> Path:
+        return self.path / "artifacts"
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT_NAME
 
     @property
     def best_config(self) -> Path:

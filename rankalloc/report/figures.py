@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
@@ -20,31 +21,41 @@ OUTSIDE_GAP = 0.5  # columns between the blocks and the layers outside them
 
 def rank_map_figure(table: RankMap, prefix: str, label: str) -> str:
     """Roles × blocks, a number in each cell, means at the edges; rank 0 is an empty dashed cell."""
+    with svg.drawing():
+        return svg.finish(_rank_map(table), prefix, label)
+
+
+def rank_map_png(table: RankMap) -> bytes:
+    """The same as a PNG."""
+    with svg.drawing():
+        return svg.png(_rank_map(table))
+
+
+def _rank_map(table: RankMap) -> Figure:
     n_rows, n_columns = len(table.roles), len(table.columns)
     top = max((c for row in table.cells for c in row if c is not None), default=0)
-    with svg.drawing():
-        figure = svg.canvas(0.75 + 0.36 * n_rows, max(svg.WIDTH, 2.6 + 0.3 * n_columns))
-        axes = figure.add_subplot()
-        at = [j + (OUTSIDE_GAP if table.outside and j == n_columns - 1 else 0) for j in range(n_columns)]
-        size = 9 if n_columns <= 26 else 8
-        for i, row in enumerate(table.cells):
-            for x, value in zip(at, row, strict=True):
-                if value is not None:
-                    _cell(axes, x, i, value, top, size)
-        edge = at[-1] + 1.05
-        for i, mean in enumerate(table.row_means):
-            axes.text(edge, i, rank(mean), ha="center", va="center", color=svg.MUTED, size=8.5)
-        for x, mean in zip(at, table.column_means, strict=True):
-            axes.text(x, n_rows - 0.1, rank(mean), ha="center", va="center", color=svg.MUTED, size=8.5)
-        axes.text(edge, n_rows - 0.1, "mean", ha="center", va="center", color=svg.MUTED, size=8.5)
-        axes.set(xlim=(-0.55, edge + 0.5), ylim=(n_rows + 0.25, -0.55))
-        axes.set_xticks(at, ["outside" if c == OUTSIDE else c for c in table.columns])
-        axes.set_yticks(range(n_rows), [printable(role) for role in table.roles], color=svg.INK)
-        axes.xaxis.tick_top()
-        axes.set_xlabel("block" if table.columns != [OUTSIDE] else "")
-        axes.xaxis.set_label_position("top")
-        _bare(axes)
-        return svg.finish(figure, prefix, label)
+    figure = svg.canvas(0.75 + 0.36 * n_rows, max(svg.WIDTH, 2.6 + 0.3 * n_columns))
+    axes = figure.add_subplot()
+    at = [j + (OUTSIDE_GAP if table.outside and j == n_columns - 1 else 0) for j in range(n_columns)]
+    size = 9 if n_columns <= 26 else 8
+    for i, row in enumerate(table.cells):
+        for x, value in zip(at, row, strict=True):
+            if value is not None:
+                _cell(axes, x, i, value, top, size)
+    edge = at[-1] + 1.05
+    for i, mean in enumerate(table.row_means):
+        axes.text(edge, i, rank(mean), ha="center", va="center", color=svg.MUTED, size=8.5)
+    for x, mean in zip(at, table.column_means, strict=True):
+        axes.text(x, n_rows - 0.1, rank(mean), ha="center", va="center", color=svg.MUTED, size=8.5)
+    axes.text(edge, n_rows - 0.1, "mean", ha="center", va="center", color=svg.MUTED, size=8.5)
+    axes.set(xlim=(-0.55, edge + 0.5), ylim=(n_rows + 0.25, -0.55))
+    axes.set_xticks(at, ["outside" if c == OUTSIDE else c for c in table.columns])
+    axes.set_yticks(range(n_rows), [printable(role) for role in table.roles], color=svg.INK)
+    axes.xaxis.tick_top()
+    axes.set_xlabel("block" if table.columns != [OUTSIDE] else "")
+    axes.xaxis.set_label_position("top")
+    _bare(axes)
+    return figure
 
 
 def _cell(axes: Axes, x: float, y: float, value: int, top: int, size: float) -> None:

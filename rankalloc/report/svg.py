@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -170,6 +171,25 @@ def finish(figure: Figure, prefix: str, label: str) -> str:
         f'<svg class="plot" viewBox="0 0 {wide:.6g} {high:.6g}" style="{css}" role="img" '
         f'aria-label="{html.escape(printable(label))}">{body.strip()}'
     )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG in the light mode's colours, for places that take no SVG."""
+    colours = palette()[0]
+    for artist in figure.findobj():
+        for name in ("color", "facecolor", "edgecolor"):
+            get, put = getattr(artist, f"get_{name}", None), getattr(artist, f"set_{name}", None)
+            if get is None or put is None:
+                continue
+            try:
+                sentinel = to_hex(get())
+            except ValueError:  # a collection's list of colours
+                continue
+            if re.fullmatch("#0a0[1-4][0-9a-f]{2}", sentinel):
+                put(colours[_variable(sentinel)[6:-1]])
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=144, facecolor=colours["surface"])
+    return out.getvalue()
 
 
 def _tag(tag: str, prefix: str, used: set[str]) -> str:

@@ -440,12 +440,12 @@ def test_sweep_tells_each_trial_and_goes_on_to_more(tiny, tmp_path, monkeypatch)
 
 def test_a_sweep_needs_no_configuration(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my data.csv").write_text("words,kind\n" + "good film,1\nbad film,0\n" * 20)
+    (tmp_path / "my data.csv").write_text("words,kind\n" + "".join(f"film {i},{i % 2}\n" for i in range(40)))
     words = ["sweep", "--model", tiny / "model", "--data", "my data.csv", "--text-column", "words"]
-    done = run(*words, "--label-column", "kind", "--dry-run", "--set", "adapter.rank=4")
+    done = run(*words, "--label-column", "kind", "--dry-run", "--set", "data.max_length=32")
     assert done.exit_code == 0 and "runs/my-data-sweep" in done.stdout + done.stderr, done.stderr
-    wrong = run(*words, "--label-column", "nix", "--trials", 1)
-    assert wrong.exit_code == 1 and "no column 'nix'; columns: 'words', 'kind'" in wrong.stderr
+    wrong = run(*words, "--label-column", "nix", "--trials", 1, "--set", "data.max_length=32")
+    assert wrong.exit_code == 2 and "no column 'nix'; columns: 'words', 'kind'" in wrong.stderr
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -21,6 +21,7 @@ from ..run_folder import RunFolder
 from ..runner import train
 from .goals import constraints, values
 from .pruning import Rungs
+from .publishing import publish_trial
 from .record import Sweep
 from .slots import of_slot, slot_of
 from .space import configured, values_at
@@ -55,6 +56,8 @@ def objectives_of(
     }  # fmt: skip
     for name, value in attrs.items():
         trial.set_user_attr(name, value)
+    if not further:
+        publish_trial(sweep.folder, trial, first)
     for name, excess in constraints(sweep.config, attrs).items():
         trial.set_constraint(name, excess)
     return values(sweep.config, statistics.fmean(found), attrs)
