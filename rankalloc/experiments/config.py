@@ -44,7 +44,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
     sweep: SweepConfig = SweepConfig()
-    tracking: Literal["none", "wandb"] = "none"
+    tracking: Literal["none", "wandb", "tensorboard", "mlflow"] = "none"
     output: str | None = None
     reader: str | None = None
     seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -60,6 +61,7 @@ def train(
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    group: str | None = None,
 ) -> RankTrace:
     """Train one run into ``folder``; :mod:`rankalloc.experiments.run_folder` lists the files.
 
@@ -79,6 +81,7 @@ def train(
         progress: called after every step with (step, total steps, newest values), in the first process.
         stop: asked after every step; where it says so, a checkpoint is written, and the run ends.
         callbacks: further callbacks of the Trainer; an exception of theirs ends the run, and is raised.
+        group: the sweep that this run is a trial of, by which wandb groups.
 
     Raises:
         Preempted: ``stop`` ended it.
@@ -104,12 +107,17 @@ def train(
         write_text(run.config, config.to_yaml())  # only once everything that can be refused has been checked
         for path in broken:  # the run comes to their steps again, and what writes them there expects no files
             shutil.rmtree(path)
-    tracking = trackers(config, folder, ranking) if first else []
+    tracking = trackers(config, folder, ranking, group) if first else []
     watching = [ranking, Watch(config, prepared, ranking, progress if first else None), *tracking, *callbacks]
     if stop is not None:
         watching.append(StopCallback(stop))
-    with trainer_for(config, model, adapters, prepared, arguments, watching) as trainer:
+    with contextlib.ExitStack() as ending, trainer_for(
+        config, model, adapters, prepared, arguments, watching
+    ) as trainer:
+        for tracker in tracking:
+            ending.callback(tracker.close, failed=True)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        ending.pop_all()
 
     trace = ranking.trace
     check_agreement(adapters, trace.steps_done)
@@ -127,6 +135,8 @@ def train(
         trace.save(run.trace)
         for tracker in tracking:
             tracker.finish(trace)
+            if tracker.trouble:
+                trace.save(run.trace)
     together(arguments)
     return trace
 

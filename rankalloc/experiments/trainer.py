@@ -96,12 +96,26 @@ def arguments_for(config: RunConfig, prepared: PreparedTask, folder: Path) -> Tr
         bf16=training.bf16,
         logging_steps=training.log_every, logging_first_step=True, eval_strategy="no",
         save_strategy="steps" if training.save_every else "no", save_steps=training.save_every or 500,
-        save_total_limit=2, seed=config.seed, data_seed=config.seed, report_to=[], disable_tqdm=True,
+        save_total_limit=2, seed=config.seed, data_seed=config.seed, report_to=_integration(config), disable_tqdm=True,
         use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=False, remove_unused_columns=False,
     )
     if arguments.n_gpu > 1:
         raise RankallocError(DATA_PARALLEL)
     return arguments
+
+
+def _integration(config: RunConfig) -> list[str]:
+    """What the Trainer itself reports to."""
+    name = config.tracking
+    if name not in _INTEGRATIONS:
+        return []
+    if not any(find_spec(package) for package in _INTEGRATIONS[name]):
+        raise ConfigError(f"tracking {name!r} needs a package that is not installed: pip install {name}")
+    return [name]
+
+
+_INTEGRATIONS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
+"""{tracking that is the Trainer's own: the packages of which it needs one}."""
 
 
 def _kind_of_arguments(config: RunConfig, prepared: PreparedTask) -> tuple[Any, dict[str, Any]]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from importlib.util import find_spec
 
 import pytest
 import wandb
 
-from rankalloc.errors import RankallocError
+from rankalloc.errors import ConfigError, RankallocError
+from rankalloc.experiments import tracking, trainer
 from rankalloc.experiments.runner import train
+from rankalloc.experiments.sweeps.sweep import run_sweep
+from rankalloc.trace import RankTrace
 from tests.support.runs import small_config
 
 BLOCK, HEADER = 32768, 7
@@ -39,6 +44,9 @@ def fresh_wandb():
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
 
 def items(things):
@@ -89,3 +97,84 @@ def test_off_by_default(tmp_path):
     assert config.tracking == "none"
     train(config, tmp_path / "run", splits=())
     assert not (tmp_path / "run" / "wandb").exists()
+
+
+def read(path):
+    """(what the run was called and grouped by, its summary) of a .wandb file."""
+    run, summary = None, {}
+    for record in records(path):
+        if record.HasField("run"):
+            run = record.run
+        elif record.HasField("summary"):
+            summary |= items(record.summary.update)
+    return run, summary
+
+
+def test_a_sweeps_files_hold_every_trials_final_ranks(tmp_path, monkeypatch):
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    record = run_sweep(small_config(tmp_path, "tracking=wandb"), tmp_path / "sweep", trials=2)
+    for trial in record.trials:
+        folder = tmp_path / "sweep" / "trials" / f"{trial.number:04d}"
+        trace = RankTrace.load(folder / "trace.json")
+        (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+        run, summary = read(path)
+        assert run.run_group == "small" and run.display_name == f"small-{trial.number}"
+        assert summary["ranks"] == {layer.name: r for layer, r in zip(trace.layers, trace.final_ranks, strict=True)}
+        assert summary["adapter_params"] == trial.adapter_params and not trace.notes
+
+
+@pytest.mark.long
+def test_a_network_that_fails_leaves_the_sweep_whole_and_its_files_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "_PATIENCE", 2)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    record = run_sweep(small_config(tmp_path, "tracking=wandb"), tmp_path / "sweep", trials=2)
+    assert [trial.state for trial in record.trials] == ["complete"] * 2
+    for trial in record.trials:
+        folder = tmp_path / "sweep" / "trials" / f"{trial.number:04d}"
+        (note,) = [note for note in RankTrace.load(folder / "trace.json").notes if "wandb" in note]
+        assert "could not be reached" in note and "wandb sync" in note
+        assert list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_leaves_the_sweep_whole(tmp_path, monkeypatch):
+    full = tmp_path / "full"
+    full.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(full)], capture_output=True).returncode:
+        pytest.skip("no small file system can be mounted here")
+    try:
+        (full / "filler").write_bytes(b"0" * 16_000)
+        for name, value in {**OFFLINE, "WANDB_DIR": str(full), "WANDB_DATA_DIR": str(full)}.items():
+            monkeypatch.setenv(name, value)
+        real = tracking.WandbCallback._begun
+        monkeypatch.setattr(
+            tracking.WandbCallback, "_begun",
+            lambda self, **options: (setattr(self, "folder", full), real(self, **options))[1],
+        )
+        record = run_sweep(small_config(tmp_path, "tracking=wandb"), tmp_path / "sweep", trials=2)
+        assert [trial.state for trial in record.trials] == ["complete"] * 2 and record.best is not None
+    finally:
+        wandb.teardown()
+        subprocess.run(["umount", "-l", str(full)], check=False)
+
+
+def test_the_trainer_reports_to_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(small_config(tmp_path, "tracking=tensorboard"), tmp_path / "run", splits=())
+    (file,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file.parent)).Reload()
+    assert len(events.Scalars("train/loss")) >= 2
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_named(name, tmp_path):
+    if any(find_spec(package) for package in trainer._INTEGRATIONS[name]):
+        pytest.skip("it is installed")
+    with pytest.raises(ConfigError, match=f"pip install {name}"):
+        train(small_config(tmp_path, f"tracking={name}"), tmp_path / "run")

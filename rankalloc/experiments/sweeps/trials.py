@@ -74,7 +74,7 @@ def trained(
         place.discard()
     once = functools.partial(
         train, run, place.path, prepared=sweep.prepared, splits=("tune",), command=_command(sweep, run, params),
-        stop=stop, callbacks=callbacks,
+        stop=stop, callbacks=callbacks, group=sweep.config.name,
     )
     try:
         return once(resume=going_on)
