@@ -50,7 +50,8 @@ def config_of(cell: Cell) -> RunConfig:
     torch.set_num_threads(1)
     return RunConfig().replaced({
         "name": f"{cell.search}-{cell.seed}", "data": SHORT_PUNCTUATION, "training.steps": cell.steps,
-        "budget.fraction": 0.5, "sweep.search.budget": 0.5, "sweep.trials": round(cell.trials * SWEEP_SHARE), "seed": 100 * cell.seed,
+        "budget.fraction": 0.5, "sweep.search.budget": 0.5, "sweep.trials": round(cell.trials * SWEEP_SHARE),
+        "seed": 100 * cell.seed,
     })  # fmt: skip
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -231,3 +234,32 @@ def test_a_worker_is_told_what_its_storage_lacks(tmp_path):
 def test_what_a_worker_would_take_no_notice_of_is_refused(words, named):
     done = CliRunner().invoke(app, ["sweep", "--worker", "sqlite:///none.db", *words])
     assert done.exit_code == 2 and f"leave out {named} (" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_sweep_through_optunas_grpc_proxy(tmp_path):
+    pytest.importorskip("grpc")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    serve = (
+        "import optuna, sys; optuna.storages.run_grpc_proxy_server("
+        "optuna.storages.get_storage(sys.argv[1]), host='127.0.0.1', port=int(sys.argv[2]))"
+    )
+    server = subprocess.Popen([sys.executable, "-c", serve, f"sqlite:///{tmp_path / 'behind.db'}", str(port)])
+    try:
+        config = small_config(tmp_path, "training.steps=3")
+        record = run_sweep(config, tmp_path / "out", trials=3, storage=f"grpc:127.0.0.1:{port}")
+        again = run_sweep(config, tmp_path / "direct", trials=3)
+    finally:
+        server.kill()
+        server.wait()
+    assert [(t.params, t.value) for t in record.trials] == [(t.params, t.value) for t in again.trials]
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("grpc:localhost", "write grpc:HOST:PORT"), ("grpc::1", "write grpc:HOST:PORT"),
+    ("grpc:a:b", "write grpc:HOST:PORT"),
+])  # fmt: skip
+def test_a_proxys_name_that_is_none(name, said):
+    with pytest.raises(ConfigError, match=said):
+        join_study(name, None)

@@ -3,6 +3,7 @@
     storage                  Optuna's
     None                     SQLite: study.db in the sweep's folder
     journal:PATH             JournalStorage on a file, which several hosts may share
+    grpc:HOST:PORT           GrpcStorageProxy, which stands before a database that thousands of workers share
     dialect://user@host/db   RDBStorage, for every URL that SQLAlchemy knows
 
 A storage with a prefix of its own is one class and one line in :data:`STORAGES`; everything else is a URL.
@@ -15,6 +16,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,12 @@ from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from ...errors import ConfigError
+from ...errors import ConfigError, RankallocError
 from ..run_folder import STUDY_NAME, SweepFolder
 from .slots import queue_again
 
 _ATTEMPTS = 5
+_REACHED = 10  # seconds for a proxy to answer
 _PATIENCE = 60  # seconds that SQLite waits for another process's write
 _BEAT = 60  # seconds between two signs of life; a trial that gave none for three of them is lost
 _CONNECTIONS: dict[str, Any] = {"engine_kwargs": {"pool_pre_ping": True, "pool_size": 2}}
@@ -69,6 +72,25 @@ class Journal(StudyStorage):
         return optuna.storages.JournalStorage(JournalFileBackend(self.file(name)))
 
 
+class Proxy(StudyStorage):
+    """``grpc:HOST:PORT``, where Optuna's ``run_grpc_proxy_server`` listens."""
+
+    def open(self, name: str) -> optuna.storages.BaseStorage:
+        host, _, port = name.removeprefix("grpc:").rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError(f"{name} is no gRPC proxy; write grpc:HOST:PORT, such as grpc:localhost:13000")
+        if find_spec("grpc") is None:
+            raise ConfigError(f'{name} needs grpcio: pip install "rankalloc[grpc]"')
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+        try:
+            storage.wait_server_ready(timeout=_REACHED)
+        except Exception as error:  # grpc has exceptions of its own
+            raise RankallocError(f"no gRPC proxy answers at {host}:{port} within {_REACHED} s") from error
+        return storage
+
+
 class Database(StudyStorage):
     """A URL as SQLAlchemy reads it."""
 
@@ -103,7 +125,7 @@ class Database(StudyStorage):
             return "the given storage"
 
 
-STORAGES: dict[str, StudyStorage] = {"journal:": Journal()}
+STORAGES: dict[str, StudyStorage] = {"journal:": Journal(), "grpc:": Proxy()}
 """{prefix: storage}."""
 
 
@@ -116,7 +138,9 @@ def named(text: str) -> str:
     if "://" in text or any(text.startswith(prefix) for prefix in STORAGES):
         return text
     if not SweepFolder(Path(text)).study.is_file():
-        raise ConfigError(f"no sweep at {text}; give a sweep's folder, journal:PATH or the URL of a database")
+        raise ConfigError(
+            f"no sweep at {text}; give a sweep's folder, journal:PATH, grpc:HOST:PORT or the URL of a database"
+        )
     return located(None, SweepFolder(Path(text)))
 
 

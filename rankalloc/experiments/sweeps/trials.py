@@ -26,6 +26,9 @@ from .record import Sweep
 from .slots import of_slot, slot_of
 from .space import configured, values_at
 
+SAVED = "saved"
+"""The attribute of a trial that holds the step of its last checkpoint."""
+
 
 def objectives_of(
     sweep: Sweep, trial: optuna.Trial, params: dict[str, Any], stop: Callable[[], bool]
@@ -40,7 +43,7 @@ def objectives_of(
     traces = []
     for seed in [further] if further else range(sweep.config.sweep.seeds):
         run = run_of(sweep.config, trial.user_attrs, slot, params, seed)
-        watch = () if seed else (Rungs(sweep.config, sweep.prepared, trial),)
+        watch = (_Saved(trial), *(() if seed else (Rungs(sweep.config, sweep.prepared, trial),)))
         traces.append(trained(sweep, run, sweep.folder.trial(slot, seed), params, stop, watch))
     metrics = [trace.evaluations[0].metrics for trace in traces]
     found = [one[sweep.prepared.metric] for one in metrics]
@@ -61,6 +64,16 @@ def objectives_of(
     for name, excess in constraints(sweep.config, attrs).items():
         trial.set_constraint(name, excess)
     return values(sweep.config, statistics.fmean(found), attrs)
+
+
+class _Saved(TrainerCallback):
+    """Tells the study the step of every checkpoint."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.trial = trial
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trial.set_user_attr(SAVED, state.global_step)
 
 
 def trained(

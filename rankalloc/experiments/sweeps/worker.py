@@ -22,7 +22,7 @@ from .record import Sweep, choice_of
 from .samplers import sampler_of
 from .slots import DEATHS, DRAW, LAST, Slots, ended, queue_again, slot_of
 from .space import MATCHED, SAMPLED, search_space, suggest
-from .trials import first_line, objectives_of, out_of_memory
+from .trials import SAVED, first_line, objectives_of, out_of_memory
 
 OnTrial = Callable[[FrozenTrial, int], None]
 """Called with a trial that has ended and how many have."""
@@ -30,7 +30,8 @@ OnTrial = Callable[[FrozenTrial, int], None]
 _POLL = 0.5  # seconds between two looks for a slot, where all that are left are being trained elsewhere
 _DRAWS = 8  # points drawn for a slot before one that was tried is taken again
 _ALIKE = 3  # equal failures in a row that end a sweep
-_MOST_DEATHS = 5  # of processes that trained one trial, after which it counts as failed
+_MOST_DEATHS = 5  # of processes that trained one trial without getting on, after which it counts as failed
+_SAVED_THEN = "saved at death"
 
 
 def work(sweep: Sweep, slots: Slots, wanted: int, stop: Stop, on_trial: OnTrial | None = None) -> None:
@@ -82,8 +83,12 @@ def take_up(slots: Slots, dead: tuple[int, ...] = ()) -> None:
     """Put back the trials whose process is gone; one that has ended several is told to have failed."""
     with slots.guard:
         for trial in slots.orphans(dead):
-            deaths = trial.user_attrs.get(DEATHS, 0) + 1
+            attrs = trial.user_attrs
+            # a checkpoint that is newer than the last death's: the trial gets on, and begins to count anew
+            got_on = attrs.get(SAVED, 0) > attrs.get(_SAVED_THEN, 0)
+            deaths = 1 if got_on else attrs.get(DEATHS, 0) + 1
             slots.storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
+            slots.storage.set_trial_user_attr(trial._trial_id, _SAVED_THEN, attrs.get(SAVED, 0))
             if deaths < _MOST_DEATHS:
                 slots.put_back(trial)
                 continue
