@@ -260,6 +260,18 @@ class PairRecord(Record):
     examples: int
 
 
+class ColumnRecord(Record):
+    """The best trial at one budget of a sweep whose runs are shared: ``shared`` is its value on the tune split when its
+    adapter is cut to ``budget`` (a share), ``direct`` that of a run trained at that budget; their difference is the
+    error of sharing runs."""
+
+    budget: float
+    trial: int
+    shared: float
+    direct: float
+    adapter_params: int
+
+
 class SweepRecord(Record):
     """A sweep at the time of writing: its space, trials, front and best trial. ``steps`` are the optimizer steps of all
     its runs, fresh seeds included."""
@@ -279,6 +291,7 @@ class SweepRecord(Record):
     front: list[int] = Field(default_factory=list)
     importances: dict[str, float] = Field(default_factory=dict)
     pair: PairRecord | None = None
+    column: list[ColumnRecord] = Field(default_factory=list)
     seconds: float | None = None
     steps: int | None = None
 

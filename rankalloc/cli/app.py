@@ -140,6 +140,9 @@ def sweep(
     study: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="The worker's sweep, where its storage has several.")
     ] = None,
+    share_runs: Annotated[
+        bool, typer.Option("--share-runs", help="One run at the largest budget answers all: it is cut to the others.")
+    ] = False,
     status: Annotated[
         str | None,
         typer.Option("--status", metavar="URL", help="Show how far the sweep in this storage, or folder, is."),
@@ -170,7 +173,7 @@ def sweep(
     from .runs import run_sweep
     from .workers import run_worker, show_status
 
-    quick = {"--model": model, "--data": data, "--kind": kind, "--text-column": text_column,
+    quick = {"--share-runs": share_runs, "--model": model, "--data": data, "--kind": kind, "--text-column": text_column,
              "--label-column": label_column}
     given = {"CONFIG": config, "--set": overrides, "--trials": trials, "--storage": storage, "--dry-run": dry_run,
              "--jobs": jobs > 1, **quick}
@@ -189,7 +192,10 @@ def sweep(
             "give a configuration to sweep, or --model and --data, or --worker URL to join a sweep"
         )
 
-    settings = [*settings_of(model, data, kind, text_column, label_column), *(overrides or [])]
+    settings = [
+        *settings_of(model, data, kind, text_column, label_column), *(overrides or []),
+        *(["sweep.share_runs=true"] if share_runs else []),
+    ]  # fmt: skip
     request = Request(
         "sweep", config, settings, output, dry_run=dry_run, as_json=as_json, trials=trials, storage=storage, jobs=jobs
     )

@@ -78,10 +78,23 @@ def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bo
         ("best trial", trial_line(best, record.metric)),
         ("", f"{best.ranks} ranks, {number(best.adapter_params)} adapter parameters"),
         *fresh_row(best),
+        *_column(record),
         *([("compared", _compared(record.pair))] if record.pair is not None else []),
         *_paths(paths),
     ]
     show_table(rows)
+
+
+def _column(record: SweepRecord) -> list[tuple[str, str]]:
+    """The answer at every budget of a sweep whose runs are shared."""
+    return [
+        (
+            f"budget {number(one.budget)}",
+            f"trial {one.trial}  {record.metric} {number(one.shared)} cut from its run, {number(one.direct)} trained "
+            "at it",
+        )
+        for one in record.column
+    ]  # fmt: skip
 
 
 def fresh_row(trial: TrialRecord) -> list[tuple[str, str]]:

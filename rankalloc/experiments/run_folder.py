@@ -118,6 +118,10 @@ class SweepFolder:
         """The folder of one trial's run, or of the same with a further seed."""
         return RunFolder(self.path / TRIALS_NAME / (f"{number:04d}-seed-{seed}" if seed else f"{number:04d}"))
 
+    def trial_at(self, number: int, budget: float) -> RunFolder:
+        """The folder of one trial's recipe trained at another budget, a share."""
+        return RunFolder(self.path / TRIALS_NAME / f"{number:04d}-at-{budget:.4g}")
+
 
 def content(path: Path) -> Content:
     """What ``path`` holds. A folder with other files only, or with a run that wrote no checkpoint, holds nothing."""

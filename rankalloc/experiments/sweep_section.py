@@ -157,7 +157,8 @@ class SweepConfig(Section):
     mean; the best ``finalists`` are trained again with ``fresh_seeds`` fresh seeds before the winner is named.
     ``control_learning_rates`` are the rates at which uniform LoRA is tried, in this order; null means a quarter, a half
     and an eighth of ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0. ``start_from`` are
-    folders of earlier sweeps, whose best points are tried first."""
+    folders of earlier sweeps, whose best points are tried first. With ``share_runs`` one run at the largest budget
+    answers all of ``search.budget``: it is cut to the others."""
 
     trials: Annotated[Count, Field(le=MOST_TRIALS)] = 20
     goal: Literal["quality", "pareto"] = "quality"
@@ -168,6 +169,7 @@ class SweepConfig(Section):
     seeds: Count = 1
     finalists: Count = 3
     fresh_seeds: Count = 2
+    share_runs: bool = False
     control_learning_rates: Choices[Positive] | None = None
     start_from: Choices[str] | None = None
     search: SearchConfig = SearchConfig()

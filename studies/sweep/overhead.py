@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from rankalloc.experiments import runner
 from rankalloc.experiments.config import RunConfig
-from rankalloc.experiments.sweeps import pruning, trials
+from rankalloc.experiments.sweeps import pruning, trial_runs
 from rankalloc.experiments.sweeps.sweep import run_sweep
 
 
@@ -61,11 +61,11 @@ def shares(folder: Path, quick: bool = False) -> list[dict[str, float]]:
         })  # fmt: skip
         since[:] = [now, clock.training, evaluated[0]]
 
-    kept = trials.train, runner.evaluate, pruning.evaluate
-    trials.train = lambda *args, callbacks=(), **named: train(*args, callbacks=(*callbacks, clock), **named)  # type: ignore[assignment]
+    kept = trial_runs.train, runner.evaluate, pruning.evaluate
+    trial_runs.train = lambda *args, callbacks=(), **named: train(*args, callbacks=(*callbacks, clock), **named)  # type: ignore[assignment]
     runner.evaluate = timed(runner.evaluate)
     try:
         run_sweep(config.replaced({"sweep.pruner": "none"}), folder, on_trial=ended)
     finally:
-        trials.train, runner.evaluate, pruning.evaluate = kept
+        trial_runs.train, runner.evaluate, pruning.evaluate = kept
     return found

@@ -20,7 +20,7 @@ from rankalloc.experiments.sweeps.record import Sweep
 from rankalloc.experiments.sweeps.space import configured, search_space, suggest
 from rankalloc.experiments.sweeps.study import join_study
 from rankalloc.experiments.sweeps.sweep import run_sweep
-from rankalloc.experiments.sweeps.trials import trained
+from rankalloc.experiments.sweeps.trial_runs import trained
 from rankalloc.experiments.tasks import prepare
 
 from ..common.training import SHORT_PUNCTUATION

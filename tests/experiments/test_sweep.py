@@ -139,7 +139,7 @@ def test_a_killed_sweep_loses_no_trial(home, config):
 @pytest.mark.long
 def test_an_interrupt_in_the_matched_control_changes_nothing(config, home, monkeypatch):
     """Ctrl-C in the middle of a trial: its point, its role and its size come back, and so does the outcome."""
-    import rankalloc.experiments.sweeps.trials as sweep
+    import rankalloc.experiments.sweeps.trial_runs as sweep
 
     settings = config.replaced({"sweep.trials": 6, "sweep.search.rank": [3, 4]})
     whole = run_sweep(settings, home / "straight")

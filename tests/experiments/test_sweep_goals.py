@@ -11,15 +11,18 @@ import pytest
 import torch
 import yaml
 
-import rankalloc.experiments.sweeps.trials as trials_module
+import rankalloc as ra
+import rankalloc.experiments.sweeps.trial_runs as trials_module
 from rankalloc.errors import ConfigError, NothingFeasibleError, RankallocError
 from rankalloc.experiments.config import load_config
+from rankalloc.experiments.judging import TaskEvaluator
 from rankalloc.experiments.runner import train
 from rankalloc.experiments.sweeps.pruning import PRUNERS, WithinMethod
 from rankalloc.experiments.sweeps.samplers import SAMPLERS
 from rankalloc.experiments.sweeps.space import EARLIER, first_points, search_space, suggest, values_at
 from rankalloc.experiments.sweeps.sweep import SweepSpaceError, run_sweep
 from rankalloc.experiments.sweeps.worker import RepeatedFailureError
+from rankalloc.experiments.tasks import prepare
 from rankalloc.trace import RankTrace
 from tests.support.runs import small_config
 
@@ -221,6 +224,38 @@ def test_the_best_points_of_an_earlier_sweep_are_tried_first(tested, config):
 def test_uniform_lora_is_tried_at_each_budget_that_is_a_choice(config):
     points = first_points(config.replaced({"sweep.search.budget": [0.25, 0.5, 1.0]}))
     assert {params["budget"] for params, role in points if role == "uniform control"} == {0.25, 0.5, 1.0}
+
+
+def test_one_run_answers_a_column_of_budgets_and_direct_runs_check_it(config, tmp_path):
+    settings = config.replaced({"sweep.search.budget": [0.25, 0.5, 1.0], "sweep.share_runs": True, "sweep.trials": 3})
+    record = run_sweep(settings, tmp_path)
+    assert {trial.params["budget"] for trial in record.trials} == {1.0}
+    assert [one.budget for one in record.column] == [0.25, 0.5, 1.0]
+    judge = TaskEvaluator(prepare(settings), "tune", settings.training.eval_batch_size)
+    for one in record.column:
+        folder = tmp_path / "trials" / f"{one.trial:04d}"
+        whole = RankTrace.load(folder / "trace.json")
+        if one.budget == 1.0:
+            assert one.shared == one.direct == whole.evaluation("tune").metrics["accuracy"]
+            continue
+        allowed = int(one.budget * sum((layer.d_in + layer.d_out) * whole.rank for layer in whole.layers))
+        shrunk = ra.shrink(folder / "adapter", ra.RankBudget(params=allowed), tmp_path / f"cut-{one.budget}")
+        assert judge(tmp_path / f"cut-{one.budget}") == one.shared and shrunk.params <= allowed
+        direct = RankTrace.load(tmp_path / "trials" / f"{one.trial:04d}-at-{one.budget:g}" / "trace.json")
+        assert direct.evaluation("tune").metrics["accuracy"] == one.direct
+        assert direct.adapter_params_final == one.adapter_params <= allowed
+    assert run_sweep(settings, tmp_path) == record
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"sweep.search.budget": 0.5}, "list shares"), ({"sweep.search.budget": [0.5, 0.5]}, "has one: 0.5"),
+    ({"sweep.goal": "pareto"}, "goal pareto has a budget in every trial"),
+    ({"budget": {"params": 500}}, "needs several budgets"),
+])  # fmt: skip
+def test_runs_are_shared_only_among_several_budgets(config, given, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        run_sweep(config.replaced({"sweep.share_runs": True, **given}), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

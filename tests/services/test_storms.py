@@ -20,7 +20,7 @@ from rankalloc.experiments.runner import train
 from rankalloc.experiments.sweeps import storages
 from rankalloc.experiments.sweeps.slots import Slots, ended
 from rankalloc.experiments.sweeps.study import join_study
-from rankalloc.experiments.sweeps.trials import run_of
+from rankalloc.experiments.sweeps.trial_runs import run_of
 from rankalloc.trace import SweepRecord
 from tests.support.runs import small_yaml
 

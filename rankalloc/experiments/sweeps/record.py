@@ -135,9 +135,10 @@ def compare_on_report(record: SweepRecord, sweep: Sweep, ensure: Callable[[int],
     sure that a trial's run lies in the sweep's folder."""
     sign = -1 if record.direction == "maximize" else 1
 
-    def best_first(trial: TrialRecord) -> tuple[float, int, int]:
-        # of equally good trials the larger: a comparison at equal size wherever there is one
-        return sign * _known(trial.value), -_known(trial.adapter_params), trial.number
+    def best_first(trial: TrialRecord) -> tuple[bool, float, int, int]:
+        # the winner stands for its kind; of equally good trials the larger: a comparison at equal size wherever there
+        # is one
+        return trial.number != record.best, sign * _known(trial.value), -_known(trial.adapter_params), trial.number
 
     complete = sorted((t for t in record.trials if t.state == "complete" and not t.over), key=best_first)
     adaptive = next((t for t in complete if record.rank_choice(t) == "adaptive"), None)

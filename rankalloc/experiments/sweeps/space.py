@@ -42,6 +42,10 @@ def search_space(config: RunConfig) -> Space:
     given = {"method": config.searched_methods} | {name: getattr(search, name) for name in list(PATHS)[1:]}
     if config.budget.fraction is None:
         del given["budget"]
+    if config.sweep.share_runs and "budget" in given:
+        shares = given["budget"]
+        if isinstance(shares, (FloatRange, list)):
+            given["budget"] = shares.high if isinstance(shares, FloatRange) else max(shares)
     del given["alpha" if search.alpha_ratio is not None else "alpha_ratio"]
     space = {name: _dimension(value) for name, value in given.items()}
     return space | {path: _dimension(value) for path, value in search.more.items()}

@@ -27,10 +27,11 @@ from . import storages
 from .finals import left
 from .jobs import in_processes
 from .record import Sweep, compare_on_report, sweep_record, table_of, trial_record
+from .sharing import answers, column_of
 from .slots import Slots
 from .space import check_space
 from .study import SweepSpaceError, open_study
-from .trials import run_of, trained
+from .trial_runs import run_of, trained
 from .worker import work
 
 OnTrial = Callable[[TrialRecord, int, int], None]
@@ -70,6 +71,7 @@ def run_sweep(
     """
     wanted = trials or config.sweep.trials
     check_space(config)
+    column_of(config)
     prepared = with_kept_base(prepare(config), config.adapter.modules_to_save)
     sweep = Sweep(config, SweepFolder(folder), prepared, storages.shown(storage), command)
     slots = open_study(sweep, storage, wanted)
@@ -106,7 +108,7 @@ def _concluded(slots: Slots, sweep: Sweep) -> SweepRecord:
     ensure(final.best)
     pair = compare_on_report(final, sweep, ensure)
     final = sweep_record(slots, sweep)  # a run that was trained again has a trace now
-    final.pair = pair
+    final.pair, final.column = pair, answers(slots, sweep)
     if (earlier := _concluded_before(final, sweep.folder)) is not None:
         return earlier
     assert final.best is not None  # as above

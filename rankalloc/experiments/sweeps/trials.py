@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import shlex
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 import torch
 from transformers import TrainerCallback
 
-from ...errors import AdapterFileError, ConfigError
-from ...trace import RankTrace
-from ..config import RunConfig
-from ..run_folder import RunFolder
-from ..runner import train
 from .goals import constraints, values
 from .pruning import Rungs
 from .publishing import publish_trial
 from .record import Sweep
+from .sharing import COLUMN, mean_over, measured
 from .slots import of_slot, slot_of
-from .space import configured, values_at
+from .trial_runs import run_of, trained
 
 SAVED = "saved"
 """The attribute of a trial that holds the step of its last checkpoint."""
@@ -57,13 +50,17 @@ def objectives_of(
         "steps": sum(trace.steps_done for trace in traces), "values": found,
         "metrics": {name: statistics.fmean(one[name] for one in metrics) for name in metrics[0]},
     }  # fmt: skip
-    for name, value in attrs.items():
-        trial.set_user_attr(name, value)
+    value = statistics.fmean(found)
+    if sweep.config.sweep.share_runs and not further:
+        attrs[COLUMN] = measured(sweep, sweep.folder.trial(slot), first)
+        value = mean_over(value, attrs[COLUMN])
+    for name, content in attrs.items():
+        trial.set_user_attr(name, content)
     if not further:
         publish_trial(sweep.folder, trial, first)
     for name, excess in constraints(sweep.config, attrs).items():
         trial.set_constraint(name, excess)
-    return values(sweep.config, statistics.fmean(found), attrs)
+    return values(sweep.config, value, attrs)
 
 
 class _Saved(TrainerCallback):
@@ -74,41 +71,6 @@ class _Saved(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trial.set_user_attr(SAVED, state.global_step)
-
-
-def trained(
-    sweep: Sweep, run: RunConfig, place: RunFolder, params: dict[str, Any], stop: Callable[[], bool] | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> RankTrace:
-    """The trace of a trial's run: as it lies in its folder, continued from a checkpoint there, or trained."""
-    same = place.config.is_file() and place.config.read_text(encoding="utf-8") == run.to_yaml()
-    going_on = same and (place.trace.is_file() or bool(place.checkpoints()))
-    if not going_on:
-        place.discard()
-    once = functools.partial(
-        train, run, place.path, prepared=sweep.prepared, splits=("tune",), command=_command(sweep, run, params),
-        stop=stop, callbacks=callbacks, group=sweep.config.name,
-    )
-    try:
-        return once(resume=going_on)
-    except (AdapterFileError, ConfigError):
-        if not going_on:
-            raise
-    place.discard()  # no checkpoint in it was whole, or they are of other code
-    return once()
-
-
-def run_of(
-    config: RunConfig, attrs: Mapping[str, Any], slot: int, params: dict[str, Any], seed: int = 0
-) -> RunConfig:
-    """The configuration of a trial, or of the same with its ``seed``-th further seed; a matched control has its budget
-    in parameters."""
-    name = f"{config.name}-{slot}" + (f"-seed-{seed}" if seed else "")
-    run = configured(config, params).replaced({"name": name, "seed": (config.seed + seed) % 2**32})
-    if match := attrs.get("match_params"):
-        others = {f"budget.{unit}": None for unit in ("ranks", "bytes", "fraction")}
-        run = run.replaced({"budget.params": match, **others})
-    return run
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -122,18 +84,3 @@ def out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _command(sweep: Sweep, run: RunConfig, params: dict[str, Any]) -> str:
-    """The command that trains this one trial again."""
-    found = values_at(sweep.config, params)
-    if run.budget.params is not None and "budget" in params:  # a matched control
-        found |= {"budget.fraction": None, "budget.params": run.budget.params}
-    if run.seed != sweep.config.seed:
-        found["seed"] = run.seed
-    sets = [word for path, value in found.items() for word in ("--set", f"{path}={_as_yaml(value)}")]
-    return shlex.join(["rankalloc", "train", sweep.folder.config.as_posix(), *sets, "--output", "again"])
-
-
-def _as_yaml(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (list, dict, bool)) or value is None else str(value)
