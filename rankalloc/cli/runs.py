@@ -49,10 +49,13 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
     with _resumable(how), results_only():
         together = f" in {processes()} processes" if processes() > 1 else ""
         say(f"training {_task_name(config)} with {config.method} into {folder}{together}")
+        from ..experiments.preemption import Stop
         from ..experiments.runner import train
 
-        with training(), steps:
-            trace = train(config, Path(folder), command=request.line(whole=False), resume=resume, progress=steps)
+        with training(), steps, Stop().on_sigterm() as stop:
+            trace = train(
+                config, Path(folder), command=request.line(whole=False), resume=resume, progress=steps, stop=stop
+            )
         report, failure = _report(folder)
     show_run(trace, config, folder, report, request.as_json)
     _raise(failure, folder)

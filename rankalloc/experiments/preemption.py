@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from ..errors import RankallocError
@@ -57,17 +58,27 @@ class Stop:
 class StopCallback(TrainerCallback):
     """Has a checkpoint written at the end of the step in which ``stop`` says so, and raises :class:`Preempted` then.
 
-    It must come after the callbacks that add to a checkpoint.
+    Processes that train together stop after the same step: the one that one of them is asked in. It must come after the
+    callbacks that add to a checkpoint.
     """
 
     def __init__(self, stop: Callable[[], bool]) -> None:
         self.stop, self._asked = stop, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step < state.max_steps and self.stop():
+        if state.global_step < state.max_steps and _agreed(self.stop(), args):
             self._asked = control.should_save = True
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._asked:
             raise Preempted(f"stopped after step {state.global_step} of {state.max_steps}")
+
+
+def _agreed(asked: bool, args: Any) -> bool:
+    """Whether any process has been asked, which all of them learn."""
+    if args.world_size == 1:
+        return asked
+    flag = torch.tensor(int(asked), device=args.device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)

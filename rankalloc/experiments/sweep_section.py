@@ -158,7 +158,7 @@ class SweepConfig(Section):
     ``control_learning_rates`` are the rates at which uniform LoRA is tried, in this order; null means a quarter, a half
     and an eighth of ``training.learning_rate``, since B·A learns faster than P·Λ·Q from Λ = 0. ``start_from`` are
     folders of earlier sweeps, whose best points are tried first. With ``share_runs`` one run at the largest budget
-    answers all of ``search.budget``: it is cut to the others."""
+    answers all of ``search.budget``: it is cut to the others. ``processes`` train one trial together (torchrun)."""
 
     trials: Annotated[Count, Field(le=MOST_TRIALS)] = 20
     goal: Literal["quality", "pareto"] = "quality"
@@ -170,6 +170,7 @@ class SweepConfig(Section):
     finalists: Count = 3
     fresh_seeds: Count = 2
     share_runs: bool = False
+    processes: Count = 1
     control_learning_rates: Choices[Positive] | None = None
     start_from: Choices[str] | None = None
     search: SearchConfig = SearchConfig()

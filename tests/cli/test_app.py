@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -436,6 +437,23 @@ def test_sweep_tells_each_trial_and_goes_on_to_more(tiny, tmp_path, monkeypatch)
     assert found["command"] == shlex.join(["rankalloc", "sweep", str(tiny / "tiny.yaml"), "--set", "training.steps=3",
                                            "--trials", "3"])
     assert run("train", tiny / "tiny.yaml", "--output", "out").exit_code == 1
+
+
+@pytest.mark.long
+def test_sigterm_leaves_a_checkpoint_that_resume_goes_on_from(tiny, tmp_path):
+    words = ["train", str(tiny / "tiny.yaml"), "--set", "training.steps=400", "--set", "training.log_every=1"]
+    command = [sys.executable, "-m", "rankalloc", *words, "--output", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "cut" / "config.yaml").is_file():  # which is written just before the first step
+        time.sleep(0.02)
+    time.sleep(1.5)
+    process.terminate()
+    assert process.wait() == 143 and "--resume" in process.stderr.read()
+    assert list((tmp_path / "cut").glob("checkpoint-*"))
+    assert run(*words, "--output", tmp_path / "cut", "--resume").exit_code == 0
+    assert run(*words, "--output", tmp_path / "whole").exit_code == 0
+    cut, whole = ((tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("cut", "whole"))
+    assert cut == whole
 
 
 def test_a_sweep_needs_no_configuration(tiny, tmp_path, monkeypatch):

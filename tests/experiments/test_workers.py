@@ -8,15 +8,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rankalloc.cli import app
-from rankalloc.errors import ConfigError
+from rankalloc.errors import ConfigError, NothingFeasibleError
 from rankalloc.experiments.preemption import Preempted, Stop
 from rankalloc.experiments.run_folder import SweepFolder
 from rankalloc.experiments.sweeps import storages
@@ -263,3 +266,42 @@ def test_a_sweep_through_optunas_grpc_proxy(tmp_path):
 def test_a_proxys_name_that_is_none(name, said):
     with pytest.raises(ConfigError, match=said):
         join_study(name, None)
+
+
+@pytest.mark.long
+def test_a_trial_is_a_torchrun_job_and_goes_on_when_it_was_stopped(tmp_path):
+    """Real torchrun; SIGTERM in the middle of a trial, and the same trial goes on to the bits of an undisturbed one."""
+    config = small_config(
+        tmp_path, "sweep.processes=2", "training.steps=40", "training.scheduler=constant", "sweep.pruner=none"
+    )
+    whole = run_sweep(config, tmp_path / "whole", trials=2)
+    trace = RankTrace.load(tmp_path / "whole" / "trials" / "0001" / "trace.json")
+    assert any("2 processes trained together" in note for note in trace.notes)
+    command = [sys.executable, "-m", "rankalloc", "sweep", str(tmp_path / "small.yaml"), "--trials", "2", "--output",
+               str(tmp_path / "cut")]  # fmt: skip
+    for override in ("sweep.processes=2", "training.steps=40", "training.scheduler=constant", "sweep.pruner=none"):
+        command += ["--set", override]
+    process = subprocess.Popen([*command, "--set", "training.log_every=1"], stderr=subprocess.PIPE, text=True)
+    request = tmp_path / "cut" / "trials" / "0001" / ".request.json"
+    while not request.is_file():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    time.sleep(8)  # the job has begun, or is about to
+    process.terminate()
+    assert process.wait() == 143 and "to continue: rankalloc sweep" in process.stderr.read()
+    again = run_sweep(config.replaced({"training.log_every": 1}), tmp_path / "cut", trials=2)
+    assert [(t.params, t.value) for t in again.trials] == [(t.params, t.value) for t in whole.trials]
+    one, two = (
+        load_file(tmp_path / name / "trials" / "0001" / "adapter" / WEIGHTS) for name in ("whole", "cut")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one) and one.keys() == two.keys()
+
+
+@pytest.mark.long
+def test_what_fails_under_torchrun_says_the_same_as_in_one_process(tmp_path):
+    config = small_config(tmp_path, "sweep.processes=2", "adapter.target_modules=[nowhere]")
+    with pytest.raises(NothingFeasibleError) as many:
+        run_sweep(config, tmp_path / "many", trials=1)
+    with pytest.raises(NothingFeasibleError) as one:
+        run_sweep(config.replaced({"sweep.processes": 1}), tmp_path / "one", trials=1)
+    assert str(many.value) == str(one.value)

@@ -55,7 +55,9 @@ def in_processes(
             waiting = min(jobs, runs)
             for place in range(waiting):
                 if place not in workers:
-                    workers[place] = subprocess.Popen(command, env=_surroundings(place, jobs))
+                    workers[place] = subprocess.Popen(
+                        command, env=_surroundings(place, jobs, sweep.config.sweep.processes)
+                    )
             time.sleep(_POLL)
             for place, process in list(workers.items()):
                 if process.poll() is None:
@@ -106,12 +108,13 @@ def _end(workers: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _surroundings(place: int, jobs: int) -> dict[str, str]:
-    """The environment of a worker: its threads, and its accelerator."""
+def _surroundings(place: int, jobs: int, each: int) -> dict[str, str]:
+    """The environment of a worker whose trials take ``each`` processes: its threads, and its accelerators."""
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (jobs * each))))
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         given = environment.get("CUDA_VISIBLE_DEVICES", "")
         names = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
-        environment["CUDA_VISIBLE_DEVICES"] = names[place % len(names)]
+        own = dict.fromkeys(names[(place * each + index) % len(names)] for index in range(each))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return environment

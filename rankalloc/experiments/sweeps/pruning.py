@@ -38,7 +38,8 @@ _SHORTEST = 20  # steps below which a run is too short to be judged in the middl
 def rungs(config: RunConfig, prepared: PreparedTask) -> list[int]:
     """The steps after which a trial is evaluated: a quarter and a half of all; none where nothing is to be pruned."""
     total = steps_of(config, prepared.train_examples or 0)
-    if config.sweep.pruner == "none" or config.sweep.goal != "quality" or total < _SHORTEST:
+    sweep = config.sweep
+    if sweep.pruner == "none" or sweep.goal != "quality" or sweep.processes > 1 or total < _SHORTEST:
         return []
     quarter = math.ceil(total / 4)
     return [quarter, _FACTOR * quarter]

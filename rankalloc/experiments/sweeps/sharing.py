@@ -1,9 +1,9 @@
 """One run that answers a whole column of budgets (``sweep.share_runs``).
 
 Every trial is trained at the largest budget only. Its adapter is then cut to each smaller one, without further
-training, and evaluated on the tune split; the trial's value is the mean over the column. That approximates a run that was
-given the smaller budget from the start could adapt to it. So, at the end, the best trial of each budget is trained
-directly at that budget, and both values are reported.
+training, and evaluated on the tune split; the trial's value is the mean over the column. That is an approximation: a
+run that was given the smaller budget from the start could adapt to it. So, at the end, the best trial of each budget is
+trained directly at that budget, and both values are reported.
 """
 
 from __future__ import annotations

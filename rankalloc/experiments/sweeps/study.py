@@ -118,11 +118,11 @@ def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: Prepared
         )
 
 
-_SAME = {"sampler", "goal", "against", "limits", "pruner", "seeds", "share_runs"}
+_SAME = {"sampler", "goal", "against", "limits", "pruner", "seeds", "share_runs", "processes"}
 """Settings of a sweep that all its trials share."""
 _BEFORE: dict[str, Any] = {
     "sweep.goal": "quality", "sweep.pruner": "none", "sweep.seeds": 1, "sweep.against": "params",
-    "sweep.limits": LimitsConfig().model_dump(), "sweep.share_runs": False,
+    "sweep.limits": LimitsConfig().model_dump(), "sweep.share_runs": False, "sweep.processes": 1,
 }
 """What studies did that had no such settings yet."""
 _SHARE = "what budget.fraction is a share of"

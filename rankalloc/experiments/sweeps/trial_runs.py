@@ -15,6 +15,7 @@ from ...trace import RankTrace
 from ..config import RunConfig
 from ..run_folder import RunFolder
 from ..runner import train
+from .launching import train_in_processes
 from .record import Sweep
 from .space import configured, values_at
 
@@ -28,17 +29,22 @@ def trained(
     going_on = same and (place.trace.is_file() or bool(place.checkpoints()))
     if not going_on:
         place.discard()
-    once = functools.partial(
-        train, run, place.path, prepared=sweep.prepared, splits=("tune",), command=_command(sweep, run, params),
-        stop=stop, callbacks=callbacks, group=sweep.config.name,
+    command, group, processes = _command(sweep, run, params), sweep.config.name, sweep.config.sweep.processes
+    once: Callable[..., RankTrace] = functools.partial(
+        train, run, place.path, prepared=sweep.prepared, splits=("tune",), command=command, stop=stop,
+        callbacks=callbacks, group=group,
     )
+    if processes > 1:
+        once = functools.partial(
+            train_in_processes, processes, run, place, command=command, stop=stop, group=group
+        )
     try:
         return once(resume=going_on)
     except (AdapterFileError, ConfigError):
         if not going_on:
             raise
     place.discard()  # no checkpoint in it was whole, or they are of other code
-    return once()
+    return once(resume=False)
 
 
 def run_of(
