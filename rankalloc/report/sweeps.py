@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from ..trace import RankChoice, SweepRecord, TrialRecord
@@ -10,7 +11,8 @@ from ..trace import RankChoice, SweepRecord, TrialRecord
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One row of the trials' table. ``choice`` decides the shape and colour the trial is drawn with."""
+    """One row of the trials' table. ``choice`` decides the shape and colour the trial is drawn with; ``fresh`` is the
+    mean over seeds that the trial was not chosen by, ``over`` names the limits it exceeds."""
 
     number: int
     role: str
@@ -25,6 +27,8 @@ class TrialRow:
     best: bool
     front: bool
     message: str
+    fresh: float | None = None
+    over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ def trial_rows(sweep: SweepRecord) -> list[TrialRow]:
                 best=trial.number == sweep.best,
                 front=trial.number in sweep.front,
                 message=trial.message or "",
+                fresh=fmean(trial.fresh) if trial.fresh else None,
+                over=tuple(trial.over),
             )
         )
     return rows

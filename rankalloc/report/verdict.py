@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
-from ..trace import BASELINES, PairRecord, RankChoice, RankTrace, SweepRecord
+from ..trace import BASELINES, PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord
 from .facts import Facts
 from .outcome import budget_phrase, headline_metric, judged
 from .wording import count, fixed, number, percent, plural
@@ -92,7 +93,7 @@ def _sweep_verdict(sweep: SweepRecord) -> Verdict:
     best = next((t for t in sweep.trials if t.number == sweep.best), None)
     kind = KINDS["adaptive" if best is None else sweep.rank_choice(best)]
     value = number(best.value) if best is not None else "unknown"
-    notes = ["The value is the best of many on the tuning split and is therefore flattering."]
+    notes = _fresh_notes(best) or ["The value is the best of many on the tuning split and is therefore flattering."]
     if done and all(sweep.rank_choice(t) != "adaptive" for t in done):
         notes.append("No completed trial chose its ranks adaptively.")
     return Verdict(
@@ -102,6 +103,16 @@ def _sweep_verdict(sweep: SweepRecord) -> Verdict:
         "open",
         notes,
     )
+
+
+def _fresh_notes(best: TrialRecord | None) -> list[str]:
+    """What the winner came to with fresh seeds; nothing where there are none."""
+    if best is None or not best.fresh:
+        return []
+    return [
+        f"The best trial, {best.number}, won among the best few by its mean over fresh seeds ({len(best.fresh)}): "
+        f"{number(fmean(best.fresh))}, beside {number(best.value)} with the seed it was found by."
+    ]
 
 
 def _pair_verdict(sweep: SweepRecord, pair: PairRecord) -> Verdict:
@@ -140,6 +151,7 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord) -> Verdict:
         "This compares two recipes, each with settings of its own. It does not single out the placement of the ranks: "
         "for that, compare with the same method forced to equal ranks (placement=uniform)."
     )
+    notes += _fresh_notes(next((trial for trial in sweep.trials if trial.number == sweep.best), None))
     probe = _why_only_a_probe(sweep, pair)
     return Verdict(f"{sentence} Read it as a probe: {probe}." if probe else sentence, tone, notes)
 
