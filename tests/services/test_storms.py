@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.long, pytest.mark.service]
 KINDS = pytest.mark.parametrize("storage", ["sqlite", "journal", "postgresql"], indirect=True)
 STORMS = int(os.environ.get("STORMS", 10))
 ROOT = Path(__file__).parents[2]
-SETTINGS = ["training.steps=150", "training.save_every=50", "data.limit_train=40"]
+SETTINGS = ["training.steps=150", "training.save_every=50", "data.limit_train=40", "sweep.pruner=none"]
 
 
 def surroundings() -> dict[str, str]:
