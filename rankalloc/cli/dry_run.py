@@ -12,6 +12,7 @@ from .output import count, number, results_only, show, show_json, show_table
 if TYPE_CHECKING:
     from ..experiments.config import RunConfig
     from ..experiments.runner import Preview
+    from ..experiments.sweeps.plan import SweepPlan
     from .request import Request
 
 _CURVE_ROWS = 8
@@ -26,9 +27,10 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
         found = preview(config)
         space = None
         if request.command == "sweep":
+            from ..experiments.sweeps.plan import plan_of
             from ..experiments.sweeps.space import search_space
 
-            space = search_space(config)
+            space, course = search_space(config), plan_of(config, request.trials, found.total_steps)
     early = find_method(config.method).when == "before"
     trials = request.trials or config.sweep.trials
     if request.as_json:
@@ -45,7 +47,7 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
                 "freeze_step": found.plan.freeze_step,
                 "curve": [{"step": step, "asked": asked} for step, asked, _ in curve(found.plan, early)],
             },
-            **({} if space is None else {"search_space": space, "trials": trials}),
+            **({} if space is None else {"search_space": space, "trials": trials, "plan": asdict(course)}),
         })
     show("dry run: nothing is written", style="bold")
     show_table(_overview(config, found, folder, note))
@@ -62,6 +64,26 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
         show()
         show(f"search space of {count(trials, 'trial')}, drawn by {config.sweep.sampler}")
         show_table([(name, dimension_text(dimension)) for name, dimension in space.items()])
+        show()
+        show_table(_course(course))
+
+
+def _course(course: SweepPlan) -> list[tuple[str, str]]:
+    """What a sweep does, in the order in which it does it."""
+    limits = ", ".join(f"{name} at most {number(limit)}" for name, limit in course.limits.items())
+    goal = f"the front of {course.metric} against {course.against}" if course.against else f"the best {course.metric}"
+    first = ", ".join(f"{amount} {role}" for role, amount in course.first.items())
+    column = ", ".join(map(number, course.column))
+    rungs = " and ".join(f"{step:,}" for step in course.rungs)
+    return [
+        ("looks for", goal + (f" with {limits}" if limits else "")),
+        ("begins with", first),
+        *([("stops early", f"poor trials, after step {rungs}, within their method")] if course.rungs else []),
+        *([("column", f"every run is cut to budgets {column}")] if course.column else []),
+        *([("then trains again", f"the best {course.finalists} with {count(course.fresh_seeds, 'fresh seed')} each")]
+          if course.finalists > 1 else []),
+        ("training steps", f"at most {course.steps:,}"),
+    ]
 
 
 def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) -> list[tuple[str, str]]:
@@ -126,8 +148,10 @@ def curve(plan: BudgetPlan, early: bool) -> list[tuple[int, int, str]]:
 
 def dimension_text(dimension: dict[str, Any]) -> str:
     """One dimension of a search space in words."""
+    methods = f", for {', '.join(dimension['when'])} only" if "when" in dimension else ""
     if "choices" in dimension:
         choices = [number(choice) for choice in dimension["choices"]]
-        return f"always {choices[0]}" if len(choices) == 1 else f"one of {', '.join(choices)}"
+        return (f"always {choices[0]}" if len(choices) == 1 else f"one of {', '.join(choices)}") + methods
     step = f", in steps of {number(dimension['step'])}" if dimension["step"] else ""
-    return f"{number(dimension['low'])} to {number(dimension['high'])}{', log scale' if dimension['log'] else ''}{step}"
+    scale = ", log scale" if dimension["log"] else ""
+    return f"{number(dimension['low'])} to {number(dimension['high'])}{scale}{step}{methods}"

@@ -462,6 +462,9 @@ def test_a_sweep_needs_no_configuration(tiny, tmp_path, monkeypatch):
     words = ["sweep", "--model", tiny / "model", "--data", "my data.csv", "--text-column", "words"]
     done = run(*words, "--label-column", "kind", "--dry-run", "--set", "data.max_length=32")
     assert done.exit_code == 0 and "runs/my-data-sweep" in done.stdout + done.stderr, done.stderr
+    for said in ("looks for", "the best accuracy", "begins with", "3 uniform control, 1 start, 15 sampled, 1 matched",
+                 "after step 38 and 76", "the best 3 with 2 fresh seeds each", "at most 3,900"):  # fmt: skip
+        assert said in done.stdout, said
     wrong = run(*words, "--label-column", "nix", "--trials", 1, "--set", "data.max_length=32")
     assert wrong.exit_code == 2 and "no column 'nix'; columns: 'words', 'kind'" in wrong.stderr
 

@@ -37,7 +37,11 @@ _SHORTEST = 20  # steps below which a run is too short to be judged in the middl
 
 def rungs(config: RunConfig, prepared: PreparedTask) -> list[int]:
     """The steps after which a trial is evaluated: a quarter and a half of all; none where nothing is to be pruned."""
-    total = steps_of(config, prepared.train_examples or 0)
+    return rungs_of(config, steps_of(config, prepared.train_examples or 0))
+
+
+def rungs_of(config: RunConfig, total: int) -> list[int]:
+    """The same for a run of ``total`` steps."""
     sweep = config.sweep
     if sweep.pruner == "none" or sweep.goal != "quality" or sweep.processes > 1 or total < _SHORTEST:
         return []
