@@ -23,6 +23,7 @@ from .request import Request
 
 if TYPE_CHECKING:
     from ..experiments.config import RunConfig
+    from ..trace import SweepRecord
 
 
 def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
@@ -105,7 +106,6 @@ def run_sweep(request: Request) -> None:
     with _resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
         continued = request.storage is None and SweepFolder(Path(folder)).study.exists()
         say(f"continuing the sweep in {folder}" if continued else f"sweeping {_task_name(config)} into {folder}")
-        from ..experiments.sweeps.publishing import publish
         from ..experiments.sweeps.sweep import run_sweep as run
         from ..experiments.tasks import metric_of
 
@@ -125,9 +125,19 @@ def run_sweep(request: Request) -> None:
             say(f"the sweep had finished: {count(len(record.trials), 'trial')}, and none was trained now")
         report, failure = _report(folder)
         if trained and failure is None:
-            publish(Path(folder), request.storage, record)
+            _publish(Path(folder), request.storage, record)
     show_sweep(record, folder, report, request.as_json)
     _raise(failure, folder)
+
+
+def _publish(folder: Path, storage: str | None, record: SweepRecord) -> None:
+    """Put verdict and files beside the study. Everything is saved by then: what fails is told, and fails nothing."""
+    from ..experiments.sweeps.publishing import publish
+
+    try:
+        publish(folder, storage, record)
+    except Exception as error:
+        say(f"the study got no verdict and no files for optuna-dashboard: {type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager

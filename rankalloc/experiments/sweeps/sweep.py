@@ -115,7 +115,8 @@ def _concluded(slots: Slots, sweep: Sweep) -> SweepRecord:
     best = slots.all()[final.best]
     _copy_best(sweep.folder, sweep.folder.trial(final.best).path)
     again = run_of(sweep.config, best.user_attrs, final.best, best.params)
-    write_text(sweep.folder.best_config, again.replaced({"name": f"{sweep.config.name}-best"}).to_yaml())
+    again = again.replaced({"name": f"{sweep.config.name}-best", "output": None})
+    write_text(sweep.folder.best_config, again.to_yaml())
     _save(final, sweep.folder)
     return final
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import warnings
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import optuna
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from ...errors import RankallocError
@@ -136,9 +138,17 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
             state, message = TrialState.PRUNED, f"out of memory: {first_line(error)}"
         else:
             return study.tell(trial, values)
+        _give_back_memory()
         trial.set_user_attr("message", message)
         trial.set_user_attr("seconds", time.perf_counter() - before)
         return study.tell(trial, state=state)
+
+
+def _give_back_memory() -> None:
+    """What a run that broke off still holds, so that the next one has it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager
