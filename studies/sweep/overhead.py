@@ -36,7 +36,7 @@ def shares(folder: Path, quick: bool = False) -> list[dict[str, float]]:
     transformers.logging.set_verbosity_error()
     shutil.rmtree(folder, ignore_errors=True)
     config = RunConfig().replaced({
-        "name": "overhead", "sweep.trials": 3 if quick else 6, "sweep.finalists": 1,
+        "name": "overhead", "sweep.trials": 3 if quick else 4, "sweep.finalists": 1,
         "training.steps": 20 if quick else RunConfig().training.steps,
     })  # fmt: skip
     clock, evaluated, found = Clock(), [0.0], []

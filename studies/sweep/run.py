@@ -124,6 +124,8 @@ def figure(found: dict[str, Any]) -> Figure:
         for index, key in enumerate(sorted(key for key in found if key.split()[0] == name)):
             steps, values = course(found[key])
             ax.step(steps, values, where="post", color=color, linewidth=1.4, label=name if index == 0 else None)
+    reached = [course(one)[1][-1] for one in found.values()]
+    ax.set_ylim(min(reached) - 0.06, max(reached) + 0.01)  # where searches differ; what is poorer is of no use
     ax.set_xlabel("training steps spent")
     ax.set_ylabel("best F1 on the tune split")
     ax.legend(frameon=False, fontsize=8, loc="lower right")
