@@ -45,8 +45,15 @@ def _sections(section: dict[str, Any], definitions: dict[str, Any], path: str = 
 
 
 def _references(value: dict[str, Any]) -> list[str]:
-    options = [value, *value.get("anyOf", []), *value.get("oneOf", []), *value.get("allOf", [])]
-    return [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
+    found = [value["$ref"].rpartition("/")[2]] if "$ref" in value else []
+    inner = value.get("additionalProperties")
+    for option in (*_options(value), *([inner] if isinstance(inner, dict) else [])):
+        found += _references(option)
+    return found
+
+
+def _options(value: dict[str, Any]) -> list[dict[str, Any]]:
+    return [option for kind in ("anyOf", "oneOf", "allOf") for option in value.get(kind, [])]
 
 
 def _values(value: dict[str, Any], path: str, key: str) -> str:
@@ -58,6 +65,8 @@ def _values(value: dict[str, Any], path: str, key: str) -> str:
         return f"[a mapping](#{anchor})"
     if "enum" in value:
         return ", ".join(f"`{choice}`" for choice in value["enum"])
+    if isinstance(value.get("additionalProperties"), dict):
+        return f"keys, each with: {_values(value['additionalProperties'], path, key)}"
     if value.get("type") == "array":
         return f"a list of: {_values(value['items'], path, key)}"
     names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`",

@@ -104,8 +104,7 @@ class SearchConfig(Section):
     """The search space: per dimension a value, a list of choices, or a range. ``budget`` is a share of the parameters
     of the first rank in every layer; ``method`` null means the configured method and "uniform". ``alpha_ratio`` is
     alpha / rank, in place of ``alpha``. ``more`` has further keys of a run (``adapter.dropout``,
-    ``adapter.target_modules``, ``training.warmup_steps`` …), each with a list of choices or a
-    :class:`FurtherDimension`."""
+    ``adapter.target_modules``, ``training.warmup_steps`` …), each with a list of choices or a mapping."""
 
     method: OneOrMore[str] | None = None
     rank: Searched[Count, IntRange] = [4, 8, 12]
