@@ -107,7 +107,7 @@ def test_all_mistakes_come_at_once_with_path_value_and_nearest_name():
         ("sweep.trials=0", "sweep.trials"),
         ("sweep.search.rank=[]", "sweep.search.rank"),
         ("sweep.search.rank.low=20", "sweep.search.rank.high"),
-        ("sweep.search.alpha.low=65", "sweep.search.alpha.high"),
+        ("sweep.search.alpha.low=129", "sweep.search.alpha.high"),
         ("sweep.search.alpha={low: 0, high: 4, log: true}", "sweep.search.alpha.log"),
         ("sweep.search.alpha={low: 1, high: 4, log: true, step: 1}", "sweep.search.alpha.step"),
         ("sweep.search.budget={low: 0.5, high: 2}", "sweep.search.budget"),
@@ -134,7 +134,7 @@ def test_search_dimensions_are_values_choices_or_ranges():
          "sweep.search.learning_rate=[1e-3, 2e-3]", "sweep.search.method=uniform"],
     ).sweep.search  # fmt: skip
     assert search.rank == IntRange(low=2, high=8, step=2)
-    assert search.alpha == FloatRange(low=2, high=64, log=True)
+    assert search.alpha == FloatRange(low=2, high=128, log=True)
     assert (search.budget, search.learning_rate, search.method) == (0.5, [1e-3, 2e-3], "uniform")
     assert load_config(None, ["method=uniform"]).searched_methods == ["uniform"]
 

@@ -26,6 +26,8 @@ from rankalloc.experiments.tasks import prepare
 from rankalloc.trace import RankTrace
 from tests.support.runs import small_config
 
+LONG = pytest.mark.long  # further members of a kind that the suite has already
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
@@ -69,7 +71,7 @@ def test_a_finished_sweep_trains_no_seed_twice(tested):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("trace.json")} == before
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=LONG)])
 def test_the_best_trial_keeps_the_limits(config, sampler, tmp_path):
     every = config.replaced({"sweep.sampler": sampler, "sweep.search.budget": [0.3, 1.0], "sweep.trials": 6})
     limited = every.replaced({"sweep.limits.params": 1000})
@@ -83,13 +85,17 @@ def test_the_best_trial_keeps_the_limits(config, sampler, tmp_path):
         run_sweep(every, tmp_path)
 
 
-@pytest.mark.parametrize("limits", [{"params": 1}, {"bytes": 4}, {"step_seconds": 1e-9}])
+@pytest.mark.parametrize("limits", [
+    {"params": 1}, pytest.param({"bytes": 4}, marks=LONG), pytest.param({"step_seconds": 1e-9}, marks=LONG),
+])  # fmt: skip
 def test_limits_that_nothing_keeps_are_named(config, limits, tmp_path):
     with pytest.raises(NothingFeasibleError, match=f"within sweep.limits .{next(iter(limits))}.: 2 exceed them"):
         run_sweep(config.replaced({"sweep.limits": limits}), tmp_path, trials=2)
 
 
-@pytest.mark.parametrize(("sampler", "against"), [("tpe", "params"), ("nsga2", "bytes"), ("gp", "params")])
+@pytest.mark.parametrize(("sampler", "against"), [
+    ("tpe", "params"), pytest.param("nsga2", "bytes", marks=LONG), pytest.param("gp", "params", marks=LONG),
+])  # fmt: skip
 def test_the_front_of_quality_against_size(config, sampler, against, tmp_path):
     settings = config.replaced({"sweep.goal": "pareto", "sweep.sampler": sampler, "sweep.against": against})
     record = run_sweep(settings, tmp_path)
@@ -107,7 +113,7 @@ def test_a_trials_value_is_the_mean_over_its_seeds(config, tmp_path):
         assert len(trial.values) == 2 and trial.value == statistics.fmean(trial.values) and trial.steps == 8
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", [pytest.param(name, marks=() if name == "halving" else LONG) for name in PRUNERS])
 def test_poor_trials_are_stopped_and_those_for_comparison_never(config, pruner, tmp_path):
     settings = config.replaced({
         "training.steps": 20, "sweep.pruner": pruner, "sweep.trials": 12, "sweep.sampler": "random",
@@ -141,8 +147,10 @@ def test_a_pruner_sees_trials_of_one_method_only():
 
 
 @pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    *(pytest.param(error, marks=LONG) for error in (
+        MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    )),
 ])  # fmt: skip
 def test_a_trial_that_does_not_fit_is_infeasible_and_the_sweep_goes_on(config, error, monkeypatch, tmp_path):
     real = trials_module.train

@@ -239,6 +239,7 @@ def test_what_a_worker_would_take_no_notice_of_is_refused(words, named):
     assert done.exit_code == 2 and f"leave out {named} (" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_sweep_through_optunas_grpc_proxy(tmp_path):
     pytest.importorskip("grpc")
     with socket.socket() as one:
