@@ -35,7 +35,7 @@ test-long: $(VENV)/.ready-test ## the few tests that take longest, and the rest 
 test-readers: $(VENV)/.ready-readers ## what llama.cpp, diffusers and PEFT make of each layout (builds llama.cpp: minutes)
 	$(BIN)/python -m studies.readers
 
-test-services: $(VENV)/.ready-services ## sweeps on SQLite, a journal and PostgreSQL while workers are killed (20 minutes)
+test-services: $(VENV)/.ready-services ## sweeps on SQLite, a journal and PostgreSQL while workers are killed (10 minutes)
 	$(BIN)/python -m pytest -v -m service tests/services
 
 bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run

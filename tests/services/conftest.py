@@ -47,7 +47,13 @@ def postgres():
 
 @pytest.fixture
 def storage(request, tmp_path):
-    """The name of a storage: ``request.param`` is sqlite, journal or postgresql."""
+    """The name of an empty storage: ``request.param`` is sqlite, journal or postgresql."""
     if request.param == "postgresql":
-        return request.getfixturevalue("postgres")
+        import psycopg
+
+        server = request.getfixturevalue("postgres")
+        name = f"test{abs(hash(request.node.nodeid))}"
+        with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return f"{server.rpartition('/')[0]}/{name}"
     return {"sqlite": f"sqlite:///{tmp_path}/shared.db", "journal": f"journal:{tmp_path}/shared.log"}[request.param]

@@ -14,7 +14,7 @@ from rankalloc.experiments.sweeps.samplers import sampler_of
 from rankalloc.experiments.sweeps.slots import Slots, slot_of
 from rankalloc.experiments.sweeps.space import search_space, suggest
 
-TRIALS, WAIT = 20, 0.5
+TRIALS, WAIT = 20, 1.0
 
 
 def main(storage: str, name: str) -> None:
