@@ -263,13 +263,14 @@ class PairRecord(Record):
 class ColumnRecord(Record):
     """The best trial at one budget of a sweep whose runs are shared: ``shared`` is its value on the tune split when its
     adapter is cut to ``budget`` (a share), ``direct`` that of a run trained at that budget; their difference is the
-    error of sharing runs."""
+    error of sharing runs. ``steps`` are those of the direct run."""
 
     budget: float
     trial: int
     shared: float
     direct: float
     adapter_params: int
+    steps: int = 0
 
 
 class SweepRecord(Record):

@@ -165,6 +165,7 @@ def trial_line(trial: TrialRecord, metric: str) -> str:
     parts = [f"trial {trial.number}", trial.role, *_point(trial.params)]
     if trial.state == "complete":
         parts.append(f"{metric} {number(trial.value)}")
+        parts += [f"over the limit of {name}" for name in trial.over]
     else:
         parts.append(f"{trial.state}: {trial.message}" if trial.message else trial.state)
     if trial.seconds is not None:

@@ -78,11 +78,23 @@ def show_sweep(record: SweepRecord, folder: str, report: str | None, as_json: bo
         ("best trial", trial_line(best, record.metric)),
         ("", f"{best.ranks} ranks, {number(best.adapter_params)} adapter parameters"),
         *fresh_row(best),
+        *_front(record),
         *_column(record),
         *([("compared", _compared(record.pair))] if record.pair is not None else []),
         *_paths(paths),
     ]
     show_table(rows)
+
+
+def _front(record: SweepRecord) -> list[tuple[str, str]]:
+    """The front of a sweep that looked for it."""
+    if (record.config.get("sweep") or {}).get("goal") != "pareto":
+        return []
+    size = {"params": "adapter_params", "bytes": "stored_bytes"}[record.config["sweep"]["against"]]
+    return [
+        ("front", f"{trial_line(trial, record.metric)}  {number(getattr(trial, size))} {size.replace('_', ' ')}")
+        for trial in map(record.trial, record.front)
+    ]  # fmt: skip
 
 
 def _column(record: SweepRecord) -> list[tuple[str, str]]:

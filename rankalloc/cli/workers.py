@@ -88,6 +88,7 @@ def show_status(storage: str, study: str | None, as_json: bool, others: Sequence
         ("sweep", found.name), ("trials", f"{ended} of {found.wanted} have ended: {states}"),
         *([("fresh seeds", f"{count(found.fresh_left, 'run')} of the best trials left")] if found.fresh_left else []),
         *([("best", trial_line(found.best, found.metric)), *fresh_row(found.best)] if found.best else []),
+        *([("best", "no trial keeps the limits so far")] if not found.best and found.counts.get("complete") else []),
         *(("running", f"{trial_line(one.trial, found.metric)}  {one.worker}  for {about(one.seconds)}")
           for one in found.running),
         *(("failed", trial_line(trial, found.metric)) for trial in found.failed),

@@ -117,6 +117,12 @@ class SearchConfig(Section):
     )
     more: Annotated[dict[str, Searched[Any, FurtherDimension]], BeforeValidator(_flat)] = {}
 
+    @model_validator(mode="after")
+    def _one_alpha(self) -> SearchConfig:
+        if self.alpha_ratio is not None and self.alpha != type(self).model_fields["alpha"].default:
+            raise ValueError("give alpha or alpha_ratio, which is alpha / rank, not both")
+        return self
+
     @field_validator("method")
     @classmethod
     def _known_methods(cls, value: str | list[str] | None) -> str | list[str] | None:

@@ -89,7 +89,7 @@ def test_a_finished_sweep_stays_as_it_is(whole, config, home):
 def test_the_record_on_disk_is_the_one_returned_and_best_is_copied(whole, home):
     record, _ = whole
     assert SweepRecord.load(home / "whole" / "sweep.json") == record
-    assert record.best == max((t for t in record.trials), key=lambda t: (t.value, -t.number)).number
+    assert record.best == max(record.trials, key=lambda t: (t.value, -t.metrics["loss"], -t.number)).number
     best = RankTrace.load(home / "whole" / "best" / "trace.json")
     assert sum(best.final_ranks) == record.trial(record.best).ranks
     assert (home / "whole" / "best" / "adapter" / "adapter_model.safetensors").is_file()

@@ -45,7 +45,7 @@ def tested(config, tmp_path_factory):
 def test_the_winner_is_the_finalist_with_the_best_mean_over_fresh_seeds(tested):
     settings, folder, record = tested
     again = [trial for trial in record.trials if trial.fresh]
-    best_first = sorted(record.trials, key=lambda trial: (-trial.value, trial.number))
+    best_first = sorted(record.trials, key=lambda trial: (-trial.value, trial.metrics["loss"]))
     assert {t.number for t in again} == {t.number for t in best_first[:2]} and all(len(t.fresh) == 2 for t in again)
     assert statistics.fmean(record.trial(record.best).fresh) == max(statistics.fmean(t.fresh) for t in again)
     for trial in again:
@@ -104,7 +104,7 @@ def test_the_front_of_quality_against_size(config, sampler, against, tmp_path):
     size = {"params": "adapter_params", "bytes": "stored_bytes"}[against]
     theirs = {(t.values[0], t.values[1]) for t in study.best_trials}
     assert {(t.value, getattr(t, size)) for t in record.trials if t.number in record.front} == theirs
-    assert not any(trial.fresh for trial in record.trials)
+    assert not any(trial.fresh for trial in record.trials) and record.best in record.front
 
 
 def test_a_trials_value_is_the_mean_over_its_seeds(config, tmp_path):
@@ -203,13 +203,17 @@ def test_any_key_of_a_run_is_searched_some_for_one_method_only(config, tmp_path)
         assert isinstance(given["training"]["warmup_steps"], int) and "alpha" not in trial.params
         values = values_at(settings, trial.params)
         assert given["training"]["weight_decay"] == values["training.weight_decay"]
+        if trial.role in ("uniform control", "start"):  # at the file's own values
+            assert given["adapter"]["dropout"] == given["training"]["warmup_steps"] == 0
+            assert given["adapter"]["target_modules"] == "all-linear"
+            assert given["budget"]["warmup"] == settings.budget.warmup
 
 
 @pytest.mark.parametrize(("more", "said"), [
     ({"adapter.rank": [1]}, "adapter.rank: it has a dimension of its own"),
     ({"task": ["x"]}, "cannot search task"),
     ({"adapter.dropout": [0.1, 2]}, "adapter.dropout: should be below 1"),
-    ({"training.nix": [1]}, "unknown key 'nix'"),
+    ({"training.nix": [1]}, "unknown key 'nix'|no key training.nix"),
     ({"adapter.dropout": {"choices": [0.1], "when": "eva"}}, "is for method 'eva', and the sweep searches"),
 ])  # fmt: skip
 def test_a_dimension_that_no_run_has_is_refused_before_anything(config, more, said, tmp_path):
@@ -223,7 +227,12 @@ def test_the_best_points_of_an_earlier_sweep_are_tried_first(tested, config):
     points = first_points(config.replaced({"sweep.start_from": [str(folder)], "sweep.search.rank": [2]}))
     earlier = [params for params, role in points if role == EARLIER]
     best = max(record.trials, key=lambda trial: (trial.value, -trial.number))
-    assert 1 <= len(earlier) <= 3 and earlier[0] == {**best.params, "rank": 2}
+    assert {**best.params, "rank": 2} in [params for params, _ in points] and len(earlier) <= 3
+    ratios = first_points(config.replaced({
+        "sweep.start_from": [str(folder)], "sweep.search.alpha_ratio": {"low": 0.01, "high": 1000},
+    }))  # fmt: skip
+    wanted = best.params["alpha"] / best.params["rank"]
+    assert wanted in [params["alpha_ratio"] for params, _ in ratios]
     for wrong in (folder / "nowhere", folder / "trials.csv"):
         with pytest.raises(ConfigError, match="start_from"):
             first_points(config.replaced({"sweep.start_from": [str(wrong)]}))
@@ -252,7 +261,13 @@ def test_one_run_answers_a_column_of_budgets_and_direct_runs_check_it(config, tm
         direct = RankTrace.load(tmp_path / "trials" / f"{one.trial:04d}-at-{one.budget:g}" / "trace.json")
         assert direct.evaluation("tune").metrics["accuracy"] == one.direct
         assert direct.adapter_params_final == one.adapter_params <= allowed
-    assert run_sweep(settings, tmp_path) == record
+    assert run_sweep(settings, tmp_path) == record and record.steps == 3 * 4 + 2 * 4
+
+
+def test_alpha_is_given_in_one_way():
+    for given in ("8", "[8, 16]", "{low: 1, high: 2}"):
+        with pytest.raises(ConfigError, match="alpha or alpha_ratio"):
+            load_config(None, [f"sweep.search.alpha={given}", "sweep.search.alpha_ratio=2"])
 
 
 @pytest.mark.parametrize(("given", "said"), [

@@ -57,9 +57,15 @@ def sign_of(study: optuna.Study) -> int:
 
 
 def ranked(trials: Iterable[FrozenTrial], study: optuna.Study) -> list[FrozenTrial]:
-    """Complete trials within all limits, the best one first; of equally good ones the one that began first."""
+    """Complete trials within all limits, the best one first; of equally good ones the smaller where size is a goal,
+    then the one with the lower loss (metrics that count tie easily), then the one that began first."""
     sign = sign_of(study)
-    return sorted(filter(feasible, trials), key=lambda trial: (sign * quality(trial), slot_of(trial)))
+
+    def order(trial: FrozenTrial) -> tuple[float, float, float, int]:
+        size = trial.values[1] if trial.values is not None and len(trial.values) > 1 else 0.0
+        return sign * quality(trial), size, trial.user_attrs.get("metrics", {}).get("loss", 0.0), slot_of(trial)
+
+    return sorted(filter(feasible, trials), key=order)
 
 
 def best_of(trials: Iterable[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
@@ -68,9 +74,9 @@ def best_of(trials: Iterable[FrozenTrial], study: optuna.Study) -> FrozenTrial |
 
 
 def pareto_front(trials: Iterable[FrozenTrial], study: optuna.Study, size: str = "adapter_params") -> list[int]:
-    """Numbers of the trials that no other beats in both size and quality, smallest first."""
+    """Numbers of the trials within all limits that no other beats in both size and quality, smallest first."""
     sign = sign_of(study)
-    points = sorted((t.user_attrs[size], sign * quality(t), slot_of(t)) for t in trials)
+    points = sorted((t.user_attrs[size], sign * quality(t), slot_of(t)) for t in filter(feasible, trials))
     front, lowest = [], float("inf")
     for _, value, number in points:
         if value < lowest:

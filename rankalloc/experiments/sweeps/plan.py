@@ -46,6 +46,10 @@ def plan_of(config: RunConfig, trials: int | None, total_steps: int) -> SweepPla
     runs = wanted * sweep.seeds + (finalists * sweep.fresh_seeds if finalists > 1 else 0) + max(0, len(column) - 1)
     return SweepPlan(
         metric=metric_of(config).metric, against=sweep.against if pareto else None, limits=sweep.limits.given,
-        first={role: amount for role, amount in roles.items() if amount}, rungs=rungs_of(config, total_steps),
+        first={_said(role): amount for role, amount in roles.items() if amount}, rungs=rungs_of(config, total_steps),
         column=column, finalists=finalists, fresh_seeds=sweep.fresh_seeds, steps=runs * total_steps,
     )  # fmt: skip
+
+
+def _said(role: str) -> str:
+    return f"{role} (unless a uniform trial has that size)" if role == MATCHED else role

@@ -121,8 +121,10 @@ class Rungs(TrainerCallback):
         if state.global_step not in self.at or state.global_step >= state.max_steps:
             return
         record = evaluate(self.prepared, model, "tune", self.config.training.eval_batch_size)
-        for step, value in self._told(record, state.global_step):
-            self.trial.report(value, step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a trial that goes on may come to a rung again
+            for step, value in self._told(record, state.global_step):
+                self.trial.report(value, step)
         if self.trial.should_prune():
             self.trial.set_user_attr("steps", state.global_step)
             raise optuna.TrialPruned(f"stopped after step {state.global_step} of {state.max_steps}")

@@ -74,14 +74,16 @@ def trial_record(trial: FrozenTrial, config: RunConfig, folder: Path) -> TrialRe
         params = {**params, "placement": options_of(config, params).get("placement", "chosen")}
     number, seed = of_slot(slot_of(trial))
     trace = SweepFolder(folder).trial(number, seed).trace
-    role = attrs.get("role", SAMPLED)
+    role, message = attrs.get("role", SAMPLED), attrs.get("message")
+    if match := attrs.get("match_params"):
+        message = message or f"its budget is {match:,} parameters, the best adaptive trial's"
     return TrialRecord(
         number=number, state=_STATES[trial.state], role=f"{role} {seed}" if seed else role, params=params,
         value=quality(trial) if trial.state == TrialState.COMPLETE else None, metrics=attrs.get("metrics", {}),
         values=attrs.get("values", []), over=_exceeded(trial), steps=attrs.get("steps"),
         stored_bytes=attrs.get("stored_bytes"),
         ranks=attrs.get("ranks"), adapter_params=attrs.get("adapter_params"), seconds=attrs.get("seconds"),
-        trace=trace.relative_to(folder).as_posix() if trace.is_file() else None, message=attrs.get("message"),
+        trace=trace.relative_to(folder).as_posix() if trace.is_file() else None, message=message,
     )
 
 
@@ -92,12 +94,14 @@ def table_of(record: SweepRecord) -> str:
     own = ("number", "role", "state", "value", "ranks", "adapter_params", "stored_bytes", "steps", "seconds")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*own, *params, *(f"tune_{name}" for name in metrics), "fresh_mean", "best", "front", "message"])
+    marks = ("fresh_mean", "best", "front", "over", "message")
+    table.writerow([*own, *params, *(f"tune_{name}" for name in metrics), *marks])
     for trial in record.trials:
         cells = [getattr(trial, name) for name in own]
         cells += [trial.params.get(name) for name in params] + [trial.metrics.get(name) for name in metrics]
         cells += [statistics.fmean(trial.fresh) if trial.fresh else None]
-        cells += [int(trial.number == record.best), int(trial.number in record.front), trial.message]
+        cells += [int(trial.number == record.best), int(trial.number in record.front), " ".join(trial.over)]
+        cells += [trial.message]
         table.writerow(["" if cell is None else cell for cell in cells])
     return text.getvalue()
 
@@ -135,10 +139,11 @@ def compare_on_report(record: SweepRecord, sweep: Sweep, ensure: Callable[[int],
     sure that a trial's run lies in the sweep's folder."""
     sign = -1 if record.direction == "maximize" else 1
 
-    def best_first(trial: TrialRecord) -> tuple[bool, float, int, int]:
-        # the winner stands for its kind; of equally good trials the larger: a comparison at equal size wherever there
-        # is one
-        return trial.number != record.best, sign * _known(trial.value), -_known(trial.adapter_params), trial.number
+    def best_first(trial: TrialRecord) -> tuple[bool, float, float, int, int]:
+        # the winner stands for its kind; metrics that count tie easily, so the loss decides next; of equally good
+        # trials the larger: a comparison at equal size wherever there is one
+        loss, size = trial.metrics.get("loss", 0.0), _known(trial.adapter_params)
+        return trial.number != record.best, sign * _known(trial.value), loss, -size, trial.number
 
     complete = sorted((t for t in record.trials if t.state == "complete" and not t.over), key=best_first)
     adaptive = next((t for t in complete if record.rank_choice(t) == "adaptive"), None)

@@ -79,13 +79,16 @@ def answers(slots: Slots, sweep: Sweep) -> list[ColumnRecord]:
             continue
         value, best = min(held, key=lambda pair: (sign_of(slots.study) * pair[0], slot_of(pair[1])))
         slot, params = slot_of(best), {**best.params, "budget": share}
-        direct, size = value, best.user_attrs["adapter_params"]
+        direct, size, steps = value, best.user_attrs["adapter_params"], 0
         if share != shares[-1]:
             run = run_of(sweep.config, {}, slot, params)
             place = sweep.folder.trial_at(slot, share)
             trace = trained(sweep, run.replaced({"name": place.path.name}), place, params)
             direct, size = trace.evaluations[0].metrics[sweep.prepared.metric], trace.adapter_params_final or 0
-        found.append(ColumnRecord(budget=share, trial=slot, shared=value, direct=direct, adapter_params=size))
+            steps = trace.steps_done
+        found.append(
+            ColumnRecord(budget=share, trial=slot, shared=value, direct=direct, adapter_params=size, steps=steps)
+        )
     return found
 
 

@@ -152,37 +152,69 @@ def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
         name: _nearest(space[name], value) for name, value in start.items() if name in space and value is not None
     }
     methods = space["method"]["choices"]
+    further = {path: _configured_value(config, path, space[path]) for path in config.sweep.search.more}
     rates = config.sweep.control_learning_rates or [config.training.learning_rate / part for part in (4, 2, 8)]
     distinct = dict.fromkeys(_nearest(space["learning_rate"], rate) for rate in rates)
-    controls = [({"method": "uniform", **point, "learning_rate": rate}, CONTROL) for rate in distinct]
+    def at(method: str, **values: Any) -> dict[str, Any]:
+        own = {path: value for path, value in further.items() if method in space[path].get("when", (method,))}
+        return {"method": method, **point, **own, **values}
+
+    controls = [(at("uniform", learning_rate=rate), CONTROL) for rate in distinct]
     controls += [
         ({**controls[0][0], "budget": share}, CONTROL)
         for share in space.get("budget", {}).get("choices", ()) if share != point.get("budget")
     ]
     controls = controls if "uniform" in methods else []
-    starts = [({"method": name, **point}, START) for name in methods if name != "uniform"]
-    return controls[:1] + starts + controls[1:] + _of_earlier_sweeps(config, space)
+    starts = [(at(name), START) for name in methods if name != "uniform"]
+    earlier = [(at(own.pop("method", methods[0]), **own), EARLIER) for own in _of_earlier_sweeps(config, space)]
+    found: list[tuple[dict[str, Any], str]] = []
+    for params, role in controls[:1] + starts + controls[1:] + earlier:
+        if all(params != known for known, _ in found):
+            found.append((params, role))
+    return found
 
 
-def _of_earlier_sweeps(config: RunConfig, space: Space) -> list[tuple[dict[str, Any], str]]:
-    """The best points of ``sweep.start_from``, as far as they have this sweep's dimensions."""
+def _configured_value(config: RunConfig, path: str, dimension: dict[str, Any]) -> Any:
+    """The point of a further dimension that the configuration itself is at, or is nearest to."""
+    value: Any = config.model_dump(mode="json")
+    for part in path.split("."):
+        value = value[part]
+    if "choices" in dimension:
+        value = json.dumps(value) if dimension.get("coded") else value
+        if value in dimension["choices"] or not isinstance(value, (int, float)):
+            return value if value in dimension["choices"] else dimension["choices"][0]
+        numbers = [choice for choice in dimension["choices"] if isinstance(choice, (int, float))]
+        return _nearest({"choices": numbers}, value) if numbers else dimension["choices"][0]
+    return _nearest(dimension, value if isinstance(value, (int, float)) else dimension["low"])
+
+
+def _of_earlier_sweeps(config: RunConfig, space: Space) -> list[dict[str, Any]]:
+    """The best points of ``sweep.start_from``, as far as they have this sweep's dimensions, at the nearest point of
+    it."""
     found: list[dict[str, Any]] = []
     for folder in config.sweep.start_from or ():
         path = Path(folder)
         try:
             record = SweepRecord.load(path / SWEEP_NAME if path.is_dir() else path)
-        except RankallocError as error:
-            raise ConfigError(f"sweep.start_from: {error}") from None
+        except RankallocError:
+            raise ConfigError(
+                f"sweep.start_from: {folder} is no folder of a sweep with a {SWEEP_NAME} that can be read"
+            ) from None
         complete = [trial for trial in record.trials if trial.value is not None]
         complete.sort(key=lambda trial: trial.value or 0.0, reverse=record.direction == "maximize")
         for trial in complete[:_EARLIER]:
+            given, rank = dict(trial.params), trial.params.get("rank")
+            if rank and "alpha" in given and "alpha_ratio" in space:
+                given["alpha_ratio"] = given["alpha"] / rank
+            elif rank and "alpha_ratio" in given and "alpha" in space:
+                given["alpha"] = given["alpha_ratio"] * rank
             point = {
-                name: _nearest(space[name], value) for name, value in trial.params.items()
+                name: _nearest(space[name], value) for name, value in given.items()
                 if name in space and (name == "method" or isinstance(value, (int, float)))
             }  # fmt: skip
             if point.get("method", space["method"]["choices"][0]) in space["method"]["choices"] and point not in found:
                 found.append(point)
-    return [(point, EARLIER) for point in found]
+    return found
 
 
 def _nearest(dimension: dict[str, Any], value: Any) -> Any:

@@ -27,6 +27,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ...errors import ConfigError, RankallocError
+from ...trace import SweepRecord
 from ..run_folder import STUDY_NAME, SweepFolder
 from .slots import queue_again
 
@@ -137,7 +138,9 @@ def named(text: str) -> str:
     """
     if "://" in text or any(text.startswith(prefix) for prefix in STORAGES):
         return text
-    if not SweepFolder(Path(text)).study.is_file():
+    if not (place := SweepFolder(Path(text))).study.is_file():
+        if place.record.is_file() and "***" not in (kept := SweepRecord.load(place.record).storage):
+            return kept
         raise ConfigError(
             f"no sweep at {text}; give a sweep's folder, journal:PATH, grpc:HOST:PORT or the URL of a database"
         )

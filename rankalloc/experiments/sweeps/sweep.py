@@ -109,6 +109,7 @@ def _concluded(slots: Slots, sweep: Sweep) -> SweepRecord:
     pair = compare_on_report(final, sweep, ensure)
     final = sweep_record(slots, sweep)  # a run that was trained again has a trace now
     final.pair, final.column = pair, answers(slots, sweep)
+    final.steps = (final.steps or 0) + sum(one.steps for one in final.column)
     if (earlier := _concluded_before(final, sweep.folder)) is not None:
         return earlier
     assert final.best is not None  # as above

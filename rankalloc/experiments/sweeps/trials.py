@@ -19,6 +19,8 @@ from .sharing import COLUMN, mean_over, measured
 from .slots import of_slot, slot_of
 from .trial_runs import run_of, trained
 
+SPENT = "seconds before"
+"""The attribute of a trial that holds what it took until it was put back."""
 SAVED = "saved"
 """The attribute of a trial that holds the step of its last checkpoint."""
 
@@ -42,7 +44,7 @@ def objectives_of(
     found = [one[sweep.prepared.metric] for one in metrics]
     first = traces[0]
     attrs: dict[str, Any] = {
-        "seconds": time.perf_counter() - before, "ranks": sum(first.final_ranks),
+        "seconds": trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before, "ranks": sum(first.final_ranks),
         "adapter_params": max(trace.adapter_params_final or 0 for trace in traces),
         "stored_bytes": max(trace.stored.bytes for trace in traces if trace.stored is not None),
         "step_seconds": first.step_seconds_after_freeze or first.step_seconds_before_freeze,

@@ -24,7 +24,7 @@ from .record import Sweep, choice_of
 from .samplers import sampler_of
 from .slots import DEATHS, DRAW, LAST, Slots, ended, queue_again, slot_of
 from .space import MATCHED, SAMPLED, search_space, suggest
-from .trials import SAVED, first_line, objectives_of, out_of_memory
+from .trials import SAVED, SPENT, first_line, objectives_of, out_of_memory
 
 OnTrial = Callable[[FrozenTrial, int], None]
 """Called with a trial that has ended and how many have."""
@@ -123,6 +123,7 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
         try:
             values = objectives_of(sweep, trial, params, stop)
         except Preempted:
+            trial.set_user_attr(SPENT, trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before)
             slots.put_back(taken)
             raise
         except optuna.TrialPruned as pruned:
@@ -131,6 +132,7 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
             state, message = TrialState.FAIL, str(error)
         except BaseException as error:  # Ctrl-C, too
             if not out_of_memory(error):
+                trial.set_user_attr(SPENT, trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before)
                 slots.put_back(taken)
                 raise
             # not a failure: a place that does not fit, which the sampler then avoids
@@ -140,7 +142,7 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
             return study.tell(trial, values)
         _give_back_memory()
         trial.set_user_attr("message", message)
-        trial.set_user_attr("seconds", time.perf_counter() - before)
+        trial.set_user_attr("seconds", trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before)
         return study.tell(trial, state=state)
 
 
