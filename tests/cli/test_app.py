@@ -414,17 +414,18 @@ def test_nothing_to_resume_is_said(tiny, tmp_path):
 
 def test_sweep_tells_each_trial_and_goes_on_to_more(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["sweep", tiny / "tiny.yaml", "--set", "training.steps=3", "--output", "out"]
+    words = ["sweep", tiny / "tiny.yaml", "--set", "training.steps=3", "--output", "out", "--set",
+             "sweep.fresh_seeds=1", "--set", "sweep.finalists=2"]  # fmt: skip
     with monkeypatch.context() as without:
         without.setattr("rankalloc.report.write_report", lambda *_: None)
         done = run(*words, "--trials", 2)
     assert done.exit_code == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if " trial " in line]
-    assert len(lines) == 2 + 4 and lines[0].startswith("1/2  trial 0  uniform control  uniform  rank 4  alpha 4")
+    assert len(lines) == 2 + 2 and lines[0].startswith("1/2  trial 0  uniform control  uniform  rank 4  alpha 4")
     assert lines[0].endswith(" s left") and re.search(r"  lr 0.005  accuracy [\d.]+  \d+ s$", lines[1])
-    assert re.match(r"2/2  trial \d  fresh seed 2  ", lines[-1])
+    assert re.match(r"2/2  trial \d  fresh seed 1  ", lines[-1])
     assert done.stdout.startswith("trials") and re.search(r"^best +out/best$", done.stdout, re.MULTILINE)
-    assert "with fresh seeds " in done.stdout and "18 training steps in all" in done.stdout
+    assert "with fresh seeds " in done.stdout and "12 training steps in all" in done.stdout
     shown = run("sweep", "--status", "out")
     assert "2 of 2 have ended: 2 complete" in shown.stdout and "with fresh seeds " in shown.stdout
     assert json.loads(run("sweep", "--status", "out", "--json").stdout)["counts"] == {"complete": 2}
@@ -435,6 +436,7 @@ def test_sweep_tells_each_trial_and_goes_on_to_more(tiny, tmp_path, monkeypatch)
     assert len(found["trials"]) == 3 and found["folder"] == "out" and "continuing the sweep" in more.stderr
     assert Path(found["paths"]["report"]).read_text().startswith("<!")
     assert found["command"] == shlex.join(["rankalloc", "sweep", str(tiny / "tiny.yaml"), "--set", "training.steps=3",
+                                           "--set", "sweep.fresh_seeds=1", "--set", "sweep.finalists=2",
                                            "--trials", "3"])
     assert run("train", tiny / "tiny.yaml", "--output", "out").exit_code == 1
 

@@ -106,6 +106,7 @@ def test_the_pair_was_seen_on_the_report_split_and_uniform_is_no_larger(whole, h
     assert all(RankTrace.load(home / "whole" / t.trace).evaluation("report") is None for t in others)
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_ends_as_one_that_was_not(whole, config, home):
     run_sweep(config, home / "parts", trials=2)
     resumed = run_sweep(config, home / "parts", trials=3)

@@ -25,6 +25,7 @@ def read(folder: Path) -> tuple[dict, str]:
     return json.loads((folder / "gpu.json").read_text()), (folder / "gpu.md").read_text()
 
 
+@pytest.mark.long
 def test_every_arm_is_measured_or_says_why_not(tmp_path, capsys):
     pytest.importorskip("bitsandbytes")
     gpu.main([*TINY, str(tmp_path)])
