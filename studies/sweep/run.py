@@ -41,8 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = Results(args.output, 1, searches={})
     if args.part == "overhead":
         if not args.report:
+            searched = results.record.get("environment")
             results.record["overhead"] = shares(args.work / "overhead", quick=args.quick)
             results.stamp()
+            # the searches may have been made elsewhere
+            results.record["overhead environment"] = results.record.pop("environment")
+            results.record |= {} if searched is None else {"environment": searched}
             results.save()
         print(overhead_text(results.record["overhead"]))
         return
