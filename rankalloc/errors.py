@@ -54,6 +54,11 @@ class NothingFeasibleError(RankallocError):
     exit_code = 3
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``choices``, or an empty string."""
     near = difflib.get_close_matches(str(word), list(choices), n=1, cutoff=0.6)

@@ -219,6 +219,10 @@ class RankTrace(Record):
         return load_record(cls, path, "trace")
 
 
+FRESH_SEED: Final = "fresh seed"
+"""The role of a run that trains one of the best trials again, followed by the number of the seed."""
+
+
 class TrialRecord(Record):
     """One trial of a sweep. ``trace`` is relative to the sweep's folder; ``role`` distinguishes the enqueued trials
     ("uniform control", "start", "earlier best", "matched control") from sampled ones. In a sweep with a ``placement``,

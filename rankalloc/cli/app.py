@@ -124,7 +124,7 @@ def sweep(
     overrides: Overrides = None,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", min=1, metavar="N", help="Number of finished trials, earlier ones included."),
+        typer.Option("--trials", min=1, max=9999, metavar="N", help="Finished trials in all, earlier ones included."),
     ] = None,
     storage: Annotated[
         str | None,

@@ -129,9 +129,11 @@ class Trials:
             self._bar.stop()
 
     def __call__(self, trial: TrialRecord, done: int, total: int) -> None:
-        again = not trial.role.startswith("fresh seed")
-        self._states += [trial.state] if again else []
-        if trial.value is not None and again and not trial.over:
+        from ..trace import FRESH_SEED
+
+        counted = not trial.role.startswith(FRESH_SEED)
+        self._states += [trial.state] if counted else []
+        if trial.value is not None and counted and not trial.over:
             self._best = min((self._best, trial.value), key=self._order)
         now = time.monotonic()
         if self._begun is None:  # what an earlier sweep has done says nothing of this one's pace

@@ -13,13 +13,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..errors import RankallocError
+from ..errors import RankallocError, first_line
 from ..trace import RankTrace
 from ..training.callback import RankCallback
 from .config import RunConfig
 from .run_folder import RunFolder
 
-_PATIENCE = 30  # seconds for wandb to begin, in a sweep, and half of those it gets to end
+_PATIENCE = 30  # seconds that wandb gets to begin with a trial; to end it, twice as many
 
 
 def trackers(config: RunConfig, folder: Path, ranking: RankCallback, group: str | None = None) -> list[WandbCallback]:
@@ -65,7 +65,7 @@ class WandbCallback(TrainerCallback):
                 ) from error
             wandb.teardown()
             self.run = self._guarded("start offline", lambda: self._begun(mode="offline"))
-            self.trouble.insert(0, f"wandb could not be reached ({_first_line(error)})" + (
+            self.trouble.insert(0, f"wandb could not be reached ({first_line(error)})" + (
                 f": this trial was kept offline, and wandb sync {self.run.dir} sends it"
                 if self.run is not None else ": this trial was not tracked"
             ))  # fmt: skip
@@ -84,15 +84,16 @@ class WandbCallback(TrainerCallback):
 
     def finish(self, trace: RankTrace) -> None:
         """Log evaluations, final ranks and the report, and close the run; trouble becomes notes of the trace."""
-        self._guarded("send the results", lambda: self._send(trace))
+        if self.run is not None:
+            self._guarded("send the results", lambda: self._send(trace))
         self.close()
         trace.notes += self.trouble
 
     def close(self, failed: bool = False) -> None:
         """End wandb's run, whatever became of ours."""
         if self.run is not None:
-            run, self.run = self.run, None
-            self._guarded("finish", lambda: run.finish(exit_code=int(failed)), run)
+            self._guarded("finish", lambda: self.run.finish(exit_code=int(failed)))
+            self.run = None
 
     def _send(self, trace: RankTrace) -> None:
         import wandb
@@ -121,19 +122,14 @@ class WandbCallback(TrainerCallback):
         )
 
     def _log(self, values: dict[str, Any], step: int) -> None:
-        self._guarded("log", lambda: self.run.log(values, step=step))
+        if self.run is not None:
+            self._guarded("log", lambda: self.run.log(values, step=step))
 
-    def _guarded(self, what: str, call: Callable[[], Any], run: Any = None) -> Any:
-        """What ``call`` returns; None when there is no run to track, or it fails, which is noted once."""
-        if self.run is None and run is None and what != "start offline":
-            return None
+    def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
+        """What ``call`` returns; None when it fails, which is noted once."""
         try:
             return call()
         except Exception as error:
             if not any(f"could not {what}" in said for said in self.trouble):
-                self.trouble.append(f"wandb could not {what}: {_first_line(error)}")
+                self.trouble.append(f"wandb could not {what}: {first_line(error)}")
             return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

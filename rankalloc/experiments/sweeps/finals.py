@@ -12,12 +12,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from ...trace import FRESH_SEED
 from ..config import RunConfig
 from .goals import quality, ranked, sign_of
 from .slots import Slots, slot_of, with_seed
-
-AGAIN = "fresh seed"
-"""The role of a finalist's further run."""
 
 
 def finalists(slots: Slots, config: RunConfig) -> list[FrozenTrial]:
@@ -36,7 +34,7 @@ def left(slots: Slots, config: RunConfig, wanted: int) -> int:
     if len(candidates) < 2:
         return 0
     return slots.fill_again({
-        with_seed(slot_of(trial), seed): (trial.params, {"role": AGAIN, **_own(trial)})
+        with_seed(slot_of(trial), seed): (trial.params, {"role": FRESH_SEED, **_own(trial)})
         for trial in candidates for seed in fresh_seeds(config)
     })  # fmt: skip
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from transformers import TrainerCallback
 
@@ -26,6 +25,7 @@ from ...trace import EvaluationRecord
 from ..config import RunConfig
 from ..runner import steps_of
 from ..tasks.base import PreparedTask, evaluate
+from .goals import best_of
 from .space import SAMPLED
 
 _FACTOR = 2  # the better half of the trials that came so far goes on
@@ -104,10 +104,11 @@ class _OfOneMethod:
 
     @property
     def best_trial(self) -> FrozenTrial:
-        """The best complete one; ValueError for none."""
-        sign = -1 if self._own.direction == StudyDirection.MAXIMIZE else 1
-        complete = self.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return min(complete, key=lambda trial: sign * (trial.value or 0.0))
+        """The best complete one; ValueError for none, as a study has it."""
+        best = best_of(self.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), self._own)
+        if best is None:
+            raise ValueError("no trial of this method is complete")
+        return best
 
 
 class Rungs(TrainerCallback):

@@ -60,12 +60,10 @@ def measured(sweep: Sweep, place: RunFolder, trace: RankTrace) -> list[list[floa
     shares = column_of(sweep.config)[:-1]
     whole = sum((layer.d_in + layer.d_out) * trace.rank for layer in trace.layers)
     judge = TaskEvaluator(sweep.prepared, "tune", sweep.config.training.eval_batch_size)
-    found = []
-    for share in shares:
-        budget = RankBudget(params=max(1, math.floor(share * whole)))
-        curve = frontier(place.adapter, [budget], judge, higher_is_better=judge.higher_is_better)
-        found.append([share, curve.points[0].value])
-    return found
+    budgets = [RankBudget(params=max(1, math.floor(share * whole))) for share in shares]
+    curve = frontier(place.adapter, budgets, judge, higher_is_better=judge.higher_is_better)
+    # by rising parameters, as the shares are; the whole adapter comes last
+    return [[share, point.value] for share, point in zip(shares, curve.points[:-1], strict=True)]
 
 
 def answers(slots: Slots, sweep: Sweep) -> list[ColumnRecord]:

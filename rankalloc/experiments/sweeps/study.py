@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from ...errors import ConfigError, RankallocError, unknown
+from ...errors import ConfigError, RankallocError, first_line, unknown
 from ..config import RunConfig
 from ..sweep_section import LimitsConfig
 from ..tasks.base import PreparedTask
@@ -95,8 +95,7 @@ def _connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.St
     except RankallocError:
         raise
     except Exception as error:  # sqlalchemy and the database drivers have their own exception families
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankallocError(f"could not open the study in {shown}: {reason}") from error
+        raise RankallocError(f"could not open the study in {shown}: {first_line(error)}") from error
     return Slots(study, kept, guard)
 
 

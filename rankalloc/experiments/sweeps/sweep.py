@@ -64,12 +64,13 @@ def run_sweep(
         stop: asked after every step; where it says so, the trial in hand is put back with a checkpoint.
 
     Raises:
+        ConfigError: ``trials`` or the space is not valid.
         SweepSpaceError: the study in the storage searches another space.
         NothingFeasibleError: no trial completed.
         Preempted: ``stop`` ended it.
         RankallocError: the storage cannot be opened, or the data cannot be used.
     """
-    wanted = trials or config.sweep.trials
+    wanted = config.replaced({"sweep.trials": trials}).sweep.trials if trials else config.sweep.trials
     check_space(config)
     column_of(config)
     prepared = with_kept_base(prepare(config), config.adapter.modules_to_save)

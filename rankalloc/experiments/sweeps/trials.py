@@ -81,8 +81,3 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

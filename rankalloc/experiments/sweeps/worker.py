@@ -14,7 +14,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from ...errors import RankallocError
+from ...errors import RankallocError, first_line
 from ..config import RunConfig
 from ..preemption import Preempted, Stop
 from .finals import left
@@ -24,7 +24,7 @@ from .record import Sweep, choice_of
 from .samplers import sampler_of
 from .slots import DEATHS, DRAW, LAST, Slots, ended, queue_again, slot_of
 from .space import MATCHED, SAMPLED, search_space, suggest
-from .trials import SAVED, SPENT, first_line, objectives_of, out_of_memory
+from .trials import SAVED, SPENT, objectives_of, out_of_memory
 
 OnTrial = Callable[[FrozenTrial, int], None]
 """Called with a trial that has ended and how many have."""
