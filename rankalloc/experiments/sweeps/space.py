@@ -153,7 +153,7 @@ def first_points(config: RunConfig) -> list[tuple[dict[str, Any], str]]:
     }
     methods = space["method"]["choices"]
     further = {path: _configured_value(config, path, space[path]) for path in config.sweep.search.more}
-    rates = config.sweep.control_learning_rates or [config.training.learning_rate / part for part in (4, 2, 8)]
+    rates = config.sweep.control_learning_rates or [config.training.learning_rate / part for part in (2, 1, 4)]
     distinct = dict.fromkeys(_nearest(space["learning_rate"], rate) for rate in rates)
     def at(method: str, **values: Any) -> dict[str, Any]:
         own = {path: value for path, value in further.items() if method in space[path].get("when", (method,))}
