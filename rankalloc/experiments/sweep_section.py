@@ -161,8 +161,8 @@ class SweepConfig(Section):
     looks for the front of quality against ``against``. A trial is trained with ``seeds`` seeds, and its value is their
     mean; the best ``finalists`` are trained again with ``fresh_seeds`` fresh seeds before the winner is named.
     ``control_learning_rates`` are the rates at which uniform LoRA is tried, in this order; null means a half of
-    ``training.learning_rate``, all of it and a quarter, since B·A learns faster than P·Λ·Q from Λ = 0. ``start_from`` are
-    folders of earlier sweeps, whose best points are tried first. With ``share_runs`` one run at the largest budget
+    ``training.learning_rate``, all of it and a quarter, since B·A learns faster than P·Λ·Q from Λ = 0. ``start_from``
+    are folders of earlier sweeps, whose best points are tried first. With ``share_runs`` one run at the largest budget
     answers all of ``search.budget``: it is cut to the others. ``processes`` train one trial together (torchrun)."""
 
     trials: Annotated[Count, Field(le=MOST_TRIALS)] = 20

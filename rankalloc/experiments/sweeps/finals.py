@@ -33,7 +33,7 @@ def left(slots: Slots, config: RunConfig, wanted: int) -> int:
     candidates = finalists(slots, config)
     if len(candidates) < 2:
         return 0
-    return slots.fill_again({
+    return slots.ensure({
         with_seed(slot_of(trial), seed): (trial.params, {"role": FRESH_SEED, **_own(trial)})
         for trial in candidates for seed in fresh_seeds(config)
     })  # fmt: skip

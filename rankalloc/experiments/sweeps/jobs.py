@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from optuna.trial import FrozenTrial
@@ -34,30 +35,43 @@ def in_processes(
     jobs: int, sweep: Sweep, slots: Slots, storage: str, wanted: int, stop: Stop,
     on_trial: Callable[[FrozenTrial, int], None],
 ) -> None:
-    """Run ``jobs`` workers until all ``wanted`` slots have a result.
+    """Run ``jobs`` workers until all ``wanted`` slots have a result; raises as :func:`workers_on`."""
+    workers_on(
+        jobs, slots, lambda: left(slots, sweep.config, wanted), stop, on_trial,
+        worker_command("sweep", storage, sweep.config.name, sweep.folder.path), sweep.config.sweep.processes,
+    )
+
+
+def worker_command(command: str, storage: str, study: str, folder: Path) -> list[str]:
+    """The command line of a worker that ends with this process."""
+    return [
+        sys.executable, "-m", "rankalloc", command, "--worker", storage, "--study", study, "--output", str(folder),
+        "--parent", str(os.getpid()),
+    ]
+
+
+def workers_on(
+    jobs: int, slots: Slots, left: Callable[[], int], stop: Stop, on_trial: Callable[[FrozenTrial, int], None],
+    command: list[str], processes: int = 1,
+) -> None:
+    """Run ``jobs`` workers, each of them ``command``, until no run is ``left``; a trial takes ``processes`` of its own.
 
     Raises:
         Preempted: ``stop`` said so; the workers have put their trials back.
         RepeatedFailureError: trials fail one after another for the same reason.
         RankallocError: workers end with an error, one after another.
     """
-    command = [
-        sys.executable, "-m", "rankalloc", "sweep", "--worker", storage, "--study", sweep.config.name,
-        "--output", str(sweep.folder.path), "--parent", str(os.getpid()),
-    ]
     told = {slot for slot, trial in _runs(slots).items() if ended(trial)}
     workers: dict[int, subprocess.Popen[bytes]] = {}
     failures, alike = 0, Failures()
     try:
-        while runs := left(slots, sweep.config, wanted):
+        while runs := left():
             if stop():
                 raise Preempted("stopped")
             waiting = min(jobs, runs)
             for place in range(waiting):
                 if place not in workers:
-                    workers[place] = subprocess.Popen(
-                        command, env=_surroundings(place, jobs, sweep.config.sweep.processes)
-                    )
+                    workers[place] = subprocess.Popen(command, env=_surroundings(place, jobs, processes))
             time.sleep(_POLL)
             for place, process in list(workers.items()):
                 if process.poll() is None:

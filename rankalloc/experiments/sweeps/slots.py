@@ -101,14 +101,14 @@ class Slots:
         """{slot: its trial} of those that are trained again with further seeds."""
         return {slot: t for slot, t in _standing(self.study.get_trials(deepcopy=False)).items() if slot >= FRESH}
 
-    def fill_again(self, points: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> int:
+    def ensure(self, points: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> int:
         """Make those of the slots {slot: (parameters, attributes)} that are missing; how many have no result."""
         with self.guard:
-            have = self.again()
+            have = _standing(self.study.get_trials(deepcopy=False))
             for slot, (params, attrs) in points.items():
                 if slot not in have:
                     self.study.enqueue_trial(dict(params), user_attrs={SLOT: slot, **attrs})
-            have = self.again()
+            have = _standing(self.study.get_trials(deepcopy=False))
         return sum(not ended(have[slot]) for slot in points)
 
     def fill(self, wanted: int, points: Sequence[tuple[Mapping[str, Any], str]]) -> None:

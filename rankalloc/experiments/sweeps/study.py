@@ -35,7 +35,7 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> Slots:
     """The slots of the study in the storage, ready to continue, or of a new one; ``wanted`` of them are there."""
     folder, config = sweep.folder, sweep.config
     folder.path.mkdir(parents=True, exist_ok=True)
-    slots = _connected(
+    slots = connected(
         storages.located(storage, folder), f"{sweep.storage} of {folder.path}",
         lambda kept: optuna.create_study(
             study_name=config.name, storage=kept, load_if_exists=True,
@@ -43,7 +43,7 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> Slots:
         ),
     )
     with slots.guard:
-        _check_same_sweep(slots.study, config, sweep.prepared)
+        require_same(slots.study, _identity(config, sweep.prepared))
         slots.study.set_user_attr(CONFIG, config.replaced({"output": None}).model_dump(mode="json"))
         slots.study.set_user_attr(WANTED, wanted)
     points = first_points(config)[: max(2, wanted - 1)]  # the last trial is the matched control
@@ -78,14 +78,15 @@ def join_study(storage: str, name: str | None) -> tuple[Slots, RunConfig, int]:
     if file is not None and not Path(file).is_file():  # which opening it would make
         raise ConfigError(f"there is no sweep's storage at {file}; start one there with: rankalloc sweep CONFIG.yaml "
                           "--storage URL")
-    slots = _connected(storage, storages.shown(storage), load)
+    slots = connected(storage, storages.shown(storage), load)
     attrs = slots.study.user_attrs
     if CONFIG not in attrs:
         raise ConfigError(f"study {slots.study.study_name!r} was not made by rankalloc sweep: it has no configuration")
     return slots, RunConfig.model_validate(attrs[CONFIG]), attrs[WANTED]
 
 
-def _connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.Study]) -> Slots:
+def connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.Study]) -> Slots:
+    """The slots of the study that ``open`` finds or makes in a storage; RankallocError where that cannot be opened."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
@@ -99,8 +100,9 @@ def _connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.St
     return Slots(study, kept, guard)
 
 
-def _check_same_sweep(study: optuna.Study, config: RunConfig, prepared: PreparedTask) -> None:
-    now = json.loads(json.dumps(_identity(config, prepared)))
+def require_same(study: optuna.Study, identity: dict[str, Any]) -> None:
+    """Raise SweepSpaceError, with what differs, when the study was begun as another one."""
+    now = json.loads(json.dumps(identity))
     before = study.user_attrs.get("identity")
     if before is None:
         study.set_user_attr("identity", now)

@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,14 +37,25 @@ _SAVED_THEN = "saved at death"
 
 
 def work(sweep: Sweep, slots: Slots, wanted: int, stop: Stop, on_trial: OnTrial | None = None) -> None:
-    """Train slots until all ``wanted`` have a result, here or elsewhere.
+    """Train slots until all ``wanted`` have a result, here or elsewhere; raises as :func:`work_through`."""
+    work_through(
+        slots, wanted, lambda: left(slots, sweep.config, wanted), lambda taken: _one(sweep, slots, taken, stop), stop,
+        on_trial,
+    )
+
+
+def work_through(
+    slots: Slots, wanted: int, left: Callable[[], int], one: Callable[[FrozenTrial], FrozenTrial | None], stop: Stop,
+    on_trial: OnTrial | None = None,
+) -> None:
+    """Take slots and do ``one`` after another until none is ``left``; None of ``one`` is no result.
 
     Raises:
         Preempted: ``stop`` said so; the trial in hand was put back, with a checkpoint where a step had been made.
         RepeatedFailureError: trials failed one after another for the same reason.
     """
     failures = Failures()
-    while left(slots, sweep.config, wanted):
+    while left():
         if stop():
             raise Preempted("stopped between two trials")
         take_up(slots)
@@ -52,7 +63,7 @@ def work(sweep: Sweep, slots: Slots, wanted: int, stop: Stop, on_trial: OnTrial 
         if taken is None:
             time.sleep(_POLL)
             continue
-        done = _one(sweep, slots, taken, stop)
+        done = one(taken)
         if done is None:
             continue
         if on_trial is not None:
@@ -110,7 +121,7 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
         _make_matched(slots, taken, sweep.config)
     study.sampler = sampler_of(sweep.config, slot_of(taken), taken.user_attrs.get(DRAW, 0))
     study.pruner = pruner_of(sweep.config, sweep.prepared)
-    with _heartbeat(slots, taken):
+    with heartbeat(slots, taken):
         trial = optuna.trial.Trial(study, taken._trial_id)
         params = suggest(trial, search_space(sweep.config))
         twin = _tried(slots, trial, params)
@@ -119,31 +130,39 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
             study.tell(trial, state=TrialState.FAIL)
             queue_again(study, taken, {}, **{DRAW: draws + 1})
             return None
-        before = time.perf_counter()
-        try:
-            values = objectives_of(sweep, trial, params, stop)
-        except Preempted:
-            trial.set_user_attr(SPENT, trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before)
-            slots.put_back(taken)
-            raise
-        except optuna.TrialPruned as pruned:
-            state, message = TrialState.PRUNED, str(pruned)
-        except RankallocError as error:
-            state, message = TrialState.FAIL, str(error)
-        except BaseException as error:  # Ctrl-C, too
-            if not out_of_memory(error):
-                trial.set_user_attr(SPENT, trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before)
-                slots.put_back(taken)
-                raise
-            # not a failure: a place that does not fit, which the sampler then avoids
+        return settled(slots, taken, trial, lambda: objectives_of(sweep, trial, params, stop))
+
+
+def settled(
+    slots: Slots, taken: FrozenTrial, trial: optuna.Trial, train: Callable[[], Sequence[float]]
+) -> FrozenTrial:
+    """Have a slot trained, and tell its study what came out: values, or why there are none. What was interrupted is put
+    back, and raised."""
+    before = time.perf_counter()
+
+    def spent() -> float:
+        return trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before
+
+    try:
+        values = train()
+    except optuna.TrialPruned as pruned:
+        state, message = TrialState.PRUNED, str(pruned)
+    except BaseException as error:  # Ctrl-C, too
+        if out_of_memory(error):  # not a failure: a place that does not fit, which the sampler then avoids
             trial.set_constraint(OUT_OF_MEMORY, 1.0)
             state, message = TrialState.PRUNED, f"out of memory: {first_line(error)}"
+        elif isinstance(error, RankallocError) and not isinstance(error, Preempted):
+            state, message = TrialState.FAIL, str(error)
         else:
-            return study.tell(trial, values)
-        _give_back_memory()
-        trial.set_user_attr("message", message)
-        trial.set_user_attr("seconds", trial.user_attrs.get(SPENT, 0.0) + time.perf_counter() - before)
-        return study.tell(trial, state=state)
+            trial.set_user_attr(SPENT, spent())
+            slots.put_back(taken)
+            raise
+    else:
+        return slots.study.tell(trial, values)
+    _give_back_memory()
+    trial.set_user_attr("message", message)
+    trial.set_user_attr("seconds", spent())
+    return slots.study.tell(trial, state=state)
 
 
 def _give_back_memory() -> None:
@@ -154,7 +173,7 @@ def _give_back_memory() -> None:
 
 
 @contextmanager
-def _heartbeat(slots: Slots, trial: FrozenTrial) -> Iterator[None]:
+def heartbeat(slots: Slots, trial: FrozenTrial) -> Iterator[None]:
     """Signs of life while a trial trains, in storages that keep them: other hosts cannot look for the process."""
     storage: Any = slots.storage
     interval = storage.get_heartbeat_interval() if hasattr(storage, "get_heartbeat_interval") else None
