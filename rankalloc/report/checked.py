@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
 
 from ..errors import RankallocError
 from ..files import write_text
-from . import figures, svg, tables
-from .exhibits import Exhibit, exhibit
+from . import colours, figures_map, grids, svg
+from .exhibit import Exhibit
+from .exhibits import map_header
 from .wording import count, percent
 
 _Layer = Mapping[str, Any]
+
+
+class _Place(NamedTuple):
+    name: str
+    block: int | None
+    role: str
 
 
 def write_check(record: Mapping[str, Any], output: str | os.PathLike) -> Path:
@@ -34,7 +44,7 @@ def render_check(record: Mapping[str, Any]) -> str:
 
     from .html import TEMPLATES, environment
 
-    light, dark = svg.palette()
+    light, dark = colours.palette()
     parts = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js")}
     shown = [*_curve(record), *_maps(record["layers"])]
     text = environment().get_template("check.html.j2").render(
@@ -52,23 +62,22 @@ def _curve(record: Mapping[str, Any]) -> list[Exhibit]:
     rows = [[count(cost), percent(cost / stored), f"{kept:.4f}", f"{(max(0, 1 - kept**2)) ** 0.5:.4f}"]
             for cost, kept in points]
 
-    def draw(prefix: str, label: str) -> str:
-        with svg.drawing():
-            figure = svg.canvas(3.3)
-            axes = figure.add_subplot()
-            axes.plot([0, *(cost for cost, _ in points)], [0, *(kept for _, kept in points)], color=svg.ADAPTIVE,
-                      linewidth=1.8)
-            axes.axvline(stored, color=svg.UNIFORM, linewidth=1.2, linestyle=(0, (4, 2)))
-            axes.text(stored, 0.04, "the file now ", ha="right", color=svg.UNIFORM, size=8.5)
-            for share, params in record["keeping"].items():
-                axes.plot([params], [float(share)], marker="o", color=svg.ADAPTIVE, markersize=4)
-                axes.text(params, float(share) - 0.035, f"  {float(share):.0%} at {count(params)}", va="top", size=8.5,
-                          color=svg.MUTED)
-            axes.set(xlim=(0, stored * 1.02), ylim=(0, 1.03), xlabel="parameters kept", ylabel="share of ‖ΔW‖ kept")
-            svg.whole(axes.xaxis)
-            return svg.finish(figure, prefix, label)
+    def draw() -> Figure:
+        figure = svg.canvas(3.3)
+        axes = figure.add_subplot()
+        axes.plot([0, *(cost for cost, _ in points)], [0, *(kept for _, kept in points)], color=colours.ADAPTIVE,
+                  linewidth=1.8)
+        axes.axvline(stored, color=colours.UNIFORM, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.text(stored, 0.04, "the file now ", ha="right", color=colours.UNIFORM, size=8.5)
+        for share, params in record["keeping"].items():
+            axes.plot([params], [float(share)], marker="o", color=colours.ADAPTIVE, markersize=4)
+            axes.text(params, float(share) - 0.035, f"  {float(share):.0%} at {count(params)}", va="top", size=8.5,
+                      color=colours.MUTED)
+        axes.set(xlim=(0, stored * 1.02), ylim=(0, 1.03), xlabel="parameters kept", ylabel="share of ‖ΔW‖ kept")
+        svg.whole(axes.xaxis)
+        return figure
 
-    return [exhibit(
+    return [Exhibit(
         "curve", "What less would keep", draw,
         "Singular directions of all layers, the largest σ² per parameter first, as rankalloc shrink chooses them. "
         "This is about weights and not about quality.",
@@ -78,38 +87,16 @@ def _curve(record: Mapping[str, Any]) -> list[Exhibit]:
 
 def _maps(layers: Sequence[_Layer]) -> list[Exhibit]:
     found = []
+    placed = [_Place(layer["name"], layer["block"], layer["role"]) for layer in layers]
     for key, what, title, caption in (
         ("ranks", "used", "Ranks that are used",
          "Singular values that are more than rounding, by kind of layer and block; a dashed cell is 0."),
         ("effective", "effective", "Effective rank",
          "exp of the entropy of σ / Σσ, rounded: how many directions carry a layer's update."),
     ):
-        grid = _grid(layers, what)
+        grid = grids.grid(grids.groups(placed), [round(layer[what]) for layer in layers])
         rows = [[role, *("–" if cell is None else str(cell) for cell in cells), f"{mean:.1f}"]
                 for role, cells, mean in zip(grid.roles, grid.cells, grid.row_means, strict=True)]
-        names = [c if c == tables.OUTSIDE else f"block {c}" for c in grid.columns]
-
-        def draw(prefix: str, label: str, grid: tables.RankMap = grid) -> str:
-            return figures.rank_map_figure(grid, prefix, label)
-
-        found.append(exhibit(key, title, draw, caption, ["kind", *names, "mean"], rows))
+        draw = partial(figures_map.rank_map_figure, grid)
+        found.append(Exhibit(key, title, draw, caption, map_header(grid, "kind"), rows))
     return found
-
-
-def _grid(layers: Sequence[_Layer], what: str) -> tables.RankMap:
-    blocks = sorted({layer["block"] for layer in layers if layer["block"] is not None})
-    outside = any(layer["block"] is None for layer in layers)
-    keys: list[int | None] = [*blocks, *([None] if outside else [])]
-    roles = list(dict.fromkeys(layer["role"] for layer in layers))
-    at = {(layer["role"], layer["block"]): round(layer[what]) for layer in layers}
-    cells = [[at.get((role, key)) for key in keys] for role in roles]
-    return tables.RankMap(
-        roles=roles, columns=[tables.OUTSIDE if key is None else str(key) for key in keys], cells=cells,
-        outside=outside, row_means=[_mean(row) for row in cells],
-        column_means=[_mean(column) for column in zip(*cells, strict=True)],
-    )
-
-
-def _mean(values: Sequence[int | None]) -> float:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else 0.0

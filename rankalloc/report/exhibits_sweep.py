@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..trace import SweepRecord
 from . import figures_sweep, sweeps
-from .exhibits import Exhibit, exhibit
+from .exhibit import Exhibit
 from .wording import count, fixed, number
 
 
@@ -23,10 +23,10 @@ def _front(record: SweepRecord, rows: list[sweeps.TrialRow]) -> list[Exhibit]:
     if any(p.choice == "given" for p in points):
         shapes += ", diamonds given ranks"
     return [
-        exhibit(
+        Exhibit(
             "front",
             "Size against quality",
-            lambda p, t: figures_sweep.front_figure(points, record.metric, p, t),
+            lambda: figures_sweep.front_figure(points, record.metric),
             f"Each completed trial by its adapter parameters and its {record.metric} ({better} is better). {shapes}; "
             "the line joins the trials that no other beats on both.",
             ["trial", "ranks", "adapter parameters", record.metric, "on the front", "best"],
@@ -47,10 +47,10 @@ def _importances(record: SweepRecord) -> list[Exhibit]:
     if not weights:
         return []
     return [
-        exhibit(
+        Exhibit(
             "importances",
             "What mattered",
-            lambda p, t: figures_sweep.importances_figure(weights, p, t),
+            lambda: figures_sweep.importances_figure(weights),
             f"Importance of each parameter for {record.metric}, as the sweep computed it. With few trials these are "
             "rough.",
             ["parameter", "importance"],
@@ -64,10 +64,10 @@ def _slices(record: SweepRecord) -> list[Exhibit]:
     if not cuts:
         return []
     return [
-        exhibit(
+        Exhibit(
             "slices",
             "One parameter at a time",
-            lambda p, t: figures_sweep.slices_figure(cuts, record.metric, p, t),
+            lambda: figures_sweep.slices_figure(cuts, record.metric),
             f"The {record.metric} of each completed trial against each parameter in turn; the others vary too.",
             ["parameter", "its value", record.metric, "trial"],
             [

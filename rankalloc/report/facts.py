@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..trace import RankTrace, SweepRecord
-from . import sweeps, tables
+from . import curves, grids, sweeps, tables
 from .source import Source
 
 
@@ -17,8 +17,8 @@ class Facts:
     trace: RankTrace
 
     @cached_property
-    def groups(self) -> list[tables.Group]:
-        return tables.groups(self.trace)
+    def groups(self) -> list[grids.Group]:
+        return grids.groups(self.trace.layers)
 
     @cached_property
     def history(self) -> tables.History:
@@ -37,8 +37,8 @@ class Facts:
         return tables.layer_rows(self.trace, self.history.ranks[0], self.uniform_rank, self.spectra)
 
     @cached_property
-    def rank_map(self) -> tables.RankMap:
-        return tables.rank_map(self.trace, self.groups)
+    def rank_map(self) -> grids.RankMap:
+        return grids.grid(self.groups, self.trace.final_ranks)
 
     @cached_property
     def scores(self) -> tables.ScoreTable | None:
@@ -49,8 +49,8 @@ class Facts:
         return tables.evaluation_rows(self.trace)
 
     @cached_property
-    def curves(self) -> list[tables.Panel]:
-        return tables.curves(self.trace)
+    def curves(self) -> list[curves.Panel]:
+        return curves.curves(self.trace)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def environment() -> Environment:
     )
     for name in ("count", "number", "fixed", "rank", "percent", "size", "duration", "moment", "plural", "printable"):
         made.filters[name] = getattr(wording, name)
-    made.filters["svg"] = Markup  # applied only to svg.finish's output, which has escaped every name
+    made.filters["svg"] = Markup  # applied only to svg.inline's output, which has escaped every name
     made.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     return made
 
@@ -86,7 +86,7 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
     """The page as a string. ``data_name`` is the name of the JSON beside it."""
     from markupsafe import Markup
 
-    from . import svg
+    from . import colours
     from .facts import Subject
     from .sections import SECTIONS
 
@@ -102,7 +102,7 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
                 **shown | {"figures": figures, "data_name": data_name}
             )
             sections.append((section, Markup(body)))
-    light, dark = svg.palette()
+    light, dark = colours.palette()
     parts = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js")}
     text = made.get_template("report.html.j2").render(
         title=title or page.record.name, record=page.record, trace=records.trace, sweep=page.sweep, sections=sections,

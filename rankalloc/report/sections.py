@@ -16,7 +16,7 @@ from typing import Any
 from ..trace import BASELINES
 from . import exhibits, exhibits_sweep, exports
 from .alerts import alerts
-from .exhibits import Exhibit
+from .exhibit import Exhibit
 from .facts import Facts, Subject
 from .outcome import headline_metric, judged, reached
 from .verdict import verdict

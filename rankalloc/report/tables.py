@@ -1,30 +1,16 @@
 """From a trace to rows: the content of each section of the report as plain data.
 
 Pure functions of :class:`~rankalloc.trace.RankTrace`; no torch, no drawing. Lists of per-layer values
-are in the order of ``trace.layers``, except in a :class:`Group`. :class:`~.facts.Facts` calls each
-function once a page.
+are in the order of ``trace.layers``. :class:`~.facts.Facts` calls each function once a page.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ..trace import AllocationRecord, EvaluationRecord, LayerRecord, RankTrace
-
-OUTSIDE = "outside blocks"
-
-
-@dataclass(frozen=True)
-class Group:
-    """The layers of one role, by block: a row of the rank map. ``blocks`` has None for a layer outside a
-    stack; ``layers`` are indices into ``trace.layers``."""
-
-    label: str
-    blocks: list[int | None]
-    layers: list[int]
 
 
 @dataclass(frozen=True)
@@ -45,19 +31,6 @@ class LayerRow:
     largest_singular_value: float | None
     effective_rank: float | None
     state: str
-
-
-@dataclass(frozen=True)
-class RankMap:
-    """Final ranks on a grid: ``cells[row][column]``, None where there is no layer. The last column is
-    :data:`OUTSIDE` when ``outside`` is true. Means are over the layers present."""
-
-    roles: list[str]
-    columns: list[str]
-    cells: list[list[int | None]]
-    outside: bool
-    row_means: list[float]
-    column_means: list[float]
 
 
 @dataclass(frozen=True)
@@ -101,14 +74,6 @@ class EvaluationRow:
     metrics: dict[str, float]
     mean_loss: float | None
     standard_error: float | None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Curves that share an axis: (name, steps, values) each."""
-
-    title: str
-    series: list[tuple[str, list[int], list[float]]]
 
 
 def unit_cost(layer: LayerRecord, unit: str) -> int:
@@ -170,56 +135,6 @@ def layer_rows(trace: RankTrace, began: list[int], even: float, sigma: list[list
     return rows
 
 
-def groups(trace: RankTrace) -> list[Group]:
-    """Layers by role, roles in order of appearance, blocks ascending, then the layers outside a stack.
-
-    Two stacks (encoder and decoder) may share roles and block indices; the labels of their groups then
-    include the part of the name before the block index.
-    """
-    seen: dict[tuple[int, str], int] = {}
-    for layer in trace.layers:
-        if layer.block is not None:
-            seen[layer.block, layer.role] = seen.get((layer.block, layer.role), 0) + 1
-    shared = {role for (_, role), n in seen.items() if n > 1}
-    rows: dict[str, list[tuple[int | None, int]]] = {}
-    for i, layer in enumerate(trace.layers):
-        label = layer.role
-        if layer.block is not None and layer.role in shared:
-            label = f"{re.split(rf'[.]{layer.block}(?:[.]|$)', layer.name, maxsplit=1)[0]}: {layer.role}"
-        if layer.block is None:
-            label = layer.role or layer.name
-        again, unique = 1, label
-        while any(block == layer.block for block, _ in rows.get(unique, [])):
-            again += 1
-            unique = f"{label} ({again})"
-        rows.setdefault(unique, []).append((layer.block, i))
-    made = []
-    for label, members in rows.items():
-        members.sort(key=lambda pair: (pair[0] is None, pair[0] or 0))
-        made.append(Group(label, [b for b, _ in members], [i for _, i in members]))
-    return sorted(made, key=lambda group: group.blocks == [None])
-
-
-def rank_map(trace: RankTrace, rows: list[Group]) -> RankMap:
-    """The grid of final ranks; ``rows`` are the trace's :func:`groups`."""
-    final = trace.final_ranks
-    blocks = sorted({layer.block for layer in trace.layers if layer.block is not None})
-    outside = any(layer.block is None for layer in trace.layers)
-    keys: list[int | None] = [*blocks, *([None] if outside else [])]
-    cells = []
-    for group in rows:
-        at = {block: final[i] for block, i in zip(group.blocks, group.layers, strict=True)}
-        cells.append([at.get(key) for key in keys])
-    return RankMap(
-        roles=[group.label for group in rows],
-        columns=[OUTSIDE if key is None else str(key) for key in keys],
-        cells=cells,
-        outside=outside,
-        row_means=[_mean(row) for row in cells],
-        column_means=[_mean(column) for column in zip(*cells, strict=True)],
-    )
-
-
 def history(trace: RankTrace) -> History:
     events = trace.allocations
     first = AllocationRecord(
@@ -238,6 +153,29 @@ def history(trace: RankTrace) -> History:
         lowest_kept=[None, *(a.lowest_kept for a in events)],
         highest_dropped=[None, *(a.highest_dropped for a in events)],
     )
+
+
+def thinned(table: History, most: int) -> History:
+    """At most ``most`` of the events, evenly spaced; what was dropped and returned between them is added up."""
+    picked = thin(len(table.steps), most)
+    if len(picked) == len(table.steps):
+        return table
+    sums = {
+        name: [sum(getattr(table, name)[a + 1 : b + 1]) for a, b in pairwise([-1, *picked])]
+        for name in ("dropped", "returned")
+    }
+    kept = {
+        name: [getattr(table, name)[k] for k in picked]
+        for name in ("steps", "asked", "reached", "ranks", "lowest_kept", "highest_dropped")
+    }
+    return replace(table, **kept, **sums)
+
+
+def thin(n: int, most: int) -> list[int]:
+    """At most ``most`` of the indices 0 … n - 1, evenly spaced, first and last included."""
+    if n <= most:
+        return list(range(n))
+    return sorted({round(k * (n - 1) / (most - 1)) for k in range(most)})
 
 
 def score_table(trace: RankTrace) -> ScoreTable | None:
@@ -273,29 +211,3 @@ def _evaluation_row(record: EvaluationRecord, run: str) -> EvaluationRow:
     if mean is not None and len(losses) > 1:
         error = math.sqrt(sum((x - mean) ** 2 for x in losses) / (len(losses) - 1) / len(losses))
     return EvaluationRow(run, record.split, record.examples, dict(record.metrics), mean, error)
-
-
-_NOT_A_CURVE = re.compile(r"(^|[_/])(epoch|runtime|samples_per_second|steps_per_second|total_flos|lr|learning_rate)$")
-
-
-def curves(trace: RankTrace) -> list[Panel]:
-    """The logged values as panels: all losses together, then every other quantity by its own name
-    (``eval_f1`` and ``f1`` together). Timings, epochs and the learning rate are left out."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for point in trace.logs:
-        for name, value in point.values.items():
-            if not _NOT_A_CURVE.search(name) and math.isfinite(value):
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(point.step)
-                values.append(value)
-    panels: dict[str, list[tuple[str, list[int], list[float]]]] = {}
-    for name, (steps, values) in series.items():
-        title = "loss" if "loss" in name else re.sub(r"^(train|eval|tune|test)[_/]", "", name)
-        panels.setdefault(title, []).append((name, steps, values))
-    ordered = sorted(panels, key=lambda title: title != "loss")
-    return [Panel(title, panels[title]) for title in ordered]
-
-
-def _mean(values: Iterable[int | None]) -> float:
-    present = [v for v in values if v is not None]
-    return sum(present) / len(present) if present else 0.0

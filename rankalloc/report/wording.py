@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 
 MINUS = "\u2212"
@@ -21,6 +22,8 @@ def number(value: float | int | None, digits: int = 4) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return count(value)
+    if not math.isfinite(value) or abs(value) >= 1e15:
+        return f"{value:.{digits}g}".replace("-", MINUS)
     if abs(value) >= 10**digits:
         return count(round(value))
     text = f"{value:.{digits}g}"
@@ -33,6 +36,12 @@ def fixed(value: float | None, places: int = 4, signed: bool = False) -> str:
         return ABSENT
     text = f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
     return text.replace("-", MINUS)
+
+
+def signed(value: float, places: int = 0) -> str:
+    """A difference with its sign: ``+3``, ``−2``, ``0``."""
+    text = f"{value:+,.{places}f}".replace("-", MINUS)
+    return text if text.strip("+" + MINUS + "0.,") else "0"
 
 
 def rank(value: float) -> str:

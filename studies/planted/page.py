@@ -9,11 +9,12 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from rankalloc.report import svg
-from rankalloc.report.exhibits import Exhibit, exhibit
+from rankalloc.report import colours, svg
+from rankalloc.report.exhibit import Exhibit
 from rankalloc.report.html import TEMPLATES
 from rankalloc.report.wording import plural, printable
 
@@ -42,8 +43,8 @@ def write_page(record: dict) -> str:
         loader=ChoiceLoader([FileSystemLoader(HERE), FileSystemLoader(TEMPLATES)]), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters |= {"printable": printable, "svg": Markup}  # svg.finish escapes every name itself
-    light, dark = svg.palette()
+    environment.filters |= {"printable": printable, "svg": Markup}  # svg.inline escapes every name itself
+    light, dark = colours.palette()
     sections = [
         (variant, WORDS[variant], exhibits(record, [r for r in found if r.variant == variant]))
         for variant in VARIANTS if any(r.variant == variant for r in found)
@@ -86,9 +87,9 @@ def exhibits(record: dict, found: list[Row]) -> list[Exhibit]:
         members = list(group)
         key, variant = f"{members[0].variant}-{network}", members[0].variant
         other = "ranks misplaced" if variant == "half" else "layers exact"
-        shown.append(exhibit(
+        shown.append(Exhibit(
             f"errors-{key}", f"Error by method, {NETWORKS[network]}",
-            lambda prefix, label, members=members: errors_figure(members, prefix, label),
+            lambda members=members: errors_figure(members),
             f"Relative error E‖student − teacher‖² / E‖base − teacher‖²: a dot for each of "
             f"{plural(max(len(r.seeds) for r in members), 'seed')}, a line at the median, lowest first; at the right, "
             f"the mean share of {other}. Blue: the default, {default_method()}; orange: controls that do not place.",
@@ -100,9 +101,9 @@ def exhibits(record: dict, found: list[Row]) -> list[Exhibit]:
         if runs:
             lines = [("planted", runs[0]["planted_ranks"]), *((r["method"], r["ranks"]) for r in runs)]
             layers = list(runs[0]["planted_ranks"])
-            shown.append(exhibit(
+            shown.append(Exhibit(
                 f"map-{key}", f"Planted and found ranks, {NETWORKS[network]}, seed {runs[0]['seed']}",
-                lambda prefix, label, lines=lines, layers=layers: map_figure(lines, layers, prefix, label),
+                lambda lines=lines, layers=layers: map_figure(lines, layers),
                 "Rank of each layer. Darker is higher (lighter in dark mode), a dashed cell is rank 0, and an orange "
                 "frame marks a rank that is not the planted one.",
                 ["ranks", *layers], [[name, *(str(ranks[layer]) for layer in layers)] for name, ranks in lines],
@@ -110,65 +111,63 @@ def exhibits(record: dict, found: list[Row]) -> list[Exhibit]:
     return shown
 
 
-def errors_figure(members: list[Row], prefix: str, label: str) -> str:
+def errors_figure(members: list[Row]) -> Figure:
     """Left: errors on a logarithmic axis, one line a method; right: a share as a bar."""
-    with svg.drawing():
-        figure = svg.canvas(0.9 + 0.26 * len(members))
-        left, right = figure.subplots(1, 2, width_ratios=(4, 1), sharey=True)
-        errors = [e for r in members for e in r.errors]
-        svg.logarithmic(left, "x", max(min(errors), 1e-16) / 2, max(errors) * 2)
-        for place, row in enumerate(members):
-            colour = _colour(row.method)
-            left.plot(row.errors, [place] * len(row.errors), "o", color=colour, markersize=5, alpha=0.55,
-                      markeredgewidth=0)
-            left.plot([row.median] * 2, [place - 0.34, place + 0.34], color=colour, linewidth=2)
-            share = statistics.mean(_share(row))
-            right.barh(place, share, height=0.6, color=colour)
-            right.text(share + 0.03, place, f"{share:.0%}", va="center", size=8.5)
-        left.set_yticks(range(len(members)), [printable(r.method) for r in members], color=svg.INK)
-        left.set(ylim=(len(members) - 0.4, -0.6), xlabel="relative error")
-        left.grid(axis="x")
-        right.set(xlim=(0, 1.25), xlabel="ranks misplaced" if members[0].variant == "half" else "layers exact")
-        right.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-        for axes in (left, right):
-            axes.tick_params(axis="y", length=0)
-            axes.spines["left"].set_visible(False)
-        left.legend(
-            handles=[Line2D([], [], marker="o", linestyle="none", color=c, markersize=5, label=t) for c, t in
-                     ((svg.ADAPTIVE, "default"), (svg.UNIFORM, "control"), (svg.MUTED, "other methods"))],
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1, handletextpad=0.1, columnspacing=1.2,
-        )
-        return svg.finish(figure, prefix, label)
+    figure = svg.canvas(0.9 + 0.26 * len(members))
+    left, right = figure.subplots(1, 2, width_ratios=(4, 1), sharey=True)
+    errors = [e for r in members for e in r.errors]
+    svg.logarithmic(left, "x", max(min(errors), 1e-16) / 2, max(errors) * 2)
+    for place, row in enumerate(members):
+        colour = _colour(row.method)
+        left.plot(row.errors, [place] * len(row.errors), "o", color=colour, markersize=5, alpha=0.55,
+                  markeredgewidth=0)
+        left.plot([row.median] * 2, [place - 0.34, place + 0.34], color=colour, linewidth=2)
+        share = statistics.mean(_share(row))
+        right.barh(place, share, height=0.6, color=colour)
+        right.text(share + 0.03, place, f"{share:.0%}", va="center", size=8.5)
+    left.set_yticks(range(len(members)), [printable(r.method) for r in members], color=colours.INK)
+    left.set(ylim=(len(members) - 0.4, -0.6), xlabel="relative error")
+    left.grid(axis="x")
+    right.set(xlim=(0, 1.25), xlabel="ranks misplaced" if members[0].variant == "half" else "layers exact")
+    right.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    left.legend(
+        handles=[Line2D([], [], marker="o", linestyle="none", color=c, markersize=5, label=t) for c, t in
+                 ((colours.ADAPTIVE, "default"), (colours.UNIFORM, "control"), (colours.MUTED, "other methods"))],
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1, handletextpad=0.1, columnspacing=1.2,
+    )
+    return figure
 
 
-def map_figure(lines: list[tuple[str, dict[str, int]]], layers: list[str], prefix: str, label: str) -> str:
+def map_figure(lines: list[tuple[str, dict[str, int]]], layers: list[str]) -> Figure:
     """Methods × layers, the rank in each cell; the first line is what was planted."""
     top = max(ranks[layer] for _, ranks in lines for layer in layers)
-    with svg.drawing():
-        figure = svg.canvas(1.1 + 0.36 * len(lines))
-        axes = figure.add_subplot()
-        for y, (_, ranks) in enumerate(lines):
-            for x, layer in enumerate(layers):
-                _cell(axes, x, y + (0.25 if y else 0), ranks[layer], top, ranks[layer] != lines[0][1][layer])
-        axes.set(xlim=(-0.55, len(layers) - 0.45), ylim=(len(lines) - 0.1, -0.55))
-        axes.set_yticks([y + (0.25 if y else 0) for y in range(len(lines))], [printable(name) for name, _ in lines],
-                        color=svg.INK)
-        axes.set_xticks(range(len(layers)), [printable(layer.removeprefix("blocks.")) for layer in layers],
-                        rotation=45, ha="right", rotation_mode="anchor")
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        return svg.finish(figure, prefix, label)
+    figure = svg.canvas(1.1 + 0.36 * len(lines))
+    axes = figure.add_subplot()
+    for y, (_, ranks) in enumerate(lines):
+        for x, layer in enumerate(layers):
+            _cell(axes, x, y + (0.25 if y else 0), ranks[layer], top, ranks[layer] != lines[0][1][layer])
+    axes.set(xlim=(-0.55, len(layers) - 0.45), ylim=(len(lines) - 0.1, -0.55))
+    axes.set_yticks([y + (0.25 if y else 0) for y in range(len(lines))], [printable(name) for name, _ in lines],
+                    color=colours.INK)
+    axes.set_xticks(range(len(layers)), [printable(layer.removeprefix("blocks.")) for layer in layers],
+                    rotation=45, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
 
 
 def _cell(axes: Axes, x: float, y: float, rank: int, top: int, wrong: bool) -> None:
-    step = svg.level(rank, top)
+    step = colours.level(rank, top)
     axes.add_patch(Rectangle(
-        (x - 0.44, y - 0.42), 0.88, 0.84, facecolor=svg.fill(step) if rank else "none",
-        edgecolor=svg.UNIFORM if wrong else "none" if rank else svg.MUTED, linewidth=1.8 if wrong else 0.8,
+        (x - 0.44, y - 0.42), 0.88, 0.84, facecolor=colours.fill(step) if rank else "none",
+        edgecolor=colours.UNIFORM if wrong else "none" if rank else colours.MUTED, linewidth=1.8 if wrong else 0.8,
         linestyle="-" if rank or wrong else (0, (2, 2)),
     ))
-    axes.text(x, y, str(rank), ha="center", va="center", color=svg.text_on(step) if rank else svg.INK)
+    axes.text(x, y, str(rank), ha="center", va="center", color=colours.text_on(step) if rank else colours.INK)
 
 
 def _shown(found: list[Row]) -> list[Row]:
@@ -185,7 +184,7 @@ def _share(row: Row) -> tuple[float, ...]:
 
 def _colour(method: str) -> str:
     control = method == "uniform" or "/" in method
-    return svg.ADAPTIVE if method == default_method() else svg.UNIFORM if control else svg.MUTED
+    return colours.ADAPTIVE if method == default_method() else colours.UNIFORM if control else colours.MUTED
 
 
 def _mapped(record: dict, members: list[Row]) -> list[dict]:

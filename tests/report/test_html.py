@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from rankalloc.errors import RankallocError
-from rankalloc.report import exhibits, exhibits_sweep, exports, svg, sweeps, tables
+from rankalloc.report import colours, curves, exhibits, exhibits_sweep, exports, grids, svg, sweeps, tables
+from rankalloc.report.exhibit import Exhibit
 from rankalloc.report.facts import Facts
 from rankalloc.report.html import render, write_report
 from rankalloc.report.sections import SECTIONS as SECTIONS_OF_A_PAGE
@@ -80,8 +81,12 @@ def test_a_page_works_out_each_fact_once(monkeypatch):
 
         return counted
 
-    for name in ("groups", "history", "uniform_rank", "spectra", "layer_rows", "rank_map", "score_table", "curves"):
-        monkeypatch.setattr(tables, name, counting(name, getattr(tables, name)))
+    for module, names in (
+        (tables, ("history", "uniform_rank", "spectra", "layer_rows", "score_table")), (grids, ("groups", "grid")),
+        (curves, ("curves",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     monkeypatch.setattr(sweeps, "trial_rows", counting("trial_rows", sweeps.trial_rows))
     render(Source(odd.one_layer(), samples.sweep()))
     assert len(calls) == 9 and set(calls.values()) == {1}
@@ -105,10 +110,12 @@ def test_a_section_is_one_function_and_one_line(monkeypatch):
     def depth(run):
         rows = [[str(b), "1"] for b in range(3)]
 
-        def draw(prefix, label):
-            return f"<svg id='{prefix}'></svg>"
+        def draw():
+            figure = svg.canvas(1.0)
+            figure.add_subplot().plot([0, 1, 2], [1, 1, 1], color=colours.INK)
+            return figure
 
-        return [exhibits.exhibit("depth", "Depth", draw, "By <depth>.", ["block", "layers"], rows)]
+        return [Exhibit("depth", "Depth", draw, "By <depth>.", ["block", "layers"], rows)]
 
     added = Section("depth", "By depth", "figures.html.j2", of_run(depth))
     monkeypatch.setattr("rankalloc.report.sections.SECTIONS", (*SECTIONS_OF_A_PAGE, added))
@@ -223,13 +230,13 @@ def test_224_layers_stay_readable(tmp_path):
 
 
 def test_text_on_every_rank_colour_is_readable():
-    for mode in svg.palette():
-        for k in range(svg.LEVELS):
-            assert svg.contrast(mode[f"level{k}"], mode[f"on{k}"]) >= 4.5
+    for mode in colours.palette():
+        for k in range(colours.LEVELS):
+            assert colours.contrast(mode[f"level{k}"], mode[f"on{k}"]) >= 4.5
         for name in ("ink", "muted", "adaptive", "uniform"):
-            assert svg.contrast(mode[name], mode["surface"]) >= 4.5, name
+            assert colours.contrast(mode[name], mode["surface"]) >= 4.5, name
         # Lightness must be monotone, or the scale could not be read without colour.
-        light = [svg.contrast(mode[f"level{k}"], "#000000") for k in range(svg.LEVELS)]
+        light = [colours.contrast(mode[f"level{k}"], "#000000") for k in range(colours.LEVELS)]
         assert light in (sorted(light), sorted(light, reverse=True))
 
 

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from rankalloc.report import exports, sweeps, tables, wording
+from rankalloc.report import curves, exports, grids, sweeps, tables, wording
 from rankalloc.report.alerts import alerts
 from rankalloc.report.facts import Facts
 from rankalloc.report.outcome import budget_state, moved_at_freeze
@@ -82,7 +82,7 @@ def test_rank_map(trace):
 def test_rank_map_of_two_stacks_and_layers_outside():
     trace = odd.mixed()
     grid = Facts(trace).rank_map
-    assert grid.columns == ["0", "1", "2", "3", tables.OUTSIDE]
+    assert grid.columns == ["0", "1", "2", "3", grids.OUTSIDE]
     assert grid.roles == [
         "encoder.block: q",
         "encoder.block: v",
@@ -98,7 +98,7 @@ def test_rank_map_of_two_stacks_and_layers_outside():
 def test_same_name_twice_still_gives_every_layer_a_cell():
     layers = two_layers().layers
     twin = two_layers(layers=[layers[0], layers[0]])
-    groups = tables.groups(twin)
+    groups = grids.groups(twin.layers)
     assert sorted(i for g in groups for i in g.layers) == [0, 1]
     assert len({g.label for g in groups}) == 2
 
@@ -131,7 +131,7 @@ def test_standard_error():
 
 
 def test_curves_leave_out_the_schedule(trace):
-    panels = tables.curves(trace)
+    panels = curves.curves(trace)
     assert [p.title for p in panels] == ["loss", "f1"]
     assert [name for name, _, _ in panels[0].series] == ["loss", "eval_loss"]
     assert panels[1].series[0][1] == [40, 80, 120, 160, 200, 240]
