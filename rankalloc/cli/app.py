@@ -206,23 +206,38 @@ def sweep(
     epilog=examples(
         "rankalloc report runs/run",
         "rankalloc report runs/search --title 'Rank search' -o search.html",
-        "rankalloc report runs/run/trace.json",
+        "rankalloc report runs/a --compare runs/b -o a-b.html    where their ranks differ",
+        "rankalloc report runs/run --format md                   for a pull request, on stdout",
+        "rankalloc report runs/run --figures figures/            each figure as PDF, SVG and PNG",
     )
 )
 def report(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder of a run or a sweep, or one of its JSON files.")
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder of a run, a sweep or a shrunk adapter, or one of its files."),
     ],
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE.html", help="The page to write. [default: report.html in SOURCE]"),
+        typer.Option(
+            "--output", "-o", metavar="FILE",
+            help="The file to write. [default: report.html in SOURCE; stdout for md and json]",
+        ),
     ] = None,
-    title: Annotated[str | None, typer.Option("--title", metavar="T", help="The page's title.")] = None,
+    title: Annotated[str | None, typer.Option("--title", metavar="T", help="The report's title.")] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="OTHER", help="A second source, to set beside the first.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="F", help="html, md or json. [default: FILE's ending]")
+    ] = None,
+    figures: Annotated[
+        str | None, typer.Option("--figures", metavar="DIR", help="Write every figure here, too, sized for papers.")
+    ] = None,
 ) -> None:
-    """Write the rank report of a run or a sweep: one HTML page."""
-    from .summary import report_on
+    """Write the rank report of a run, a sweep or a finished adapter, or of two of them side by side."""
+    from .reporting import report_on
 
-    report_on(source, output, title)
+    report_on(source, output, title, compare, form, figures)
 
 
 @app.command(epilog=examples("rankalloc env", "rankalloc env --json"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import count, number, show, show_json, show_table, stored_text
+from .output import count, number, show_json, show_table, stored_text
 from .progress import trial_line
 
 if TYPE_CHECKING:
@@ -116,18 +115,6 @@ def fresh_row(trial: TrialRecord) -> list[tuple[str, str]]:
     mean, spread = statistics.fmean(trial.fresh), statistics.stdev(trial.fresh) if len(trial.fresh) > 1 else 0.0
     error = f" ± {number(spread / len(trial.fresh) ** 0.5)}" if spread else ""
     return [("", f"with fresh seeds {number(mean)}{error} ({count(len(trial.fresh), 'seed')})")]
-
-
-def report_on(source: str, output: str | None, title: str | None) -> None:
-    """``rankalloc report``: write the page and print its path."""
-    from ..experiments.run_folder import REPORT_NAME
-    from ..report import write_report
-
-    if output is None:
-        folder = source if Path(source).is_dir() else os.path.dirname(source)
-        output = os.path.join(folder, REPORT_NAME)
-    write_report(source, output, title=title)
-    show(f"wrote {output}")
 
 
 def _compared(pair: PairRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +20,9 @@ class Alert:
     text: str
 
 
-def alerts(run: Facts | None, sweep: SweepRecord | None) -> list[Alert]:
-    """All alerts of a page, problems first."""
-    made = []
+def alerts(run: Facts | None, sweep: SweepRecord | None, unread: Sequence[str] = ()) -> list[Alert]:
+    """All alerts of a page, problems first; ``unread`` says what could not be read of its records."""
+    made = [Alert("problem", text) for text in unread]
     if sweep is not None:
         made += _sweep_alerts(sweep)
         if run is None:

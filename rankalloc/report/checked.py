@@ -42,7 +42,7 @@ def render_check(record: Mapping[str, Any]) -> str:
     """The page as a string."""
     from markupsafe import Markup
 
-    from .html import TEMPLATES, environment
+    from .templating import TEMPLATES, environment
 
     light, dark = colours.palette()
     parts = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js")}

@@ -15,7 +15,8 @@ from . import svg
 class Exhibit:
     """``key`` is unique on a page and names the figure's files. ``draw`` draws it for :func:`.svg.medium`. ``rows``
     hold ready text, and their cells after the first ``names`` columns are numbers; ``note`` says which are left out.
-    ``run`` is the place of the run whose layers its cells are, and ``timed`` whether they follow the slider."""
+    ``cells`` names the table of :mod:`.data` whose rows the drawing's cells are, and ``timed`` whether they change with
+    the step."""
 
     key: str
     title: str
@@ -25,7 +26,7 @@ class Exhibit:
     rows: list[list[str]] = field(default_factory=list)
     note: str = ""
     names: int = 1
-    run: int | None = None
+    cells: str = ""
     timed: bool = False
 
     @cached_property

@@ -17,8 +17,8 @@ MOST_EVENTS = 300  # allocations that are drawn one by one
 _IN_TABLE = "The numbers of each layer are in the full table."
 
 
-def rank_map(run: Facts, place: int = 0, name: str = "") -> list[Exhibit]:
-    """The rank map of the run at ``place`` on its page; ``name`` tells two of them apart."""
+def rank_map(run: Facts, place: int = 0, name: str = "", top: int | None = None) -> list[Exhibit]:
+    """The rank map of the run at ``place`` on its page; ``name`` tells two of them apart, ``top`` is their scale's."""
     table, final = run.rank_map, run.trace.final_ranks
     rows = [
         [role, *(ABSENT if c is None else str(c) for c in cells), rank(mean)]
@@ -29,12 +29,12 @@ def rank_map(run: Facts, place: int = 0, name: str = "") -> list[Exhibit]:
         Exhibit(
             f"map{place or ''}",
             f"Rank map{name and f' of {name}'}",
-            lambda: figures_map.rank_map_figure(table),
+            lambda: figures_map.rank_map_figure(table, top),
             "The rank each layer ended with, by its role and its block. Darker is higher (lighter in dark mode); a "
             "dashed cell is rank 0.",
             map_header(table),
             rows,
-            run=place,
+            cells=f"layers{place or ''}",
             timed=len(run.history.steps) > 1,
         )
     ]
@@ -69,7 +69,7 @@ def final_ranks(run: Facts) -> list[Exhibit]:
             header,
             listed,
             note,
-            run=0,
+            cells="layers",
         )
     ]
 

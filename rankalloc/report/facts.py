@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from ..trace import RankTrace, SweepRecord
 from . import curves, grids, sweeps, tables
-from .source import Source
+from .compare import Comparison
+from .kinds import Source
+from .source import KINDS, side_of
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,50 @@ class Facts:
 @dataclass(frozen=True)
 class Subject:
     """The subject of one page. ``run`` is a run, or a sweep's best trial, and ``control`` the uniform trial beside it.
-    At least one of ``run`` and ``sweep`` is there; ``control`` never comes without ``run``."""
+    At least one of ``run``, ``sweep`` and ``parts`` is there; ``control`` never comes without ``run``. ``notes`` say
+    what could not be read. A page that compares has ``other``, and ``comparison`` of the two."""
 
     run: Facts | None
     sweep: SweepRecord | None = None
     control: Facts | None = None
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    other: Subject | None = None
+    comparison: Comparison | None = None
 
     @classmethod
     def of(cls, records: Source) -> Subject:
         run, control = (None if trace is None else Facts(trace) for trace in (records.trace, records.control))
-        return cls(run, records.sweep, control)
+        other, pair = None, None
+        if records.other is not None:
+            other = cls.of(records.other)
+            pair = Comparison(side_of(records), side_of(records.other))
+        return cls(run, records.sweep, control, records.parts, records.notes, other, pair)
 
     @property
-    def record(self) -> RankTrace | SweepRecord:
-        """The record that names and dates the page."""
+    def kind(self) -> str:
+        """"comparison", "sweep", "run", or the name of a further kind of record."""
+        if self.comparison is not None:
+            return "comparison"
+        return "sweep" if self.sweep is not None else "run" if self.run is not None else next(iter(self.parts))
+
+    @property
+    def name(self) -> str:
+        """The heading of the page, where none was given."""
+        if self.comparison is not None:
+            return " and ".join(self.comparison.names)
         if self.sweep is not None:
-            return self.sweep
-        if self.run is None:
-            raise ValueError("a page needs a trace or a sweep")
-        return self.run.trace
+            return self.sweep.name
+        if self.run is not None:
+            return self.run.trace.name
+        return next(kind.title(self.parts[kind.name]) for kind in KINDS if kind.title and kind.name in self.parts)
+
+    @property
+    def created(self) -> str:
+        """When the record was made, where it says so."""
+        if self.sweep is not None:
+            return self.sweep.created
+        return self.run.trace.created if self.run is not None else ""
 
     @property
     def run_name(self) -> str:

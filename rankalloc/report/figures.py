@@ -92,8 +92,7 @@ def _named_bars(axes: Axes, rows: list[LayerRow], single: list[int], tall: int) 
     for y, rank in zip(places, final, strict=True):
         axes.annotate(str(rank), (rank, y), (3, 0), textcoords="offset points", va="center", size=8)
     axes.axvline(rows[single[0]].uniform_rank, color=colours.UNIFORM, linewidth=1.2, linestyle=(0, (4, 2)))
-    most = 42 if svg.medium().page else 16
-    axes.set_yticks(places, [shorten(rows[i].name, most) for i in single], color=colours.INK)
+    axes.set_yticks(places, [shorten(rows[i].name, svg.medium().label) for i in single], color=colours.INK)
     axes.set(xlim=(0, tall * 1.1), ylim=(len(single) - 0.4, -0.6), xlabel="rank", title="outside blocks")
     axes.spines["left"].set_visible(False)
     axes.tick_params(length=0)
@@ -194,8 +193,7 @@ def _strip(axes: Axes, table: History, groups: list[Group], end: int) -> None:
         y += rows
         if y < len(strips):
             axes.axhline(y - 0.5, color=colours.SURFACE, linewidth=2.5 if len(strips) < 200 else 0.8)
-    most = 42 if svg.medium().page else 16
-    axes.set_yticks([p for p, _ in ends], [shorten(name, most) for _, name in ends], color=colours.INK)
+    axes.set_yticks([p for p, _ in ends], [shorten(name, svg.medium().label) for _, name in ends], color=colours.INK)
     axes.set_ylim(len(strips) - 0.5, -0.5)
     axes.set_title("Rank of each layer" + (" (blocks from top to bottom within a role)" if svg.medium().page else ""))
     axes.spines["left"].set_visible(False)

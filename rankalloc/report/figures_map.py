@@ -23,18 +23,19 @@ Paint = Callable[[int], tuple[dict[str, Any], str]]
 """From a cell's value to how its rectangle looks and the colour of its number."""
 
 
-def rank_map_figure(table: RankMap) -> Figure:
-    """Ranks on the scale from 0 to the highest; rank 0 is an empty dashed cell. Means stand at the edges."""
-    top = max((c for row in table.cells for c in row if c is not None), default=0)
+def rank_map_figure(table: RankMap, top: int | None = None) -> Figure:
+    """Ranks on the scale from 0 to ``top``, the highest when None; rank 0 is an empty dashed cell. Means stand at the
+    edges."""
+    highest = max((c for row in table.cells for c in row if c is not None), default=0) if top is None else top
 
     def paint(value: int) -> tuple[dict[str, Any], str]:
-        step = colours.level(value, top)
+        step = colours.level(value, highest)
         if value == 0:
             return _EMPTY, colours.INK
         return {"facecolor": colours.fill(step), "edgecolor": "none"}, colours.text_on(step)
 
     ends = [(k, colours.fill(k)) for k in range(colours.LEVELS)]
-    return _map(table, paint, str, rank, ends, ["0", str(top)])
+    return _map(table, paint, str, rank, ends, ["0", str(highest)])
 
 
 def delta_map_figure(table: RankMap) -> Figure:
@@ -54,7 +55,7 @@ def _map(
     scale: list[tuple[int, str]], ends: list[str],
 ) -> Figure:
     n_rows, n_columns = len(table.roles), len(table.columns)
-    roles = [shorten(role, 60 if svg.medium().page else 20) for role in table.roles]
+    roles = [shorten(role, 60 if svg.medium().page else svg.medium().label + 6) for role in table.roles]
     figure = svg.canvas(0.75 + 0.36 * n_rows, max(svg.PAGE.width, 2.6 + 0.3 * n_columns))
     labels = 0.075 * max(map(len, roles), default=0) + 0.2
     numbers = svg.medium().page or (svg.medium().width - labels) / (n_columns + 1) >= LEAST_CELL
@@ -76,9 +77,9 @@ def _map(
     if numbers:
         quiet: dict[str, Any] = {"ha": "center", "va": "center", "color": colours.MUTED, "size": 8.5}
         for i, value_of_row in enumerate(table.row_means):
-            axes.text(edge, i, mean(value_of_row), **quiet)
+            axes.text(edge, i, mean(value_of_row), gid="mean", **quiet)
         for x, value_of_column in zip(at, table.column_means, strict=True):
-            axes.text(x, n_rows - 0.1, mean(value_of_column), **quiet)
+            axes.text(x, n_rows - 0.1, mean(value_of_column), gid="mean", **quiet)
         axes.text(edge, n_rows - 0.1, "mean", **quiet)
     axes.set(xlim=(-0.55, edge + 0.5 if numbers else at[-1] + 0.55), ylim=(n_rows + 0.25 if numbers else n_rows, -0.55))
     shown = range(0, n_columns, 1 if numbers else -(-n_columns // 6))

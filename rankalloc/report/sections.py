@@ -7,11 +7,7 @@ own; the line wraps it in :func:`of_run`. A section with its own prose or tables
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from ..trace import BASELINES
 from . import exhibits, exhibits_sweep, exports
@@ -19,28 +15,17 @@ from .alerts import alerts
 from .exhibit import Exhibit
 from .facts import Facts, Subject
 from .outcome import headline_metric, judged, reached
+from .section import Section, Shown
 from .verdict import verdict
-
-Shown = dict[str, Any]
-"""The variables of a section's template. Under "figures" are its exhibits; the page numbers them."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """``key`` is the section's id, ``template`` a file in ``templates/``; ``show`` returns None when the section has
-    no place on this page."""
-
-    key: str
-    title: str
-    template: str
-    show: Callable[[Subject], Shown | None]
 
 
 def of_run(draw: Callable[[Facts], list[Exhibit]], empty: str = "") -> Callable[[Subject], Shown | None]:
     """Figures of a run, on pages that have one; ``empty`` is the sentence for a run without them."""
 
     def show(page: Subject) -> Shown | None:
-        return None if page.run is None else {"figures": draw(page.run), "empty": empty}
+        if page.run is None:
+            return None
+        return {"figures": draw(page.run) if page.run.layers else [], "empty": empty if page.run.layers else NO_LAYERS}
 
     return show
 
@@ -62,7 +47,7 @@ def _verdict(page: Subject) -> Shown:
 
 
 def _alerts(page: Subject) -> Shown:
-    return {"alerts": alerts(page.run, page.sweep), "sweep": page.sweep}
+    return {"alerts": alerts(page.run, page.sweep, page.notes), "sweep": page.sweep}
 
 
 def _cost(page: Subject) -> Shown | None:
@@ -97,12 +82,7 @@ def _sweep(page: Subject) -> Shown | None:
 def _table(page: Subject) -> Shown | None:
     if page.run is None:
         return None
-    records = json.dumps(exports.table_records(page.run.layers), indent=1, ensure_ascii=False)
-    return {
-        "layers": page.run.layers,
-        "csv": _data_uri("text/csv", exports.table_csv(page.run.layers)),
-        "json": _data_uri("application/json", records),
-    }
+    return {"layers": page.run.layers}
 
 
 def _reuse(page: Subject) -> Shown:
@@ -121,17 +101,14 @@ def _reuse(page: Subject) -> Shown:
 
 def _provenance(page: Subject) -> Shown:
     trace = page.run.trace if page.run is not None else None
-    return {"created": page.record.created, "sweep": page.sweep, "trace": trace}
+    return {"created": page.created, "sweep": page.sweep, "trace": trace}
 
 
 def _glossary(page: Subject) -> Shown:
     return {}
 
 
-def _data_uri(kind: str, text: str) -> str:
-    return f"data:{kind};charset=utf-8;base64," + base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
-
-
+NO_LAYERS = "The trace lists no layers."
 NO_ALLOCATION = "No allocation took place: the ranks are the ones the run started with."
 NO_SCORES = "No positive scores were recorded, so there is no choice to explain."
 NO_SPECTRA = "No positive singular values were recorded."

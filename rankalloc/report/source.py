@@ -4,66 +4,55 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import RankallocError
-from ..records import Record, finite, parse_record, read_json
+from ..records import Record, finite, read_json
 from ..trace import SWEEP_NAME, TRACE_NAME, RankTrace, SweepRecord, TrialRecord
+from .finished import CHECK, CUT, FRONTIER
+from .kinds import Kind, Source
+from .lenient import R, read_patiently
+from .redact import redacted
+from .side import Side, SideLayer
 from .sweeps import control_of
 
-
-@dataclass(frozen=True)
-class Source:
-    """The records of one report. ``trace`` is the run, or the sweep's best trial; ``control`` is the uniform trial
-    shown beside it. At least one of ``trace`` and ``sweep`` is there."""
-
-    trace: RankTrace | None
-    sweep: SweepRecord | None = None
-    control: RankTrace | None = None
-
-    def dump(self) -> dict[str, Any]:
-        """As strict JSON: the file beside the page, from which the same page can be made again."""
-        parts = {"trace": self.trace, "sweep": self.sweep, "control": self.control}
-        return {key: None if part is None else finite(part.model_dump(mode="json")) for key, part in parts.items()}
+Given = RankTrace | SweepRecord | str | os.PathLike
+"""What a report can be asked about."""
 
 
-def read_source(source: RankTrace | SweepRecord | str | os.PathLike) -> Source:
-    """Read a run's or a sweep's folder, ``trace.json``, ``sweep.json`` or a report's own JSON.
+def read_source(source: Given, compare: Given | None = None) -> Source:
+    """Read a folder that a command wrote, one of its JSON files, a report's own JSON, or a record in memory.
+
+    What must not be shared is hidden (:mod:`.redact`), and what is odd is left out with a note (:mod:`.lenient`).
 
     Raises:
-        RankallocError: nothing is there, it is damaged, or its lists do not fit its layers.
+        RankallocError: nothing is there, it is damaged, its lists do not fit its layers, or the two cannot be compared.
     """
     found = _read(source)
-    for trace in (found.trace, found.control):
-        if trace is not None:
-            _check_lengths(trace, source)
+    if compare is not None:
+        found = replace(found, other=replace(_read(compare), other=None))
+    for part, name in ((found, source), (found.other, compare)):
+        for trace in (part.trace, part.control) if part is not None else ():
+            if trace is not None:
+                _check_lengths(trace, name)
+    if found.other is not None:
+        for part in (found, found.other):
+            side_of(part)
     return found
 
 
-def _read(source: RankTrace | SweepRecord | str | os.PathLike) -> Source:
-    if isinstance(source, RankTrace):
-        return Source(source)
-    if isinstance(source, SweepRecord):
-        return Source(None, source)
-    path = Path(source)
-    if path.is_dir():
-        path = next((path / name for name in (SWEEP_NAME, TRACE_NAME) if (path / name).is_file()), path)
-        if path.is_dir():
-            raise RankallocError(
-                f"no {SWEEP_NAME} and no {TRACE_NAME} in {path}; give the folder a run or a sweep wrote to"
-            )
-    if not path.exists():
-        raise RankallocError(
-            f"nothing to report on at {path}; give the folder of a run or a sweep, or one of its JSON files"
-        )
-    data = read_json(path, "trace, sweep record or report's data")
-    if is_report_data(data):
-        return _combined(data, path)
-    if isinstance(data, dict) and "trials" in data:
-        return _with_traces(parse_record(SweepRecord, data, str(path), "sweep record"), path.parent)
-    return Source(parse_record(RankTrace, data, str(path), "trace"))
+def side_of(source: Source) -> Side:
+    """The source as one side of a comparison.
+
+    Raises:
+        RankallocError: it has no ranks to compare.
+    """
+    kind = next((kind for kind in KINDS if kind.name in source.parts), SWEEP if source.sweep is not None else TRACE)
+    if kind.side is None:
+        raise RankallocError(f"a {kind.name} has no ranks by layer, so it cannot be compared; give a run or an adapter")
+    return kind.side(source)
 
 
 def is_report_data(data: Any) -> bool:
@@ -79,37 +68,126 @@ def would_lose(path: Path) -> bool:
         return True
 
 
-def _with_traces(sweep: SweepRecord, folder: Path) -> Source:
+def _read(source: Given) -> Source:
+    if isinstance(source, Record):
+        read = _read_trace if isinstance(source, RankTrace) else _read_bare_sweep
+        return read(redacted(finite(source.model_dump(mode="json"))), Path("the record"))
+    path = Path(source)
+    names = [kind.file for kind in KINDS if kind.file is not None]
+    if path.is_dir():
+        path = next((path / name for name in names if (path / name).is_file()), path)
+        if path.is_dir():
+            raise RankallocError(
+                f"no {SWEEP_NAME} and no {TRACE_NAME} in {path}; give the folder a run or a sweep wrote to, or the "
+                "file of another result"
+            )
+    if not path.exists():
+        raise RankallocError(
+            f"nothing to report on at {path}; give the folder of a run or a sweep, or one of its JSON files"
+        )
+    data = read_json(path, "trace, sweep record or report's data")
+    kind = next((kind for kind in KINDS if isinstance(data, dict) and kind.claims(data)), TRACE)
+    return kind.read(redacted(data), path)
+
+
+def _parse(cls: type[R], data: Any, where: str, what: str) -> tuple[R, tuple[str, ...]]:
+    record, notes = read_patiently(cls, data, where, what)
+    return record, tuple(notes)
+
+
+def _read_trace(data: dict[str, Any], path: Path) -> Source:
+    trace, notes = _parse(RankTrace, data, str(path), "trace")
+    return Source(trace, notes=notes)
+
+
+def _read_sweep(data: dict[str, Any], path: Path) -> Source:
+    sweep, notes = _parse(SweepRecord, data, str(path), "sweep record")
     best = next((t for t in sweep.trials if t.number == sweep.best), None)
-    trace = _trial_trace(folder, best)
+    trace, more = _trial_trace(path.parent, best)
     control = control_of(sweep)
-    beside = _trial_trace(folder, control) if control is not None and control is not best else None
-    return Source(trace, sweep, beside if trace is not None else None)
+    beside, last = _trial_trace(path.parent, control) if control is not None and control is not best else (None, ())
+    return Source(trace, sweep, beside if trace is not None else None, notes=(*notes, *more, *last))
 
 
-def _trial_trace(folder: Path, trial: TrialRecord | None) -> RankTrace | None:
+def _read_bare_sweep(data: dict[str, Any], path: Path) -> Source:
+    sweep, notes = _parse(SweepRecord, data, str(path), "sweep record")
+    return Source(None, sweep, notes=notes)
+
+
+def _trial_trace(folder: Path, trial: TrialRecord | None) -> tuple[RankTrace | None, tuple[str, ...]]:
     """The trial's trace, or None when it has none; a path that leaves the sweep's folder is refused."""
     if trial is None or not trial.trace:
-        return None
+        return None, ()
     path = (folder / trial.trace).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise RankallocError(f"trial {trial.number} names a trace outside its sweep's folder ({trial.trace}); not read")
-    return RankTrace.load(path) if path.is_file() else None
+    if not path.is_file():
+        return None, ()
+    return _parse(RankTrace, redacted(read_json(path, "trace")), str(path), "trace")
 
 
-def _combined(data: dict[str, Any], path: Path) -> Source:
-    def part(cls: type[Record], key: str, what: str) -> Any:
+def _read_combined(data: dict[str, Any], path: Path) -> Source:
+    notes: list[str] = []
+
+    def part(cls: type[R], key: str, what: str) -> R | None:
         value = data.get(key)
-        return None if value is None else parse_record(cls, value, f"{key!r} in {path}", what)
+        if value is None:
+            return None
+        record, more = _parse(cls, value, f"{key!r} in {path}", what)
+        notes.extend(more)
+        return record
 
+    trace, control = (part(RankTrace, key, "trace") for key in ("trace", "control"))
+    sweep = part(SweepRecord, "sweep", "sweep record")
+    parts: dict[str, Any] = {}
+    given = data.get("parts")
+    for kind in KINDS:
+        if isinstance(given, dict) and kind.name in given:
+            parts |= kind.read(given[kind.name], path).parts
+    other = data.get("other")
+    said = data.get("notes")
     records = Source(
-        trace=part(RankTrace, "trace", "trace"),
-        sweep=part(SweepRecord, "sweep", "sweep record"),
-        control=part(RankTrace, "control", "trace"),
+        trace, sweep, control, parts,
+        notes=(*(str(note) for note in (said if isinstance(said, list) else ())), *notes),
+        other=_read_combined(other, path) if isinstance(other, dict) else None,
     )
-    if records.trace is None and records.sweep is None:
+    if records.trace is None and records.sweep is None and not parts:
         raise RankallocError(f"{path} holds neither a trace nor a sweep")
     return records
+
+
+def _run_side(source: Source) -> Side:
+    """A run, or a sweep's best trial.
+
+    Raises:
+        RankallocError: the sweep's best trial has no trace.
+    """
+    trace = source.trace
+    if trace is None:
+        name = "it" if source.sweep is None else source.sweep.name
+        raise RankallocError(f"the best trial of {name} has no trace beside it, so there are no ranks to compare")
+    return Side(
+        name=trace.name if source.sweep is None else source.sweep.name,
+        what=f"best trial, number {source.sweep.best}" if source.sweep is not None else "run",
+        layers=[
+            SideLayer(layer.name, layer.block, layer.role, rank, layer.d_in + layer.d_out)
+            for layer, rank in zip(trace.layers, trace.final_ranks, strict=True)
+        ],
+        choice=trace.rank_choice,
+        quality={record.split: record.metrics for record in trace.evaluations},
+        losses={record.split: record.example_losses for record in trace.evaluations if record.example_losses},
+        fingerprint=trace.data_fingerprint,
+        config={**trace.config, "method": trace.method, "method_options": trace.method_options, "seed": trace.seed},
+        trace=trace,
+    )
+
+
+TRACE = Kind("trace", TRACE_NAME, lambda data: False, _read_trace, _run_side)  # takes what no other kind claims
+SWEEP = Kind("sweep", SWEEP_NAME, lambda data: "trials" in data, _read_sweep, _run_side)
+COMBINED = Kind("report's data", None, is_report_data, _read_combined)
+
+KINDS: tuple[Kind, ...] = (COMBINED, SWEEP, TRACE, CUT, FRONTIER, CHECK)
+"""Every kind of record. Of a folder, the first whose file is there is read."""
 
 
 def _check_lengths(trace: RankTrace, source: object) -> None:

@@ -43,6 +43,11 @@ class Medium:
     live: bool = True
 
     @property
+    def label(self) -> int:
+        """Letters of a layer's or a role's name beside a panel."""
+        return 42 if self.page else 16 if self.narrow else 24
+
+    @property
     def narrow(self) -> bool:
         """Whether panels that belong side by side go below each other."""
         return self.panels == 1
@@ -167,7 +172,7 @@ def png(figure: Figure, dpi: int = 144) -> bytes:
 def _tag(tag: str, prefix: str, used: set[str]) -> str:
     tag = tag.replace("xlink:href", "href")
     tag = re.sub(r' id="cell(\d+)[^"]*"', r' data-cell="\1"', tag)
-    tag = re.sub(r' id="crisp[^"]*"', ' class="crisp"', tag)
+    tag = re.sub(r' id="(crisp|mean)[^"]*"', r' class="\1"', tag)
     tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", tag)
     tag = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", tag)
     tag = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", tag)
@@ -182,7 +187,11 @@ def _short(number: re.Match[str]) -> str:
 
 
 def key(axes: Axes, columns: int = 2) -> None:
-    """The legend above the axes at the right, clear of every line and bar."""
+    """The legend above the axes at the right, clear of every line and bar; on paper, where a title leaves no room
+    there, inside them."""
+    if not medium().page and axes.get_title("left"):
+        axes.legend(loc="best", borderaxespad=0.2, borderpad=0.1)
+        return
     axes.legend(
         loc="lower right", ncols=columns, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, borderpad=0.1, columnspacing=1.4
     )

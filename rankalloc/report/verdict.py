@@ -12,7 +12,6 @@ from .outcome import budget_phrase, headline_metric, judged
 from .wording import count, fixed, number, percent, plural
 
 LEAST_RATES = 3  # learning rates tried on either side of a comparison that counts as tuned
-SIZE_TOLERANCE = 0.02  # sizes closer than this share count as equal
 
 KINDS: dict[RankChoice, str] = {
     "adaptive": "adaptive", "uniform": "uniform", "control": "a control", "given": "with given ranks",
@@ -25,19 +24,23 @@ PLACED = {
 _CONTROL = "so this run is a control and says nothing about adaptive ranks on its own."
 
 
+Outcome = Literal["helped", "hurt", "cannot tell"]
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """``sentence`` can be read alone; ``notes`` give its limits. ``tone`` colours it."""
+    """``sentence`` can be read alone; ``notes`` give its limits. ``outcome`` is what adaptive ranks did, or in a
+    comparison of two results what the first did beside the second."""
 
     sentence: str
-    tone: Literal["better", "worse", "open"]
+    outcome: Outcome
     notes: list[str] = field(default_factory=list)
 
 
 def verdict(run: Facts | None, sweep: SweepRecord | None) -> Verdict:
     """The verdict on the sweep, or without one on the run."""
     if sweep is not None:
-        return _pair_verdict(sweep, sweep.pair) if sweep.pair is not None else _sweep_verdict(sweep)
+        return _pair_verdict(sweep, sweep.pair, run) if sweep.pair is not None else _sweep_verdict(sweep)
     if run is None:
         raise ValueError("a verdict needs a trace or a sweep")
     return _run_verdict(run)
@@ -64,7 +67,7 @@ def _run_verdict(run: Facts) -> Verdict:
             f"Mean example loss on the {row.split} split: {fixed(row.mean_loss)} ± {fixed(row.standard_error)} "
             f"(standard error over {plural(row.examples, 'example')})."
         )
-    return Verdict(", and ".join(parts) + "; " + _evidence(trace), "open", notes)
+    return Verdict(", and ".join(parts) + "; " + _evidence(trace), "cannot tell", notes)
 
 
 def _evidence(trace: RankTrace) -> str:
@@ -88,7 +91,8 @@ def _sweep_verdict(sweep: SweepRecord) -> Verdict:
     done = [t for t in sweep.trials if t.state == "complete"]
     if sweep.best is None:
         return Verdict(
-            f"None of the {plural(len(sweep.trials), 'trial')} gave a result, so there is nothing to compare.", "open"
+            f"None of the {plural(len(sweep.trials), 'trial')} gave a result, so there is nothing to compare.",
+            "cannot tell",
         )
     best = next((t for t in sweep.trials if t.number == sweep.best), None)
     kind = KINDS["adaptive" if best is None else sweep.rank_choice(best)]
@@ -100,7 +104,7 @@ def _sweep_verdict(sweep: SweepRecord) -> Verdict:
         f"The best of {plural(len(done), 'completed trial')} is number {sweep.best} ({kind}, {sweep.metric} {value}), "
         "but no adaptive and uniform trial were evaluated side by side on the report split, so this sweep cannot say "
         "whether adaptive ranks helped.",
-        "open",
+        "cannot tell",
         notes,
     )
 
@@ -115,23 +119,31 @@ def _fresh_notes(best: TrialRecord | None) -> list[str]:
     ]
 
 
-def _pair_verdict(sweep: SweepRecord, pair: PairRecord) -> Verdict:
+def _pair_verdict(sweep: SweepRecord, pair: PairRecord, run: Facts | None) -> Verdict:
     measured = (
         f"difference {fixed(pair.difference, signed=True)} in mean loss per example, 95\u00a0% interval "
         f"{fixed(pair.low, signed=True)} to {fixed(pair.high, signed=True)}, p\u00a0=\u00a0{number(pair.p_value, 2)}, "
         f"{plural(pair.examples, 'example')}"
     )
-    tone: Literal["better", "worse", "open"]
+    a, u = _sizes(sweep, pair)
+    larger = a is not None and u is not None and a - u > _rank_cost(sweep, pair, run)
+    smaller = a is not None and u is not None and u - a > _rank_cost(sweep, pair, run)
+    outcome: Outcome
     if pair.low <= 0 <= pair.high:
-        tone, sentence = "open", f"This data cannot tell adaptive ranks from uniform ones ({measured})."
+        outcome, sentence = "cannot tell", f"This data cannot tell adaptive ranks from uniform ones ({measured})."
     elif pair.high < 0:
-        tone = "better"
-        sentence = (
-            "Adaptive ranks did better than the best uniform ranks of no larger size on the report split "
-            f"({measured})."
-        )
+        whom = "" if larger or smaller else " of no larger size"
+        outcome = "cannot tell" if larger else "helped"
+        sentence = f"Adaptive ranks did better than the best uniform ranks{whom} on the report split ({measured})."
     else:
-        tone, sentence = "worse", f"Uniform ranks won: adaptive ranks did worse on the report split ({measured})."
+        outcome = "cannot tell" if smaller else "hurt"
+        sentence = f"Uniform ranks won: adaptive ranks did worse on the report split ({measured})."
+    if a and u and (larger or smaller):
+        sentence = (
+            f"Not like with like: the adaptive adapter is {percent(abs(a / u - 1))} "
+            f"{'larger' if larger else 'smaller'} than the uniform one ({count(a)} against {count(u)} parameters). "
+            f"{sentence}"
+        )
     notes = [
         "The difference is adaptive minus uniform, so a negative one speaks for adaptive ranks. It comes from a single "
         "training seed each, and the interval covers the data only: another seed may move it by more."
@@ -142,23 +154,48 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord) -> Verdict:
             f"On the report split {pair.metric} is {number(one)} with adaptive ranks (trial {pair.adaptive}) and "
             f"{number(other)} with uniform ranks (trial {pair.uniform})."
         )
-    sizes = {t.number: t.adapter_params for t in sweep.trials}
-    a, u = sizes.get(pair.adaptive), sizes.get(pair.uniform)
     if a and u:
         gap = "the same size" if a == u else f"{percent(abs(a - u) / a)} {'smaller' if u < a else 'larger'}"
         notes.append(f"Adapter parameters: {count(a)} adaptive, {count(u)} uniform ({gap}).")
+    notes += _matched(sweep, pair) if larger or smaller else []
     notes.append(
         "This compares two recipes, each with settings of its own. It does not single out the placement of the ranks: "
         "for that, compare with the same method forced to equal ranks (placement=uniform)."
     )
     notes += _fresh_notes(next((trial for trial in sweep.trials if trial.number == sweep.best), None))
     probe = _why_only_a_probe(sweep, pair)
-    return Verdict(f"{sentence} Read it as a probe: {probe}." if probe else sentence, tone, notes)
+    return Verdict(f"{sentence} Read it as a probe: {probe}." if probe else sentence, outcome, notes)
+
+
+def _sizes(sweep: SweepRecord, pair: PairRecord) -> tuple[int | None, int | None]:
+    """Adapter parameters of the pair, the adaptive one's first."""
+    sizes = {trial.number: trial.adapter_params for trial in sweep.trials}
+    return sizes.get(pair.adaptive), sizes.get(pair.uniform)
+
+
+def _rank_cost(sweep: SweepRecord, pair: PairRecord, run: Facts | None) -> float:
+    """Parameters of one rank: of the costliest layer, or on average where no trace is at hand."""
+    if run is not None and run.trace.layers:
+        return max(layer.d_in + layer.d_out for layer in run.trace.layers)
+    trial = next((trial for trial in sweep.trials if trial.number == pair.adaptive), None)
+    return trial.adapter_params / trial.ranks if trial is not None and trial.adapter_params and trial.ranks else 0.0
+
+
+def _matched(sweep: SweepRecord, pair: PairRecord) -> list[str]:
+    """What the uniform trial of the adaptive one's own size came to, on the split that choices were made on."""
+    mine = next((trial for trial in sweep.trials if trial.number == pair.adaptive), None)
+    control = next((t for t in sweep.trials if t.role == "matched control" and t.value is not None), None)
+    if mine is None or control is None or control.number == pair.uniform:
+        return []
+    return [
+        f"At equal size, on the tuning split: {sweep.metric} is {number(mine.value)} with adaptive ranks (trial "
+        f"{mine.number}, {count(mine.adapter_params)} parameters) and {number(control.value)} with the matched control "
+        f"(trial {control.number}, {count(control.adapter_params)} parameters)."
+    ]
 
 
 def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
-    """Why this pair is no tuned comparison at equal size: too few learning rates, a best one at the edge, or an
-    adaptive run with more parameters. Empty when it is one."""
+    """Why this pair is no tuned comparison: too few learning rates, or a best one at the edge. Empty when it is one."""
     tried: dict[RankChoice, set[float]] = {"adaptive": set(), "uniform": set()}
     best: dict[RankChoice, float] = {}
     in_pair: dict[int, RankChoice] = {pair.adaptive: "adaptive", pair.uniform: "uniform"}
@@ -180,11 +217,4 @@ def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
         elif rates and side in best and best[side] in (min(rates), max(rates)):
             edge = "lowest" if best[side] == min(rates) else "highest"
             reasons.append(f"{side} ranks did best at the {edge} learning rate they were tried at")
-    sizes = {trial.number: trial.adapter_params for trial in sweep.trials}
-    a, u = sizes.get(pair.adaptive), sizes.get(pair.uniform)
-    if a and u and a > u * (1 + SIZE_TOLERANCE):
-        reasons.append(
-            f"the adaptive adapter holds {percent(a / u - 1)} more parameters than the uniform one, which a budget in "
-            "parameters (budget: params) would not let it"
-        )
     return "; ".join(reasons)

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from rankalloc.report import colours, svg
 from rankalloc.report.exhibit import Exhibit
-from rankalloc.report.html import TEMPLATES
+from rankalloc.report.templating import TEMPLATES
 from rankalloc.report.wording import plural, printable
 
 from .problems import VARIANTS

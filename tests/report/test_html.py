@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -17,11 +16,12 @@ from rankalloc.errors import RankallocError
 from rankalloc.report import colours, curves, exhibits, exhibits_sweep, exports, grids, svg, sweeps, tables
 from rankalloc.report.exhibit import Exhibit
 from rankalloc.report.facts import Facts
-from rankalloc.report.html import render, write_report
+from rankalloc.report.html import render
 from rankalloc.report.sections import SECTIONS as SECTIONS_OF_A_PAGE
 from rankalloc.report.sections import Section, of_run
 from rankalloc.report.source import Source, read_source
 from rankalloc.report.wording import printable
+from rankalloc.report.writing import write_report
 from rankalloc.trace import RankTrace
 from tests.support import report_odd_samples as odd
 from tests.support import report_samples as samples
@@ -139,8 +139,8 @@ def test_every_layer_and_its_rank_can_be_read_without_script(made):
     text = re.sub(r"<script>.*</script>", "", made.paths["sweep"].read_text(encoding="utf-8"), flags=re.S)
     body = text[text.index('id="layers-table"') :]
     for layer, rank in zip(made.trace.layers, made.trace.final_ranks, strict=True):
-        row = re.search(rf'<tr><th scope="row" class="name">{re.escape(layer.name)}</th>.*?</tr>', body)[0]
-        assert f'<td class="num strong" data-value="{rank}">{rank}</td>' in row
+        row = re.search(rf'<tr><th scope="row">{re.escape(layer.name)}</th>.*?</tr>', body)[0]
+        assert re.findall(r"<td>(.*?)</td>", row)[5] == str(rank)
 
 
 def test_drawn_numbers_are_the_ranks(made):
@@ -153,7 +153,7 @@ def test_drawn_numbers_are_the_ranks(made):
 
 def test_names_are_data(made):
     text, page = made.paths["hostile"].read_text(encoding="utf-8"), made.pages["hostile"]
-    assert page.tags["script"] == 1 and page.tags["img"] == 0 and page.events == []
+    assert page.tags["script"] == 2 and page.tags["img"] == 0 and page.events == []
     assert page.tags["svg"] == text.count("</svg>") == text.count("<svg class=")
     shown = "".join(page.text)
     for name in odd.HOSTILE:
@@ -161,11 +161,17 @@ def test_names_are_data(made):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "{{ 7 * 7 }}" in shown
 
 
-def test_downloads_hold_the_table(made):
-    page = made.pages["sweep"]
-    found = {a.split(";")[0]: base64.b64decode(a.split(",")[1]).decode() for a in page.addresses if "base64" in a}
-    assert found["data:text/csv"] == exports.table_csv(Facts(made.trace).layers)
-    assert [r["final_rank"] for r in json.loads(found["data:application/json"])] == made.trace.final_ranks
+def test_the_script_has_the_table_and_every_step(made):
+    """One block, whose names cannot end it: a browser reads it up to the first end tag."""
+    for name in ("sweep", "hostile"):
+        text = made.paths[name].read_text(encoding="utf-8")
+        block = re.search(r'<script type="application/json" id="data">(.*?)</script', text, re.S)[1]
+        assert "<" not in block and text.count('type="application/json"') == 1
+        found = json.loads(block)
+        run = Facts(made.trace if name == "sweep" else read_source(made.paths[name].with_suffix(".json")).trace)
+        table, frames = found["tables"]["layers"], found["frames"]["layers"]
+        assert [dict(zip(table["columns"], x, strict=True)) for x in table["rows"]] == exports.table_records(run.layers)
+        assert frames["steps"] == run.history.steps and frames["ranks"] == run.history.ranks
 
 
 def test_the_data_beside_a_page_is_all_it_needs(made):
@@ -175,7 +181,7 @@ def test_the_data_beside_a_page_is_all_it_needs(made):
 def test_same_bytes_in_another_process(tmp_path):
     """Hash order differs between processes, so one process drawing twice would prove little."""
     first = write_report(odd.one_layer(), tmp_path / "a" / "one.html")
-    code = "import sys; from rankalloc.report.html import write_report; write_report(sys.argv[1], sys.argv[2])"
+    code = "import sys; from rankalloc.report.writing import write_report; write_report(sys.argv[1], sys.argv[2])"
     second = tmp_path / "b" / "one.html"
     command = [sys.executable, "-c", code, str(first.with_suffix(".json")), str(second)]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "77"}, cwd=Path(__file__).parents[2])
@@ -265,7 +271,7 @@ def test_bad_folders_outputs_and_lists(tmp_path):
     trace = odd.bare()
     with pytest.raises(RankallocError, match=r"no sweep\.json and no trace\.json"):
         write_report(tmp_path, tmp_path / "out.html")
-    with pytest.raises(RankallocError, match=r"ending in \.html"):
+    with pytest.raises(RankallocError, match=r"ending in \.html, \.md or \.json"):
         write_report(trace, tmp_path / "out.pdf")
     trace.save(tmp_path / "trace.json")
     before = (tmp_path / "trace.json").read_bytes()

@@ -10,11 +10,8 @@ import re
 import pytest
 
 from rankalloc.report import curves, exports, grids, sweeps, tables, wording
-from rankalloc.report.alerts import alerts
 from rankalloc.report.facts import Facts
-from rankalloc.report.outcome import budget_state, moved_at_freeze
-from rankalloc.report.verdict import verdict
-from rankalloc.trace import AllocationRecord, EvaluationRecord, LayerRecord, ScoreRecord
+from rankalloc.trace import AllocationRecord, EvaluationRecord, ScoreRecord
 from tests.support import report_odd_samples as odd
 from tests.support import report_samples as samples
 
@@ -22,25 +19,6 @@ from tests.support import report_samples as samples
 @pytest.fixture(scope="module")
 def trace():
     return samples.run()
-
-
-def two_layers(unit="ranks", ranks=(3, 1), target=4, **changes):
-    """A wide and a narrow layer: costs 10 and 30 a rank."""
-    layers = [
-        LayerRecord(name="a.0.q", kind="linear", block=0, role="q", d_in=4, d_out=6, initial_rank=4),
-        LayerRecord(name="a.1.q", kind="linear", block=1, role="q", d_in=10, d_out=20, initial_rank=4),
-    ]
-    full = samples.run()
-    spent = sum(r * (1 if unit == "ranks" else c) for r, c in zip(ranks, (10, 30), strict=True))
-    budget = full.budget.model_copy(update={"unit": unit, "target": target, "initial": 8 if unit == "ranks" else 160})
-    base = {
-        "layers": layers,
-        "budget": budget,
-        "scores": None,
-        "singular_values": None,
-        "allocations": [AllocationRecord(step=30, asked=target, reached=spent, ranks=list(ranks))],
-    }
-    return full.model_copy(update=base | changes)
 
 
 def test_effective_rank():
@@ -53,9 +31,9 @@ def test_effective_rank():
 
 
 def test_uniform_rank_spends_the_same():
-    assert tables.uniform_rank(two_layers()) == pytest.approx(2.0)
+    assert tables.uniform_rank(odd.two_layers()) == pytest.approx(2.0)
     # 3 · 10 + 1 · 30 = 60 parameters over 40 a rank.
-    assert tables.uniform_rank(two_layers("params", target=60)) == pytest.approx(1.5)
+    assert tables.uniform_rank(odd.two_layers("params", target=60)) == pytest.approx(1.5)
 
 
 def test_layer_rows(trace):
@@ -66,7 +44,7 @@ def test_layer_rows(trace):
         assert row.largest_singular_value == max(sigma)
         assert 1 <= row.effective_rank <= row.final_rank
         assert row.uniform_rank == 6
-    capped = Facts(two_layers(ranks=(4, 0))).layers
+    capped = Facts(odd.two_layers(ranks=(4, 0))).layers
     assert [r.state for r in capped] == ["cap", "zero"]
     assert not any(r.state for r in Facts(samples.uniform_run()).layers)
 
@@ -96,8 +74,8 @@ def test_rank_map_of_two_stacks_and_layers_outside():
 
 
 def test_same_name_twice_still_gives_every_layer_a_cell():
-    layers = two_layers().layers
-    twin = two_layers(layers=[layers[0], layers[0]])
+    layers = odd.two_layers().layers
+    twin = odd.two_layers(layers=[layers[0], layers[0]])
     groups = grids.groups(twin.layers)
     assert sorted(i for g in groups for i in g.layers) == [0, 1]
     assert len({g.label for g in groups}) == 2
@@ -112,22 +90,22 @@ def test_history_starts_at_the_initial_state(trace):
 
 def test_score_table():
     scores = ScoreRecord(score="s", step=30, kept=[[4.0, 2.0], [3.0]], dropped=[[1.0], [0.5, 0.0]])
-    table = tables.score_table(two_layers(scores=scores))
+    table = tables.score_table(odd.two_layers(scores=scores))
     assert (table.lowest_kept, table.highest_dropped, table.margin, table.unplotted) == (2.0, 1.0, 2.0, 1)
-    assert tables.score_table(two_layers()) is None
-    left = tables.score_table(two_layers(scores=scores.model_copy(update={"left": [[9.0], []]})))
+    assert tables.score_table(odd.two_layers()) is None
+    left = tables.score_table(odd.two_layers(scores=scores.model_copy(update={"left": [[9.0], []]})))
     assert left.dropped == [[1.0, 9.0], [0.5, 0.0]] and (left.left, left.highest_dropped) == (1, 1.0)
     nothing = ScoreRecord(score="s", step=30, kept=[[], []], dropped=[[], []])
-    assert tables.score_table(two_layers(scores=nothing)) is None
+    assert tables.score_table(odd.two_layers(scores=nothing)) is None
 
 
 def test_standard_error():
     record = EvaluationRecord(split="report", examples=4, metrics={"loss": 2.5}, example_losses=[1.0, 2.0, 3.0, 4.0])
-    row = tables.evaluation_rows(two_layers(evaluations=[record]))[0]
+    row = tables.evaluation_rows(odd.two_layers(evaluations=[record]))[0]
     assert row.mean_loss == 2.5
     assert row.standard_error == pytest.approx(math.sqrt(5 / 3) / 2)
     alone = record.model_copy(update={"example_losses": [1.0], "examples": 1})
-    assert tables.evaluation_rows(two_layers(evaluations=[alone]))[0].standard_error is None
+    assert tables.evaluation_rows(odd.two_layers(evaluations=[alone]))[0].standard_error is None
 
 
 def test_curves_leave_out_the_schedule(trace):
@@ -138,7 +116,7 @@ def test_curves_leave_out_the_schedule(trace):
 
 
 def test_rank_pattern_is_read_by_peft_as_meant():
-    trace = two_layers(ranks=(3, 0))
+    trace = odd.two_layers(ranks=(3, 0))
     pattern = exports.rank_pattern(trace)
     assert pattern == {r"^a\.0\.q": 3} and exports.excluded(trace) == ["a.1.q"]
     key = next(iter(pattern))
@@ -153,144 +131,6 @@ def test_table_csv_round_trip_and_formulas():
     for row, got in zip(rows, read, strict=True):
         assert got["name"] == ("'" + row.name if row.name.startswith("=") else row.name)
         assert int(got["final_rank"]) == row.final_rank
-
-
-@pytest.mark.parametrize(
-    ("unit", "ranks", "target", "state"),
-    [
-        ("ranks", (3, 1), 4, "exact"),
-        ("ranks", (3, 2), 4, "over"),
-        ("ranks", (2, 1), 4, "under"),
-        ("params", (3, 1), 65, "within"),
-        ("params", (3, 1), 70, "under"),
-        ("bytes", (3, 1), 69, "within"),
-    ],
-)
-def test_budget_state(unit, ranks, target, state):
-    assert budget_state(two_layers(unit, ranks, target)) == state
-
-
-def test_verdict_of_a_run_claims_no_more_than_it_knows(trace):
-    said = verdict(Facts(trace), None)
-    assert said.tone == "open"
-    assert (
-        "met exactly (216 of 216 ranks)" in said.sentence
-        and "f1 is 0.508 on the report split (400 examples)" in said.sentence
-    )
-    assert "cannot say whether adaptive ranks helped" in said.sentence and "uniform control" in said.sentence
-    assert "is a control" in verdict(Facts(samples.uniform_run()), None).sentence
-    assert "not measured" in verdict(Facts(odd.bare()), None).sentence
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "words"),
-    [
-        ("adalora", {"placement": "uniform"}, "every layer has the same rank, so this run is a control"),
-        ("uniform", {}, "every layer has the same rank, so this run is a control"),
-        ("adalora", {"placement": "random"}, "placed at random, so this run is a control"),
-        ("adalora", {"placement": "shuffled"}, "went to other layers, so this run is a control"),
-        ("eva", {"placement": "grouped"}, "a module type share one rank, so this run is a control"),
-        ("mine", {"placement": "by-depth"}, "placed by 'by-depth', so this run is a control"),
-        ("manual", {}, "given before training"),
-        ("module-types", {}, "given before training"),
-        ("non-uniform", {}, "without a uniform control"),
-        ("my-uniform", {}, "without a uniform control"),
-    ],
-)
-def test_verdict_of_a_run_says_how_its_ranks_were_chosen(trace, method, options, words):
-    made = trace.model_copy(update={"method": method, "method_options": options})
-    sentence = verdict(Facts(made), None).sentence
-    assert words in sentence and ("cannot say whether" in sentence) == (made.rank_choice == "adaptive")
-
-
-def placed(placement, method="adalora"):
-    """A sweep without a pair whose trials all ran ``method`` with ``placement``."""
-    record = samples.sweep()
-    trials = [t.model_copy(update={"params": {**t.params, "method": method}, "role": "start"}) for t in record.trials]
-    config = {"method": method, "method_options": {"placement": placement}}
-    return record.model_copy(update={"pair": None, "trials": trials, "config": config})
-
-
-@pytest.mark.parametrize(
-    ("placement", "method", "words"),
-    [
-        ("uniform", "adalora", "(uniform, "),
-        ("random", "adalora", "(a control, "),
-        ("chosen", "manual", "(with given ranks, "),
-        ("chosen", "my-uniform", "(adaptive, "),
-        ("chosen", "non-uniform", "(adaptive, "),
-    ],
-)
-def test_a_sweep_names_its_best_trial_by_how_its_ranks_were_chosen(placement, method, words):
-    record = placed(placement, method)
-    said = verdict(None, record)
-    assert words in said.sentence and "cannot say whether adaptive ranks helped" in said.sentence
-    assert ("No completed trial chose its ranks adaptively." in said.notes) == ("(adaptive" not in words)
-    assert (sweeps.control_of(record) is not None) == (words == "(uniform, ")
-
-
-def test_learning_rates_of_controls_do_not_make_a_side_look_tuned():
-    """Three rates of a random placement are no search for a good adaptive run."""
-    record = samples.sweep(low=-0.02, high=-0.01)
-    rates = {"adalora": (4e-3,), "adalora random": (1e-3, 2e-3, 8e-3), "uniform": (1e-3, 2e-3, 4e-3)}
-    trials = [
-        record.trials[0].model_copy(update={"number": n, "adapter_params": 1000, "params": {
-            "method": name.split()[0], "placement": (name.split() + ["chosen"])[1], "learning_rate": rate,
-        }})
-        for n, (name, rate) in enumerate((name, rate) for name, values in rates.items() for rate in values)
-    ]
-    pair = record.pair.model_copy(update={"adaptive": 0, "uniform": 5})
-    sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
-    assert "adaptive ranks were tried at 1 learning rate," in sentence
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "tone", "words"),
-    [
-        (-0.012, 0.004, "open", "cannot tell"),
-        (-0.012, -0.004, "better", "did better"),
-        (0.002, 0.009, "worse", "Uniform ranks won"),
-        (-0.004, 0.0, "open", "cannot tell"),
-        (0.0, 0.004, "open", "cannot tell"),
-    ],
-)
-def test_verdict_of_a_pair(low, high, tone, words):
-    said = verdict(None, samples.sweep(low, high))
-    assert said.tone == tone and words in said.sentence
-    assert wording.fixed(low, signed=True) in said.sentence and wording.fixed(high, signed=True) in said.sentence
-    assert any("single training seed" in n and "interval covers the data only" in n for n in said.notes)
-
-
-def test_verdict_of_a_sweep_without_a_pair():
-    record = samples.sweep().model_copy(update={"pair": None})
-    assert "cannot say" in verdict(None, record).sentence
-    empty = record.model_copy(update={"best": None})
-    assert "None of the 24 trials" in verdict(None, empty).sentence
-
-
-def test_alerts_say_what_is_wrong(trace):
-    assert alerts(Facts(trace), None) == []
-    moving = [
-        AllocationRecord(step=s, asked=4, reached=4, ranks=r) for s, r in ((10, [4, 0]), (20, [0, 4]), (30, [4, 0]))
-    ]
-    bad = two_layers(
-        target=3, allocations=moving, finished=False, steps_done=7, nonfinite_steps=[41, 43], alerts=["own words"]
-    )
-    texts = [alert.text for alert in alerts(Facts(bad), None)]
-    for words in (
-        "not finished: 7 of 240",
-        "budget was not met",
-        "still moving at the freeze: 4 of 4",
-        "2 steps with a non-finite",
-        "(at 41, 43)",
-        "1 layer of 2 ended at rank 0: a.1.q",
-        "largest rank allowed",
-        "own words",
-    ):
-        assert sum(words in text for text in texts) == 1, words
-    assert moved_at_freeze(bad) == (4, 4)
-    record = samples.sweep()
-    assert any("7 (loss became non-finite at step 41)" in a.text for a in alerts(Facts(trace), record))
 
 
 def test_trials():
@@ -340,32 +180,6 @@ def test_wording():
     assert wording.some(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"
     assert wording.printable("a\nb\x07\u202e") == "a b\ufffd\ufffd"
     assert wording.moment("2025-03-01T12:00:00+00:00") == "2025-03-01 12:00 UTC" and wording.moment("noon") == "noon"
-
-
-@pytest.mark.parametrize(
-    "adaptive, uniform, size, words",
-    [
-        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 1000, None),
-        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 990, None),
-        ([2e-3, 4e-3, 8e-3], [2e-3, 2e-3, 4e-3], 1000, "uniform ranks were tried at 2 learning rates"),
-        ([2e-3, 4e-3, 8e-3], [4e-3, 2e-3, 1e-3], 1000, "uniform ranks did best at the highest learning rate"),
-        ([2e-3, 4e-3, 8e-3], [1e-3, 2e-3, 4e-3], 800, "holds 25.0 % more parameters than the uniform one"),
-    ],
-)
-def test_an_untuned_side_makes_the_comparison_a_probe(adaptive, uniform, size, words):
-    """The middle trial of each side is in the pair, except where the first is named as the best."""
-    record = samples.sweep(low=-0.02, high=-0.01)
-    one, other = record.trials[0], record.trials[1]
-    trials, best = [], 0 if uniform[0] == max(uniform) else 1
-    for index, (method, rate) in enumerate([("adalora", r) for r in adaptive] + [("uniform", r) for r in uniform]):
-        base = other if method == "uniform" else one
-        trials.append(base.model_copy(update={
-            "number": index, "state": "complete", "params": {"method": method, "learning_rate": rate},
-            "adapter_params": size if method == "uniform" else 1000,
-        }))
-    pair = record.pair.model_copy(update={"adaptive": 1, "uniform": 3 + best})
-    sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
-    assert (words in sentence) if words else ("probe" not in sentence)
 
 
 def test_a_rule_that_begins_below_the_peak_is_drawn_from_where_it_began(trace):

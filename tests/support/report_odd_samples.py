@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankalloc.trace import LayerRecord, LogRecord, RankTrace, ScoreRecord
+from rankalloc.trace import AllocationRecord, LayerRecord, LogRecord, RankTrace, ScoreRecord
 from tests.support.report_samples import run
 
 
@@ -127,3 +127,22 @@ def llama(blocks: int = 32) -> RankTrace:
         for role, (i, o) in shapes.items()
     ]
     return run(target=1792, layers=layers, name="llama-like", rank=16, scaling=1.0)
+
+
+def two_layers(unit="ranks", ranks=(3, 1), target=4, **changes):
+    """A wide and a narrow layer: costs 10 and 30 a rank."""
+    layers = [
+        LayerRecord(name="a.0.q", kind="linear", block=0, role="q", d_in=4, d_out=6, initial_rank=4),
+        LayerRecord(name="a.1.q", kind="linear", block=1, role="q", d_in=10, d_out=20, initial_rank=4),
+    ]
+    full = run()
+    spent = sum(r * (1 if unit == "ranks" else c) for r, c in zip(ranks, (10, 30), strict=True))
+    budget = full.budget.model_copy(update={"unit": unit, "target": target, "initial": 8 if unit == "ranks" else 160})
+    base = {
+        "layers": layers,
+        "budget": budget,
+        "scores": None,
+        "singular_values": None,
+        "allocations": [AllocationRecord(step=30, asked=target, reached=spent, ranks=list(ranks))],
+    }
+    return full.model_copy(update=base | changes)

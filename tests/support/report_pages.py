@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
-from rankalloc.report.html import write_report
+from rankalloc.report.writing import write_report
 from tests.support import report_odd_samples as odd
 from tests.support import report_samples as samples
 
