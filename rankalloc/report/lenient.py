@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ..errors import RankallocError
 from ..records import Record, parse_record
-from .wording import plural, printable, some
+from .curves import LARGEST
+from .wording import printable, some
 
 LARGEST_INTEGER = 2**53  # beyond it floats, and with them figures, lose count
 MOST_ROUNDS = 8  # of leaving out what the round before brought to light
@@ -36,6 +38,8 @@ def read_patiently(cls: type[R], data: Any, where: str, what: str) -> tuple[R, l
     data = copy.deepcopy(data)
     _drop_huge(data, (), huge)
     notes = _version(cls, data)
+    if data.get("version") != cls.model_fields["version"].default:
+        return parse_record(cls, data, where, what), []
     unknown: list[str] = []
     wrong: list[str] = []
     for _ in range(MOST_ROUNDS):
@@ -44,17 +48,19 @@ def read_patiently(cls: type[R], data: Any, where: str, what: str) -> tuple[R, l
             break
         except ValidationError as error:
             if not _leave_out(cls, data, error, unknown, wrong):
+                first = _path(error.errors()[0]["loc"])
+                if first in huge:
+                    raise RankallocError(
+                        f"{where} cannot be shown: {first} is no number that a report can hold; it may be damaged"
+                    ) from None
                 return parse_record(cls, data, where, what), []
     else:
         return parse_record(cls, data, where, what), []
-    for places, words in (
-        (huge, "is too large to show and was left out"), (unknown, "is unknown to this version and was left out"),
-        (wrong, "could not be read and was left out"),
-    ):
-        if places:
-            names = list(dict.fromkeys(places))
-            said = words if len(names) == 1 else words.replace("is ", "are ").replace("was", "were")
-            notes.append(f"{plural(len(names), 'entry', 'entries')} of the {what} {said}: {some(names)}.")
+    notes += [
+        f"Left out of the {what}, {reason}: {some(list(dict.fromkeys(places)))}."
+        for places, reason in ((huge, "too large to show"), (unknown, "unknown to this version"), (wrong, "unreadable"))
+        if places
+    ]
     return record, notes
 
 
@@ -74,7 +80,7 @@ def _drop_huge(value: Any, place: Place, found: list[str]) -> None:
     for key, item in list(items):
         if isinstance(item, dict | list):
             _drop_huge(item, (*place, key), found)
-        elif isinstance(item, int | float) and not isinstance(item, bool) and _huge(item):
+        elif isinstance(item, int | float) and not isinstance(item, bool) and _huge(item, isinstance(value, list)):
             found.append(_path((*place, key)))
             if isinstance(value, dict):
                 del value[key]
@@ -82,8 +88,11 @@ def _drop_huge(value: Any, place: Place, found: list[str]) -> None:
                 value[key] = None
 
 
-def _huge(number: int | float) -> bool:
-    return not math.isfinite(number) if isinstance(number, float) else abs(number) > LARGEST_INTEGER
+def _huge(number: int | float, drawn: bool) -> bool:
+    """Whether no figure can hold the number; a metric is only read, lists are ``drawn``."""
+    if isinstance(number, int):
+        return abs(number) > LARGEST_INTEGER
+    return not math.isfinite(number) or (drawn and abs(number) > LARGEST)
 
 
 def _leave_out(

@@ -87,9 +87,9 @@ def moment(text: str) -> str:
     return text
 
 
-def plural(n: int, word: str, many: str = "") -> str:
-    """``1 layer``, ``36 layers``; ``many`` where the plural takes more than an s."""
-    return f"{count(n)} {word if n == 1 else many or word + 's'}"
+def plural(n: int, word: str) -> str:
+    """``1 layer``, ``36 layers``."""
+    return f"{count(n)} {word}" + ("" if n == 1 else "s")
 
 
 def some(names: list[str], most: int = 6) -> str:
