@@ -129,12 +129,15 @@ class LogRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """Quality on one split. ``example_losses`` allows paired intervals between runs."""
+    """Quality on one split. ``example_losses`` allows paired intervals between runs; so does ``metric_blocks`` for a
+    metric that is no mean over examples: the pseudo-values of the delete-a-block jackknife (Tukey 1958), whose spread
+    tells how much the metric owes to the examples."""
 
     split: str
     examples: int
     metrics: dict[str, float]
     example_losses: list[float] | None = None
+    metric_blocks: list[float] | None = None
 
 
 class EnvironmentRecord(Record):

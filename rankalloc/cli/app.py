@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import ConfigError
-from . import checking, composing, conversions, listings, posthoc_commands, refining
+from . import audits, checking, composing, conversions, listings, posthoc_commands, refining
 from .endings import CleanEndings
 from .options import For, Json, examples
 
@@ -260,7 +260,7 @@ def build_kernel(
     build(force)
 
 
-for _commands in (checking, listings, conversions, posthoc_commands, composing, refining):
+for _commands in (audits, checking, listings, conversions, posthoc_commands, composing, refining):
     _commands.register(app)
 
 

@@ -47,7 +47,7 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
     # An old run is removed once the new one has made a step: a mistake before that costs nothing.
     steps = Steps(first=RunFolder(Path(folder)).discard if overwrite else None)
     how = functools.partial(_how_to_continue, request, folder, steps, overwrite)
-    with _resumable(how), results_only():
+    with resumable(how), results_only():
         together = f" in {processes()} processes" if processes() > 1 else ""
         say(f"training {_task_name(config)} with {config.method} into {folder}{together}")
         from ..experiments.preemption import Stop
@@ -57,9 +57,9 @@ def run_train(request: Request, *, resume: bool, overwrite: bool) -> None:
             trace = train(
                 config, Path(folder), command=request.line(whole=False), resume=resume, progress=steps, stop=stop
             )
-        report, failure = _report(folder)
+        report, failure = report_in(folder)
     show_run(trace, config, folder, report, request.as_json)
-    _raise(failure, folder)
+    raise_later(failure, folder)
 
 
 def _show_finished(config: RunConfig, folder: str, as_json: bool) -> bool:
@@ -81,9 +81,9 @@ def _show_finished(config: RunConfig, folder: str, as_json: bool) -> bool:
     )
     say(f"{folder} holds a finished run of {count(trace.steps_done, 'step')}: nothing to resume{changed}")
     page = RunFolder(Path(folder)).report
-    report, failure = (str(page), None) if page.exists() else _report(folder)
+    report, failure = (str(page), None) if page.exists() else report_in(folder)
     show_run(trace, config, folder, report, as_json)
-    _raise(failure, folder)
+    raise_later(failure, folder)
     return True
 
 
@@ -103,7 +103,7 @@ def run_sweep(request: Request) -> None:
     from ..experiments.preemption import Stop
     from .summary import show_sweep
 
-    with _resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
+    with resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
         continued = request.storage is None and SweepFolder(Path(folder)).study.exists()
         say(f"continuing the sweep in {folder}" if continued else f"sweeping {_task_name(config)} into {folder}")
         from ..experiments.sweeps.sweep import run_sweep as run
@@ -123,11 +123,11 @@ def run_sweep(request: Request) -> None:
             )
         if not trained:
             say(f"the sweep had finished: {count(len(record.trials), 'trial')}, and none was trained now")
-        report, failure = _report(folder)
+        report, failure = report_in(folder)
         if trained and failure is None:
             _publish(Path(folder), request.storage, record)
     show_sweep(record, folder, report, request.as_json)
-    _raise(failure, folder)
+    raise_later(failure, folder)
 
 
 def _publish(folder: Path, storage: str | None, record: SweepRecord) -> None:
@@ -166,8 +166,8 @@ def _no_run_in(folder: str, resume: bool, overwrite: bool) -> str | None:
     found = content(Path(folder))
     if found == "a file":
         return f"{folder} is a file; give --output a folder"
-    if found == "a sweep":
-        return f"{folder} holds a sweep; give --output another folder"
+    if found in ("a sweep", "an audit"):
+        return f"{folder} holds {found}; give --output another folder"
     if resume or overwrite:
         return None
     if found == "a finished run":
@@ -184,11 +184,14 @@ def _no_sweep_in(folder: str) -> str | None:
         return f"{folder} is a file; give --output a folder"
     if found in ("a finished run", "an unfinished run"):
         return f"{folder} holds a single run; give --output another folder for the sweep"
+    if found == "an audit":
+        return f"{folder} holds an audit; give --output another folder for the sweep"
     return None
 
 
 @contextlib.contextmanager
-def _resumable(hint: Callable[[], str]) -> Iterator[None]:
+def resumable(hint: Callable[[], str]) -> Iterator[None]:
+    """An interrupted command says how to continue, and has the exit code of one."""
     try:
         yield
     except KeyboardInterrupt:
@@ -213,7 +216,7 @@ def _how_to_continue(request: Request, folder: str, steps: Steps, overwrite: boo
     return f"no checkpoint was written yet (training.save_every=N writes them); to start again: {again}"
 
 
-def _report(folder: str) -> tuple[str | None, Exception | None]:
+def report_in(folder: str) -> tuple[str | None, Exception | None]:
     """Write the folder's report. An error is returned, not raised: the run's own summary comes first."""
     page = os.path.join(folder, REPORT_NAME)
     if not is_first():
@@ -227,7 +230,8 @@ def _report(folder: str) -> tuple[str | None, Exception | None]:
     return page, None
 
 
-def _raise(failure: Exception | None, folder: str) -> None:
+def raise_later(failure: Exception | None, folder: str) -> None:
+    """Raise why there is no report, once all else has been shown."""
     if failure is not None:
         say(f"everything but the report is saved; to write it again: {shlex.join(['rankalloc', 'report', folder])}")
         raise failure

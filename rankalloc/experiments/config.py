@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from ..errors import ConfigError, unknown
 from ..storage.readers import layout_for
+from .audit_section import AuditConfig
 from .fields import Int, OneOrMapping, Section
 from .file_task import FileTask
 from .sections import (
@@ -31,7 +32,7 @@ from .task_names import TASKS
 
 
 class RunConfig(Section):
-    """Everything that configures a run or a sweep."""
+    """Everything that configures a run, a sweep or an audit."""
 
     name: str = "run"
     task: OneOrMapping[str, FileTask] = "punctuation"
@@ -44,6 +45,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
     sweep: SweepConfig = SweepConfig()
+    audit: AuditConfig = AuditConfig()
     tracking: Literal["none", "wandb", "tensorboard", "mlflow"] = "none"
     output: str | None = None
     reader: str | None = None

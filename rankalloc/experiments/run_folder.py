@@ -19,6 +19,13 @@ A sweep's folder::
     best.yaml           the configuration that trains the best trial again
     trials.csv          a row per trial
     sweep.json          the record; rewritten after every trial
+
+An audit's folder::
+
+    config.yaml, report.html, .json
+    audit.db            the study, unless --storage names another place
+    runs/auto/tune-0/   one run's folder per arm and rate, and seed-0/ … for the seeds that arms are compared on
+    audit.json          the record; rewritten after every run
 """
 
 from __future__ import annotations
@@ -28,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..audit_record import AUDIT_NAME
 from ..trace import SWEEP_NAME, TRACE_NAME
 
 ADAPTER_NAME = "adapter"
@@ -38,7 +46,7 @@ STUDY_NAME = "study.db"
 TRIALS_NAME = "trials"
 _CHECKPOINTS = "checkpoint-[0-9]*"
 
-Content = Literal["nothing", "a file", "a finished run", "an unfinished run", "a sweep"]
+Content = Literal["nothing", "a file", "a finished run", "an unfinished run", "a sweep", "an audit"]
 
 
 @dataclass(frozen=True)
@@ -123,11 +131,40 @@ class SweepFolder:
         return RunFolder(self.path / TRIALS_NAME / f"{number:04d}-at-{budget:.4g}")
 
 
+@dataclass(frozen=True)
+class AuditFolder:
+    """The paths in the folder of an audit."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG_NAME
+
+    @property
+    def study(self) -> Path:
+        return self.path / "audit.db"
+
+    @property
+    def record(self) -> Path:
+        return self.path / AUDIT_NAME
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT_NAME
+
+    def run(self, arm: str, phase: str, index: int) -> RunFolder:
+        """The folder of one run."""
+        return RunFolder(self.path / "runs" / arm / f"{phase}-{index}")
+
+
 def content(path: Path) -> Content:
     """What ``path`` holds. A folder with other files only, or with a run that wrote no checkpoint, holds nothing."""
     if path.exists() and not path.is_dir():
         return "a file"
-    run, sweep = RunFolder(path), SweepFolder(path)
+    run, sweep, audit = RunFolder(path), SweepFolder(path), AuditFolder(path)
+    if audit.record.exists() or audit.study.exists():
+        return "an audit"
     if sweep.record.exists() or sweep.study.exists():
         return "a sweep"
     if run.trace.exists():

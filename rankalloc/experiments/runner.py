@@ -187,12 +187,14 @@ def _evaluated(config: RunConfig, prepared: PreparedTask, model: torch.nn.Module
     return record
 
 
-def evaluate_saved(config: RunConfig, prepared: PreparedTask, adapter: Path, split: str) -> EvaluationRecord:
+def evaluate_saved(
+    config: RunConfig, prepared: PreparedTask, adapter: Path, split: str, blocks: int = 0
+) -> EvaluationRecord:
     """Quality of an adapter on disk on one split, on a fresh model."""
     set_seed(config.seed)
     model = base_of(prepared)
     load(model, adapter)
-    return evaluate(prepared, model, split, config.training.eval_batch_size)
+    return evaluate(prepared, model, split, config.training.eval_batch_size, blocks)
 
 
 def attach_for(
@@ -210,7 +212,7 @@ def attach_for(
             f"reader {config.reader!r} reads LoRA, and method {config.method!r} trains none; leave reader out"
         )
     budget = begun or budget_from(config)
-    rank, targets = config.adapter.rank, _targets(config)
+    rank, targets = config.adapter.rank, targets_of(config)
     adapter = config.adapter
     common: dict[str, Any] = {
         "rank": rank, "alpha": adapter.alpha, "scale": adapter.scale, "dropout": adapter.dropout,
@@ -231,7 +233,7 @@ def attach_for(
 
 def _begun_with(config: RunConfig, model: Any, checkpoint: Path) -> RankBudget:
     """The budget of the run that this checkpoint is of: what a fraction is a share of has changed."""
-    shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
+    shapes = layer_shapes(model, config.adapter.rank, **targets_of(config))
     if find_method(config.method).when == "before":
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
     return began_with(budget_from(config), read_state(checkpoint / STATE_NAME), sum(shape.rank for shape in shapes))
@@ -268,7 +270,7 @@ def preview(config: RunConfig) -> Preview:
     arguments_for(config, prepared, config.folder)
     set_seed(config.seed)
     model = prepared.build_model()
-    shapes = layer_shapes(model, config.adapter.rank, **_targets(config))
+    shapes = layer_shapes(model, config.adapter.rank, **targets_of(config))
     total_steps = steps_of(config, prepared.train_examples or 0)
     if find_method(config.method).when == "before":
         shapes = [at_peak(shape, config.budget.multiple_of) for shape in shapes]
@@ -305,7 +307,8 @@ def steps_of(config: RunConfig, examples: int) -> int:
     return math.ceil(training.epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
 
 
-def _targets(config: RunConfig) -> dict[str, Any]:
+def targets_of(config: RunConfig) -> dict[str, Any]:
+    """The arguments of attach that say which layers are adapted."""
     adapter = config.adapter
     return {
         "target_modules": adapter.target_modules, "exclude_modules": adapter.exclude_modules or (),

@@ -44,12 +44,13 @@ _SHARED_NAME = "preferences"  # in a run's folder while several processes train 
 def trainer_for(
     config: RunConfig,
     model: Any,
-    adapters: Adapters,
+    adapters: Adapters | None,
     prepared: PreparedTask,
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback],
 ) -> Iterator[Trainer]:
-    """A Trainer that prints nothing: the callbacks report progress. What it wrote for itself is gone afterwards."""
+    """A Trainer that prints nothing: the callbacks report progress. What it wrote for itself is gone afterwards.
+    Without adapters of ours the optimizer is the Trainer's own."""
     options: dict[str, Any] = {
         "args": arguments, "callbacks": callbacks, "optimizers": (_optimizer(config, adapters, arguments), None),
     }
@@ -232,11 +233,13 @@ def _begins_moved(adapter: Any) -> bool:
     return bool(adapter.delta_weight().any())
 
 
-def _optimizer(config: RunConfig, adapters: Adapters, arguments: TrainingArguments) -> torch.optim.Optimizer | None:
+def _optimizer(
+    config: RunConfig, adapters: Adapters | None, arguments: TrainingArguments
+) -> torch.optim.Optimizer | None:
     """The Trainer's kind of optimizer over LoRA+'s parameter groups; None (the Trainer's own groups) if all parameters
     share one learning rate and have no weight decay."""
     training = config.training
-    if training.plus_ratio == 1 and not training.weight_decay:
+    if adapters is None or (training.plus_ratio == 1 and not training.weight_decay):
         return None
     groups = adapters.parameter_groups(training.learning_rate, training.plus_ratio, training.weight_decay)
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)

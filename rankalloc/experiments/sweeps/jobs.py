@@ -51,10 +51,11 @@ def worker_command(command: str, storage: str, study: str, folder: Path) -> list
 
 
 def workers_on(
-    jobs: int, slots: Slots, left: Callable[[], int], stop: Stop, on_trial: Callable[[FrozenTrial, int], None],
-    command: list[str], processes: int = 1,
+    jobs: int, slots: Slots, remaining: Callable[[], int], stop: Stop, on_trial: Callable[[FrozenTrial, int], None],
+    command: list[str], processes: int = 1, alike: Failures | None = None,
 ) -> None:
-    """Run ``jobs`` workers, each of them ``command``, until no run is ``left``; a trial takes ``processes`` of its own.
+    """Run ``jobs`` workers, each of them ``command``, while runs are ``remaining``; a trial takes ``processes`` of its
+    own.
 
     Raises:
         Preempted: ``stop`` said so; the workers have put their trials back.
@@ -63,9 +64,9 @@ def workers_on(
     """
     told = {slot for slot, trial in _runs(slots).items() if ended(trial)}
     workers: dict[int, subprocess.Popen[bytes]] = {}
-    failures, alike = 0, Failures()
+    failures, alike = 0, alike or Failures()
     try:
-        while runs := left():
+        while runs := remaining():
             if stop():
                 raise Preempted("stopped")
             waiting = min(jobs, runs)

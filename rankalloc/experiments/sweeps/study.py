@@ -24,7 +24,7 @@ from .record import Sweep
 from .slots import Slots
 from .space import first_points, given_by_trials, search_space
 
-CONFIG, WANTED = "config", "trials wanted"
+CONFIG, WANTED, KIND = "config", "trials wanted", "kind"
 
 
 class SweepSpaceError(ConfigError):
@@ -51,22 +51,24 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> Slots:
     return slots
 
 
-def join_study(storage: str, name: str | None) -> tuple[Slots, RunConfig, int]:
-    """A study that another process has opened: its slots, its configuration and how many trials are wanted.
+def join_study(storage: str, name: str | None, command: str = "sweep") -> tuple[Slots, RunConfig, int]:
+    """A study that another process has opened: its slots, its configuration and how many trials are wanted (0 in an
+    audit's).
 
     Args:
         storage: full name of the storage.
         name: of the study; None where the storage has only one.
+        command: what makes such studies, "sweep" or "audit".
 
     Raises:
-        ConfigError: there is no such storage or study, or several studies.
+        ConfigError: there is no such storage or study, there are several studies, or it is another command's.
         RankallocError: the storage cannot be opened.
     """
     def load(kept: BaseStorage) -> optuna.Study:
         names = sorted(study.study_name for study in kept.get_all_studies())
         if not names:
-            raise ConfigError(f"{storages.shown(storage)} holds no study; start one there with: rankalloc sweep "
-                              "CONFIG.yaml --storage URL")
+            raise ConfigError(f"{storages.shown(storage)} holds no study; start one there with: rankalloc "
+                              f"{command} CONFIG.yaml --storage URL")
         if name is None and len(names) > 1:
             raise ConfigError(f"{storages.shown(storage)} holds {len(names)} studies; name one with --study: "
                               f"{', '.join(names)}")
@@ -76,13 +78,18 @@ def join_study(storage: str, name: str | None) -> tuple[Slots, RunConfig, int]:
 
     file = storages.file_of(storage)
     if file is not None and not Path(file).is_file():  # which opening it would make
-        raise ConfigError(f"there is no sweep's storage at {file}; start one there with: rankalloc sweep CONFIG.yaml "
-                          "--storage URL")
+        raise ConfigError(f"there is no {command}'s storage at {file}; start one there with: rankalloc {command} "
+                          "CONFIG.yaml --storage URL")
     slots = connected(storage, storages.shown(storage), load)
     attrs = slots.study.user_attrs
     if CONFIG not in attrs:
-        raise ConfigError(f"study {slots.study.study_name!r} was not made by rankalloc sweep: it has no configuration")
-    return slots, RunConfig.model_validate(attrs[CONFIG]), attrs[WANTED]
+        raise ConfigError(
+            f"study {slots.study.study_name!r} was not made by rankalloc {command}: it has no configuration"
+        )
+    kind = attrs.get(KIND, "sweep")
+    if kind != command:
+        raise ConfigError(f"study {slots.study.study_name!r} is of rankalloc {kind}, not of rankalloc {command}")
+    return slots, RunConfig.model_validate(attrs[CONFIG]), attrs.get(WANTED, 0)
 
 
 def connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.Study]) -> Slots:

@@ -25,10 +25,6 @@ def trained(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RankTrace:
     """The trace of a trial's run: as it lies in its folder, continued from a checkpoint there, or trained."""
-    same = place.config.is_file() and place.config.read_text(encoding="utf-8") == run.to_yaml()
-    going_on = same and (place.trace.is_file() or bool(place.checkpoints()))
-    if not going_on:
-        place.discard()
     command, group, processes = _command(sweep, run, params), sweep.config.name, sweep.config.sweep.processes
     once: Callable[..., RankTrace] = functools.partial(
         train, run, place.path, prepared=sweep.prepared, splits=("tune",), command=command, stop=stop,
@@ -38,6 +34,15 @@ def trained(
         once = functools.partial(
             train_in_processes, processes, run, place, command=command, stop=stop, group=group
         )
+    return continued(run, place, once)
+
+
+def continued(run: RunConfig, place: RunFolder, once: Callable[..., RankTrace]) -> RankTrace:
+    """The trace of the run in a folder, which ``once(resume=...)`` trains where it does not lie there already."""
+    same = place.config.is_file() and place.config.read_text(encoding="utf-8") == run.to_yaml()
+    going_on = same and (place.trace.is_file() or bool(place.checkpoints()))
+    if not going_on:
+        place.discard()
     try:
         return once(resume=going_on)
     except (AdapterFileError, ConfigError):

@@ -38,7 +38,7 @@ def objectives_of(
     traces = []
     for seed in [further] if further else range(sweep.config.sweep.seeds):
         run = run_of(sweep.config, trial.user_attrs, slot, params, seed)
-        watch = (_Saved(trial), *(() if seed else (Rungs(sweep.config, sweep.prepared, trial),)))
+        watch = (Saved(trial), *(() if seed else (Rungs(sweep.config, sweep.prepared, trial),)))
         traces.append(trained(sweep, run, sweep.folder.trial(slot, seed), params, stop, watch))
     metrics = [trace.evaluations[0].metrics for trace in traces]
     found = [one[sweep.prepared.metric] for one in metrics]
@@ -65,7 +65,7 @@ def objectives_of(
     return values(sweep.config, value, attrs)
 
 
-class _Saved(TrainerCallback):
+class Saved(TrainerCallback):
     """Tells the study the step of every checkpoint."""
 
     def __init__(self, trial: optuna.Trial) -> None:

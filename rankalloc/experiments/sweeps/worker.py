@@ -45,17 +45,17 @@ def work(sweep: Sweep, slots: Slots, wanted: int, stop: Stop, on_trial: OnTrial 
 
 
 def work_through(
-    slots: Slots, wanted: int, left: Callable[[], int], one: Callable[[FrozenTrial], FrozenTrial | None], stop: Stop,
-    on_trial: OnTrial | None = None,
+    slots: Slots, wanted: int, remaining: Callable[[], int], one: Callable[[FrozenTrial], FrozenTrial | None],
+    stop: Stop, on_trial: OnTrial | None = None, failures: Failures | None = None,
 ) -> None:
-    """Take slots and do ``one`` after another until none is ``left``; None of ``one`` is no result.
+    """Take slots and do ``one`` after another while some are ``remaining``; None of ``one`` is no result.
 
     Raises:
         Preempted: ``stop`` said so; the trial in hand was put back, with a checkpoint where a step had been made.
         RepeatedFailureError: trials failed one after another for the same reason.
     """
-    failures = Failures()
-    while left():
+    failures = failures or Failures()
+    while remaining():
         if stop():
             raise Preempted("stopped between two trials")
         take_up(slots)
@@ -76,13 +76,16 @@ class RepeatedFailureError(RankallocError):
 
 
 class Failures:
-    """Notices trials that fail one after another for the same reason."""
+    """Notices trials that fail one after another for the same reason; those that ``matter``, all by default."""
 
-    def __init__(self) -> None:
+    def __init__(self, matter: Callable[[FrozenTrial], bool] = lambda trial: True) -> None:
         self._messages: list[str | None] = []
+        self._matter = matter
 
     def see(self, trial: FrozenTrial) -> None:
         """Take note of a trial that has ended; RepeatedFailureError when it and those just before failed alike."""
+        if not self._matter(trial):
+            return
         failed = trial.state == TrialState.FAIL or OUT_OF_MEMORY in trial.constraints
         self._messages = [*self._messages, trial.user_attrs.get("message")][-_ALIKE:] if failed else []
         if len(self._messages) == _ALIKE and len(set(self._messages)) == 1:

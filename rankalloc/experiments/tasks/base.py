@@ -112,7 +112,9 @@ def base_of(prepared: PreparedTask) -> PreTrainedModel:
     return model
 
 
-def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_size: int) -> EvaluationRecord:
+def evaluate(
+    prepared: PreparedTask, model: torch.nn.Module, split: str, batch_size: int, blocks: int = 0
+) -> EvaluationRecord:
     """Losses and metrics of ``model`` on a split, without gradients and without dropout.
 
     Batches are formed by length (fewer padded positions) and results are in dataset order, so the order of
@@ -123,6 +125,8 @@ def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_s
         model: returns ``logits`` for the collator's batch; run on the device of its first parameter.
         split: "train", "tune" or "report"; a train split that is streamed cannot be evaluated.
         batch_size: examples in a batch, at most.
+        blocks: of neighbouring examples, in as many of which the split is divided for
+            :attr:`EvaluationRecord.metric_blocks`; 0 for none.
 
     Returns:
         ``metrics`` holds "loss" (mean over examples, or over predicted tokens for token tasks) and the
@@ -165,11 +169,26 @@ def evaluate(prepared: PreparedTask, model: torch.nn.Module, split: str, batch_s
     if prepared.generated_metrics is not None:
         metrics |= prepared.generated_metrics(model, split, batch_size)
     losses = sums / np.maximum(counts, 1)
+
+    def without(left_out: np.ndarray) -> float:
+        """The task's metric over all but the examples of these numbers."""
+        kept = np.delete(np.arange(len(examples)), left_out)
+        if prepared.metric == "loss":
+            return float(sums[kept].sum() / max(counts[kept].sum(), 1))
+        return prepared.metrics_of(
+            np.concatenate([predictions[i] for i in kept]), np.concatenate([references[i] for i in kept])
+        )[prepared.metric]
+
+    shares = None
+    if blocks > 1 and len(examples) > blocks and prepared.metric in metrics and prepared.generated_metrics is None:
+        parts = np.array_split(np.arange(len(examples)), blocks)
+        shares = [blocks * metrics[prepared.metric] - (blocks - 1) * without(part) for part in parts]
     return EvaluationRecord(
         split=split,
         examples=len(examples),
         metrics=metrics,
         example_losses=losses.tolist() if np.isfinite(losses).all() else None,
+        metric_blocks=shares if shares is not None and np.isfinite(shares).all() else None,
     )
 
 

@@ -1,0 +1,226 @@
+"""``rankalloc audit``: whether adaptive ranks help on the user's own task, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, RankallocError
+from ..experiments.launched import require_alone
+from ..experiments.run_folder import content
+from .options import Json, examples
+from .output import about, count, results_only, say, show_json, show_table
+
+if TYPE_CHECKING:
+    from ..audit_record import AuditRecord
+    from ..experiments.audits.running import Audit
+    from .request import Request
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog=examples(
+            "rankalloc audit reviews.yaml --dry-run           the arms, and what it will cost",
+            "rankalloc audit reviews.yaml --jobs 2",
+            "rankalloc audit reviews.yaml --set audit.margin=0.005 --set 'audit.arms=[twin, random]'",
+            "rankalloc audit reviews.yaml --storage postgresql+psycopg://me@host/db",
+            "rankalloc audit --worker postgresql+psycopg://me@host/db      one more worker, on any machine",
+        )
+    )(audit)
+
+
+def audit(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG.yaml", help="The run to audit: model, task, budget, method.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Change one value, such as audit.trials=6. Repeatable."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage", metavar="URL", help="Optuna storage, or journal:PATH. [default: SQLite in the output folder]"
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Processes that train at a time.")] = 1,
+    worker: Annotated[
+        str | None,
+        typer.Option("--worker", metavar="URL", help="Make runs of the audit in this storage; needs no CONFIG."),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option("--study", metavar="NAME", help="The worker's audit, where its storage has several.")
+    ] = None,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to. [default: runs/NAME-audit]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the arms and what it will cost, and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find out whether adaptive ranks help on your task and budget.
+
+    The method is set beside tuned uniform LoRA and its own controls: all of one size, each tuned by equally many runs,
+    compared on paired seeds until the answer is known, by data that no choice has seen. An audit that was stopped goes on
+    with the same command.
+    """
+    from .request import Request
+
+    require_alone("audit")
+    if worker is not None:
+        given = {"CONFIG": config, "--set": overrides, "--storage": storage, "--dry-run": dry_run, "--jobs": jobs > 1,
+                 "--json": as_json}
+        return _work(worker, study, output, parent, [name for name, value in given.items() if value])
+    if study is not None:
+        raise ConfigError("--study names the audit of a --worker; one of your own has the configuration's name")
+    if config is None:
+        raise ConfigError("give the configuration of the run to audit, or --worker URL to join an audit")
+    request = Request(
+        "audit", config, overrides or [], output, dry_run=dry_run, as_json=as_json, storage=storage, jobs=jobs
+    )
+    _run(request)
+
+
+def _run(request: Request) -> None:
+    from ..experiments.audits.audit import conduct, prepared_audit
+    from ..experiments.preemption import Stop
+    from .runs import raise_later, report_in, resumable, training
+
+    config = request.load()
+    if config.output is None:
+        config = config.replaced({"output": f"{config.folder}-audit"})
+    folder = request.folder(config)
+    found = content(Path(folder))
+    refusal = {"a file": f"{folder} is a file; give --output a folder", "nothing": None, "an audit": None}.get(
+        found, f"{folder} holds {found}; give --output another folder for the audit"
+    )
+    if request.dry_run:
+        with results_only():
+            planned = prepared_audit(config, Path(folder), request.storage, None)
+        return _show_plan(planned, refusal, request.as_json)
+    if refusal:
+        raise RankallocError(refusal)
+
+    with resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
+        with training():
+            planned = prepared_audit(config, Path(folder), request.storage, request.line(whole=False))
+            goes_on = "continuing the audit in" if found == "an audit" else f"auditing {config.method} into"
+            say(f"{goes_on} {folder}: {_cost(planned)}")
+            record = conduct(planned, request.storage, request.jobs, _Told(), stop)
+        report, failure = report_in(folder)
+    _show(record, folder, report, request.as_json)
+    raise_later(failure, folder)
+
+
+class _Told:
+    """Prints a line for each run that has ended, with the time that is left at most."""
+
+    def __init__(self) -> None:
+        self._begun, self._first = time.monotonic(), -1
+
+    def __call__(self, line: str, done: int, most: int) -> None:
+        if self._first < 0:
+            self._first = done - 1
+        each = (time.monotonic() - self._begun) / (done - self._first)
+        left = f"; at most {about(each * (most - done))} left" if most > done else ""
+        say(f"{done}/{most}  {line}{left}")
+
+
+def _cost(planned: Audit) -> str:
+    """What an audit will take, in words."""
+    from ..experiments.audits.audit import most_runs, running_arms
+    from ..experiments.audits.concluding import looks_of
+    from ..experiments.runner import steps_of
+
+    looks, arms, audit_section = looks_of(planned.config), running_arms(planned), planned.config.audit
+    steps = steps_of(planned.config, planned.setting.prepared.train_examples or 0)
+    most, fewest = most_runs(planned), len(arms) * (audit_section.trials + looks[0])
+    return (
+        f"{count(len(arms), 'arm')} of {planned.setting.params:,} parameters; {fewest} to {most} runs of "
+        f"{steps} steps, {fewest * steps:,} to {most * steps:,} in all"
+    )
+
+
+def _show_plan(planned: Audit, refusal: str | None, as_json: bool) -> None:
+    from ..experiments.audits.concluding import looks_of
+
+    arms = [(arm.name, arm.what if arm.skipped is None else f"left out: {arm.skipped}") for arm in planned.arms]
+    if as_json:
+        return show_json({
+            "params": planned.setting.params, "looks": looks_of(planned.config), "cost": _cost(planned),
+            "arms": [{"name": arm.name, "what": arm.what, "skipped": arm.skipped} for arm in planned.arms],
+            "note": refusal,
+        })
+    looks = ", ".join(map(str, looks_of(planned.config)[:6]))
+    show_table([
+        ("audit", _cost(planned)), ("metric", f"{planned.setting.prepared.metric}; a difference of "
+         f"{planned.config.audit.margin:g} counts as none"),
+        ("tuning", f"{count(planned.config.audit.trials, 'run')} an arm, on the tune split"),
+        ("comparison", f"on the report split, after {looks} paired seeds"), *arms,
+        *([("note", refusal)] if refusal else []),
+    ])
+    say("nothing was written; run the same command without --dry-run to begin")
+
+
+def _show(record: AuditRecord, folder: str, report: str | None, as_json: bool) -> None:
+    from ..experiments.audits.wording import shown
+
+    if as_json:
+        return show_json({**record.model_dump(mode="json"), "folder": folder, "report": report})
+    metric = record.metric
+    rows = [("answer", record.sentence or "none: no seed could be compared")]
+    for one in record.comparisons:
+        interval = f"{shown(one.low, metric, True)} to {shown(one.high, metric, True)}"
+        rows.append((f"over {one.arm}", f"{shown(one.mean, metric, True)} ({interval})  {one.claim}"))
+    rows += [("", line) for line in record.details]
+    rows += [("alert", line) for line in record.alerts]
+    rows.append(("next", record.advice or ""))
+    if record.command_next:
+        rows.append(("command", record.command_next))
+    rows.append(("cost", f"{record.steps:,} steps, {about(record.seconds)} of training and evaluation"))
+    if report is not None:
+        rows.append(("report", report))
+    show_table(rows)
+
+
+def _work(storage: str, study: str | None, output: str | None, parent: int | None, others: Sequence[str]) -> None:
+    """Make runs until the audit is over."""
+    if others:
+        raise ConfigError(
+            f"a --worker is told by its storage what to do; leave out {', '.join(others)} (it takes --study and "
+            "--output)"
+        )
+    with results_only():
+        from ..experiments.audits.audit import joined, line_of, most_runs, work
+        from ..experiments.preemption import Preempted, Stop
+        from ..experiments.sweeps.jobs import PREEMPTED
+        from .endings import INTERRUPTED
+        from .runs import training
+
+        with Stop().with_parent(parent).on_sigterm() as stop, training():
+            found, slots = joined(storage, study, output)
+            told = _Told() if parent is None else None
+
+            def on_trial(trial: Any, done: int) -> None:
+                if told is not None:
+                    told(line_of(found, trial), done, most_runs(found))
+
+            try:
+                work(found, slots, stop, on_trial)
+            except Preempted:
+                raise typer.Exit(PREEMPTED) from None
+            except KeyboardInterrupt:
+                raise typer.Exit(INTERRUPTED) from None
+        if parent is None:
+            again = shlex.join(["rankalloc", "audit", "CONFIG.yaml", "--storage", "URL"])
+            say(f"every run has been made; {again} concludes the audit")
+
+

@@ -1,0 +1,90 @@
+"""The study behind an audit: Optuna's storage keeps its runs, so that any machine can make them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from ..config import RunConfig
+from ..sweeps import storages
+from ..sweeps.slots import Slots, slot_of
+from ..sweeps.study import CONFIG, KIND, connected, join_study, require_same
+from .cells import Cell, Result
+from .running import Audit
+
+ALL = 1_000_000
+"""More slots than an audit has."""
+_AUDIT = "audit"
+
+
+def open_audit(audit: Audit, storage: str | None) -> Slots:
+    """The slots of the study in the storage, ready to continue, or of a new one.
+
+    Raises:
+        SweepSpaceError: the study there was begun with other settings.
+        RankallocError: the storage cannot be opened.
+    """
+    config = audit.config
+    audit.folder.path.mkdir(parents=True, exist_ok=True)
+    slots = connected(
+        located(storage, audit), f"{audit.storage} of {audit.folder.path}",
+        lambda kept: optuna.create_study(
+            study_name=config.name, storage=kept, load_if_exists=True, direction=audit.setting.prepared.direction
+        ),
+    )
+    with slots.guard:
+        require_same(slots.study, _identity(audit))
+        slots.study.set_user_attr(CONFIG, config.replaced({"output": None}).model_dump(mode="json"))
+        slots.study.set_user_attr(KIND, _AUDIT)
+    return slots
+
+
+def join_audit(storage: str, name: str | None) -> tuple[Slots, RunConfig]:
+    """An audit's study that another process has opened, and its configuration; raises as
+    :func:`rankalloc.experiments.sweeps.study.join_study`."""
+    slots, config, _ = join_study(storage, name, _AUDIT)
+    return slots, config
+
+
+def located(storage: str | None, audit: Audit) -> str:
+    """The storage's full name: SQLite in the audit's folder where none is given."""
+    return storage or f"sqlite:///{audit.folder.study.absolute()}"
+
+
+def shown(storage: str | None) -> str:
+    """The storage as records name it: without a password."""
+    return "audit.db" if storage is None else storages.shown(storage)
+
+
+def results_of(slots: Slots) -> dict[Cell, Result]:
+    """What has come out of the runs so far."""
+    found = {}
+    for slot, trial in slots.all().items():
+        if trial.state == TrialState.COMPLETE:
+            found[Cell.of_slot(slot)] = Result(trial.user_attrs)
+        elif trial.state in (TrialState.FAIL, TrialState.PRUNED) and "message" in trial.user_attrs:
+            found[Cell.of_slot(slot)] = Result(trial.user_attrs, trial.user_attrs["message"])
+    return found
+
+
+def cell_of(trial: FrozenTrial | optuna.Trial) -> Cell:
+    """The cell that a trial stands for."""
+    return Cell.of_slot(slot_of(trial))
+
+
+def matters(trial: FrozenTrial) -> bool:
+    """Whether an audit cannot do without the arm of a trial: the method's, and uniform LoRA's."""
+    return cell_of(trial).arm < 2
+
+
+def _identity(audit: Audit) -> dict[str, Any]:
+    """What must not change between the runs of one audit. Looks, margin and the number of seeds may: they say when to
+    stop, and not what is trained."""
+    tree = audit.config.model_dump(mode="json", exclude={"name", "output", "sweep", "tracking"})
+    if isinstance(tree["task"], dict):  # files may move; the fingerprint shows whether the data changed
+        tree["task"] = {k: v for k, v in tree["task"].items() if k not in ("train", "tune", "report")}
+    for name in ("looks", "margin", "open_ended", "seeds_at_most"):
+        tree["audit"].pop(name)
+    return {"data": audit.setting.prepared.fingerprint, "params": audit.setting.params, **tree}

@@ -1,0 +1,126 @@
+"""What an audit found, in words: one sentence, a few that add to it, and what to do next."""
+
+from __future__ import annotations
+
+import statistics
+
+from ...audit_record import AuditRecord, ComparisonRecord, Next
+from ..audit_arms import UNIFORM
+
+_SHARES = {"f1", "accuracy", "macro_f1", "exact_match", "matthews", "precision", "recall", "token_accuracy", "rouge1",
+           "rougeL", "reward_accuracy"}  # fmt: skip
+
+
+def shown(value: float, metric: str, sign: bool = False) -> str:
+    """A difference as people say it: points for a metric from 0 to 1, the plain number for others."""
+    plus = "+" if sign else ""
+    return f"{100 * value:{plus}.1f}" if metric in _SHARES else f"{value:{plus}.3g}"
+
+
+def _unit(metric: str) -> str:
+    return f"points {metric.upper() if metric == 'f1' else metric.replace('_', ' ')}" if metric in _SHARES else (
+        f"in {metric.replace('_', ' ')}"
+    )
+
+
+def sentence_of(record: AuditRecord) -> str:
+    """The answer, with its uncertainty and what it is owed to."""
+    main = record.comparison(UNIFORM)
+    assert main is not None, "an audit has uniform LoRA"
+    metric = record.metric
+    size = f"At {record.params:,} parameters"
+    seeds = f"{main.seeds} seeds"
+    between = f"95 % {shown(main.low, metric, True)} to {shown(main.high, metric, True)}, {seeds}"
+    if main.claim == "better":
+        return (
+            f"{size} `{record.method}` gains {shown(main.mean, metric)} {_unit(metric)} over tuned uniform LoRA "
+            f"({between}){_owed_to(record, main)}"
+        )
+    if main.claim == "worse":
+        return (
+            f"{size} `{record.method}` loses {shown(-main.mean, metric)} {_unit(metric)} against tuned uniform LoRA "
+            f"({between})."
+        )
+    if main.claim == "equivalent":
+        return (
+            f"{size} `{record.method}` and tuned uniform LoRA are equivalent: they differ by less than "
+            f"{shown(record.margin, metric)} {_unit(metric)} ({between})."
+        )
+    return (
+        f"{size} no difference between `{record.method}` and tuned uniform LoRA is shown, nor that there is none: "
+        f"{shown(main.mean, metric, True)} {_unit(metric)} ({between})."
+    )
+
+
+def _owed_to(record: AuditRecord, main: ComparisonRecord) -> str:
+    """Whether the gain is the placement's or the parametrisation's, by the twin."""
+    twin = record.comparison("twin")
+    if twin is None:
+        return "."
+    gain = shown(main.mean - twin.mean, record.metric)
+    if twin.claim == "better":
+        return f"; its twin with equal ranks gains {gain}, so the placement has a part in it."
+    if twin.claim == "worse":
+        return f"; its twin with equal ranks gains {gain}, so equal ranks are the better ones."
+    if twin.claim == "equivalent":
+        return f"; its twin with equal ranks gains {gain}, so it is the parametrisation and not the placement."
+    return f"; its twin with equal ranks gains {gain}, so that the placement has a part in it is not shown."
+
+
+def details_of(record: AuditRecord) -> list[str]:
+    """What else the comparisons show, a sentence each."""
+    found, metric = [], record.metric
+    said = {"better": "is better than", "worse": "is worse than", "equivalent": "is equivalent to"}
+    for one in record.comparisons:
+        if one.arm not in (UNIFORM, "twin") and one.claim in said:
+            found.append(
+                f"`{record.method}` {said[one.claim]} {one.arm}: {shown(one.mean, metric, True)} {_unit(metric)} "
+                f"({shown(one.low, metric, True)} to {shown(one.high, metric, True)})."
+            )
+    undecided = [one.arm for one in record.comparisons if one.arm != UNIFORM and one.claim == "undecided"]
+    if undecided:
+        found.append(f"Against {_listed(undecided)} nothing is shown.")
+    related, overlap = record.stability.rank_correlation, record.stability.jaccard
+    if related is not None and overlap is not None:
+        found.append(
+            f"From seed to seed the ranks of the layers correlate by {related:.2f} (Spearman), and {overlap:.0%} of "
+            "the rank units are the same."
+        )
+    return found
+
+
+def advice_of(record: AuditRecord) -> tuple[Next, str | None, str]:
+    """What to do next: what kind of thing, the arm that it is about, and the sentence."""
+    main = record.comparison(UNIFORM)
+    assert main is not None, "an audit has uniform LoRA"
+    if main.claim in ("better", "equivalent"):
+        beaten_by = [
+            one.arm for one in record.comparisons
+            if one.claim == "worse" and one.arm != UNIFORM and record.arm(one.arm).command is not None
+        ]
+        if beaten_by:
+            arm = min(beaten_by, key=lambda name: _mean(record, name))
+            return "other arm", arm, f"Use {record.arm(arm).what}: it is better than `{record.method}` on this task."
+    if main.claim == "better":
+        twin = record.comparison("twin")
+        if twin is not None and twin.claim == "equivalent":
+            return "other arm", "twin", (
+                f"Use `{record.method}`'s training with equal ranks: as good, and every tool reads equal ranks."
+            )
+        return "method", record.method, f"Use `{record.method}`."
+    if main.claim == "undecided":
+        return "more seeds", UNIFORM, (
+            "Use tuned uniform LoRA, which is simpler, unless more seeds show a difference (audit.looks, or "
+            "audit.open_ended)."
+        )
+    return "uniform", UNIFORM, "Use tuned uniform LoRA, which is simpler."
+
+
+def _mean(record: AuditRecord, arm: str) -> float:
+    """The method's advantage over an arm."""
+    found = record.comparison(arm)
+    return 0.0 if found is None else statistics.fmean(found.differences)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
