@@ -53,6 +53,8 @@ _HOMES = {
     "smallest": "posthoc.smallest",
     "TaskEvaluator": "experiments.judging",
     "recover": "experiments.recovering",
+    "audit": "experiments.audits.audit",
+    "AuditRecord": "audit_record",
     # what a score, an allocator, a rule or a planner of one's own is made from (docs/extending.md)
     "Method": "methods",
     "Score": "methods.scores",

@@ -1,7 +1,7 @@
 """The record of an audit: which arms were compared, what each scored, and what follows.
 
-Plain data like :mod:`rankalloc.trace`, stored as versioned JSON. Differences are signed so that a positive one is in the
-favour of the method that is audited, whatever the direction of the metric.
+Plain data like :mod:`rankalloc.trace`, stored as versioned JSON. Differences are signed so that a positive one is in
+the favour of the method that is audited, whatever the direction of the metric.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class ArmRun(Record):
 
 
 class ArmRecord(Record):
-    """One arm: ``what`` it is, in a phrase; why it was ``skipped`` (None: it ran); the rates it was tuned at and the one
-    chosen, whether that one is the lowest or highest tried; its runs, by seed; the command that trains it."""
+    """One arm: ``what`` it is, in a phrase; why it was ``skipped`` (None: it ran); the rates it was tuned at and the
+    one chosen, whether that one is the lowest or highest tried; its runs, by seed; the command that trains it."""
 
     name: str
     what: str
@@ -68,16 +68,17 @@ class ArmRecord(Record):
 
 
 class ComparisonRecord(Record):
-    """The audited method against one arm, over ``seeds`` paired seeds. ``mean`` is in units of the metric, with the 95 %
-    interval of the test; ``both_low`` and ``both_high`` also hold the variance over the report split's examples;
-    ``p`` is the sequential p-value, ``effect`` Hedges' g of the paired differences."""
+    """The audited method against one arm, over ``seeds`` paired seeds. ``mean`` is in units of the metric; ``low`` and
+    ``high`` are its limits over the looks so far, each wrong with a chance of at most 5 % (a 90 % interval);
+    ``both_low`` and ``both_high`` also hold the variance over the report split's examples; ``p`` is the sequential
+    p-value, ``effect`` Hedges' g of the paired differences. Without any spread of the differences there are no limits."""
 
     arm: str
     claim: Claim
     seeds: int
     mean: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
     p: float
     effect: float | None = None
     both_low: float | None = None

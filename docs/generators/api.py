@@ -17,6 +17,7 @@ SECTIONS = {
     "posthoc": "Adapters that exist already",
     "experiments": "Tasks",
     "trace": "Records",
+    "audit_record": "Records of audits",
     "report": "Reports",
     "errors": "Errors",
 }

@@ -69,8 +69,8 @@ def audit(
     """Find out whether adaptive ranks help on your task and budget.
 
     The method is set beside tuned uniform LoRA and its own controls: all of one size, each tuned by equally many runs,
-    compared on paired seeds until the answer is known, by data that no choice has seen. An audit that was stopped goes on
-    with the same command.
+    compared on paired seeds until the answer is known, by data that no choice has seen. An audit that was stopped goes
+    on with the same command.
     """
     from .request import Request
 
@@ -171,15 +171,14 @@ def _show_plan(planned: Audit, refusal: str | None, as_json: bool) -> None:
 
 
 def _show(record: AuditRecord, folder: str, report: str | None, as_json: bool) -> None:
-    from ..experiments.audits.wording import shown
+    from ..experiments.audits.wording import limits, shown
 
     if as_json:
         return show_json({**record.model_dump(mode="json"), "folder": folder, "report": report})
     metric = record.metric
     rows = [("answer", record.sentence or "none: no seed could be compared")]
     for one in record.comparisons:
-        interval = f"{shown(one.low, metric, True)} to {shown(one.high, metric, True)}"
-        rows.append((f"over {one.arm}", f"{shown(one.mean, metric, True)} ({interval})  {one.claim}"))
+        rows.append((f"over {one.arm}", f"{shown(one.mean, metric, True)} ({limits(one, metric)})  {one.claim}"))
     rows += [("", line) for line in record.details]
     rows += [("alert", line) for line in record.alerts]
     rows.append(("next", record.advice or ""))

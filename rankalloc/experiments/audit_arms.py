@@ -1,4 +1,4 @@
-"""The arms that an audit sets beside a method, by name: plain data, so that a configuration is checked without torch."""
+"""The arms that an audit sets beside a method, by name: plain data, so that no torch checks a configuration."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The arms of an audit: what each changes in the audited configuration, and why one does not apply.
 
-Every arm has the size of the audit, in parameters of the LoRA that ships, the same task, steps and batches, and is tuned
-by itself. Task, model, data and the scaling alpha / rank are the configuration's.
+Every arm has the size of the audit, in parameters of the LoRA that ships, the same task, steps and batches, and is
+tuned by itself. Task, model, data and the scaling alpha / rank are the configuration's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A whole audit: every arm is tuned, then compared on paired seeds until the answer is known.
 
-It makes its runs on the machinery of a sweep: a queue in Optuna's storage, workers here or elsewhere, runs that are put
-back when a machine goes.
+It makes its runs on the machinery of a sweep: a queue in Optuna's storage, workers here or elsewhere, runs that are
+put back when a machine goes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def audit(
         RankallocError: the storage cannot be opened, or the data cannot be used.
     """
     if not isinstance(config, RunConfig):
-        config = load_config(config, overrides)
+        config = load_config(Path(config), overrides)
     return conduct(prepared_audit(config, Path(folder), storage, None), storage, jobs, on_run)
 
 
@@ -97,7 +97,8 @@ def conduct(
     elif remaining(found, slots):
         workers_on(
             jobs, slots, lambda: remaining(found, slots), stop, after,
-            worker_command("audit", located(storage, found), found.config.name, found.folder.path), alike=Failures(matters),
+            worker_command("audit", located(storage, found), found.config.name, found.folder.path),
+            alike=Failures(matters),
         )
     record = audit_record(found, results_of(slots), finished=True)
     record.save(found.folder.record)

@@ -1,7 +1,7 @@
 """The runs of an audit, and which of them are to be made next.
 
-A run is a cell: an arm, and either a rate that it is tuned at or a seed that it is compared on. What is next follows from
-the results so far alone, so that any number of workers, started and stopped at will, makes the same runs.
+A run is a cell: an arm, and either a rate that it is tuned at or a seed that it is compared on. What is next follows
+from the results so far alone, so that any number of workers, started and stopped at will, makes the same runs.
 """
 
 from __future__ import annotations

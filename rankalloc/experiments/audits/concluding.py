@@ -155,10 +155,13 @@ def _comparison(audit: Audit, results: Results, name: str, judged: Judgement) ->
     low, high = _with_examples(audit, results, place, judged.seeds)
     claim: Any = "undecided" if judged.claim.startswith("undecided") else judged.claim
     return ComparisonRecord(
-        arm=name, claim=claim, seeds=judged.seeds, mean=judged.mean, low=judged.low, high=judged.high, p=judged.p,
-        effect=judged.effect if math.isfinite(judged.effect) else None, both_low=low, both_high=high,
-        differences=differences,
+        arm=name, claim=claim, seeds=judged.seeds, mean=judged.mean, low=_finite(judged.low), high=_finite(judged.high),
+        p=judged.p, effect=_finite(judged.effect), both_low=low, both_high=high, differences=differences,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _with_examples(audit: Audit, results: Results, place: int, seeds: int) -> tuple[float | None, float | None]:
@@ -175,7 +178,7 @@ def _with_examples(audit: Audit, results: Results, place: int, seeds: int) -> tu
     # the mean of pseudo-values is off the metric's by the jackknife's bias; only their spread is of use here
     found = example_interval(values, error=error, limit=design.limit(error, seeds))
     half, mean = (found.high - found.low) / 2, statistics.fmean(_differences(audit, results, place, seeds))
-    return mean - half, mean + half
+    return (mean - half, mean + half) if math.isfinite(half) else (None, None)
 
 
 def stability(patterns: Sequence[Sequence[int]]) -> StabilityRecord:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from ...budget import LayerShape
 from ...layer_names import places
 
-_ATTENTION = re.compile(r"attn|attention|(^|\.)(query|key|value|[qkvo]_proj|qkv_proj|out_proj|c_attn|in_proj|wqkv|q_lin|k_lin|v_lin|out_lin)(\.|$)", re.I)  # fmt: skip
+_ATTENTION = re.compile(
+    r"attn|attention|(^|\.)(query|key|value|[qkvo]_proj|qkv_proj|out_proj|in_proj|wqkv|[qkv]_lin|out_lin)(\.|$)", re.I
+)
 _QUERY_VALUE = re.compile(r"(^|\.)(query|value|[qv]_proj|q_lin|v_lin|q|v|c_attn|qkv_proj|wqkv|in_proj)(\.|$)", re.I)
 
 

@@ -1,4 +1,4 @@
-"""PEFT's AdaLoRA as its authors mean it, beside ours: driven by hand at every step, since its own training code does not.
+"""PEFT's AdaLoRA as its authors mean it: driven by hand at every step, since no trainer does it.
 
 Its budget is a mean rank, which counts every layer alike. Warm-up, freeze and interval are the configuration's.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 
 from ...layers.targets import find_heads
+from ..config import RunConfig
 from ..runner import steps_of
 from ..tasks.base import base_of
 from ..trainer import arguments_for, trainer_for
@@ -27,8 +28,8 @@ class Trained:
     steps: int
 
 
-def train_adalora(setting: Setting, run: Any, folder: Path, callbacks: list[TrainerCallback]) -> Trained:
-    """Train PEFT's AdaLoRA with the rate and the seed of ``run``, at the mean rank that the audit's size has room for."""
+def train_adalora(setting: Setting, run: RunConfig, folder: Path, callbacks: list[TrainerCallback]) -> Trained:
+    """Train PEFT's AdaLoRA with the rate and the seed of ``run``, at the whole mean rank that the size has room for."""
     import peft
 
     set_seed(run.seed)
@@ -36,7 +37,8 @@ def train_adalora(setting: Setting, run: Any, folder: Path, callbacks: list[Trai
     heads = find_heads(model) if run.adapter.modules_to_save is None else run.adapter.modules_to_save
     steps, names = steps_of(run, setting.prepared.train_examples or 0), [shape.name for shape in setting.shapes]
     wrapped = peft.get_peft_model(model, peft.AdaLoraConfig(
-        init_r=run.adapter.rank, target_r=setting.params // setting.one_rank, lora_alpha=run.adapter.alpha,
+        init_r=run.adapter.rank, target_r=setting.params // setting.one_rank, lora_alpha=run.adapter.alpha,  # type: ignore[arg-type]  # it divides by the rank
+       
         lora_dropout=run.adapter.dropout, target_modules=names, modules_to_save=list(heads) or None,
         tinit=int(run.budget.warmup * steps), tfinal=int(run.budget.freeze * steps), deltaT=run.budget.every,
         total_step=steps,

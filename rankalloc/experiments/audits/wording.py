@@ -1,4 +1,8 @@
-"""What an audit found, in words: one sentence, a few that add to it, and what to do next."""
+"""What an audit found, in words: one sentence, a few that add to it, and what to do next.
+
+Each limit of an interval is wrong with a chance of at most 5 % over all looks together, so that the interval is one of
+90 %: the one that goes with a test in one direction, and with two one-sided tests of equivalence.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,13 @@ def shown(value: float, metric: str, sign: bool = False) -> str:
     return f"{100 * value:{plus}.1f}" if metric in _SHARES else f"{value:{plus}.3g}"
 
 
+def limits(one: ComparisonRecord, metric: str) -> str:
+    """The interval of a comparison, in words."""
+    if one.low is None or one.high is None:
+        return "without any spread"
+    return f"90 % {shown(one.low, metric, True)} to {shown(one.high, metric, True)}"
+
+
 def _unit(metric: str) -> str:
     return f"points {metric.upper() if metric == 'f1' else metric.replace('_', ' ')}" if metric in _SHARES else (
         f"in {metric.replace('_', ' ')}"
@@ -29,8 +40,7 @@ def sentence_of(record: AuditRecord) -> str:
     assert main is not None, "an audit has uniform LoRA"
     metric = record.metric
     size = f"At {record.params:,} parameters"
-    seeds = f"{main.seeds} seeds"
-    between = f"95 % {shown(main.low, metric, True)} to {shown(main.high, metric, True)}, {seeds}"
+    between = f"{limits(main, metric)}, {main.seeds} seeds"
     if main.claim == "better":
         return (
             f"{size} `{record.method}` gains {shown(main.mean, metric)} {_unit(metric)} over tuned uniform LoRA "
@@ -47,7 +57,7 @@ def sentence_of(record: AuditRecord) -> str:
             f"{shown(record.margin, metric)} {_unit(metric)} ({between})."
         )
     return (
-        f"{size} no difference between `{record.method}` and tuned uniform LoRA is shown, nor that there is none: "
+        f"{size} no gain of `{record.method}` over tuned uniform LoRA is shown, nor that the two are equivalent: "
         f"{shown(main.mean, metric, True)} {_unit(metric)} ({between})."
     )
 
@@ -75,7 +85,7 @@ def details_of(record: AuditRecord) -> list[str]:
         if one.arm not in (UNIFORM, "twin") and one.claim in said:
             found.append(
                 f"`{record.method}` {said[one.claim]} {one.arm}: {shown(one.mean, metric, True)} {_unit(metric)} "
-                f"({shown(one.low, metric, True)} to {shown(one.high, metric, True)})."
+                f"({limits(one, metric)})."
             )
     undecided = [one.arm for one in record.comparisons if one.arm != UNIFORM and one.claim == "undecided"]
     if undecided:

@@ -1,0 +1,1 @@
+"""Do adaptive ranks help on punctuation and on part-of-speech tags? Audits, with all their data."""

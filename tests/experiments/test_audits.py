@@ -1,0 +1,300 @@
+"""Audits on a tiny model: which arms there are, that all have one size, and that an audit that was stopped ends alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from rankalloc.audit_record import AuditRecord, TriedRate
+from rankalloc.budget import LayerShape
+from rankalloc.cli import app
+from rankalloc.errors import ConfigError
+from rankalloc.experiments.audit_arms import ARM_NAMES, BY_HAND
+from rankalloc.experiments.audits.arms import arms_of
+from rankalloc.experiments.audits.audit import audit, conduct, most_runs, prepared_audit, running_arms, work
+from rankalloc.experiments.audits.cells import Cell, Result, complete, wanted
+from rankalloc.experiments.audits.concluding import audit_record, stability
+from rankalloc.experiments.audits.hand_patterns import PATTERNS, pattern
+from rankalloc.experiments.audits.study import join_audit, located, open_audit
+from rankalloc.experiments.audits.tuning import at_edge, next_rates
+from rankalloc.experiments.audits.wording import advice_of, sentence_of
+from rankalloc.experiments.preemption import Preempted, Stop
+from rankalloc.experiments.sweeps.study import SweepSpaceError, join_study
+from rankalloc.experiments.sweeps.worker import RepeatedFailureError
+from tests.support.runs import small_config
+
+ARMS = "audit.arms=[twin, cont, peft-adalora]"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("audits")
+
+
+@pytest.fixture(scope="module")
+def config(home):
+    return small_config(home, ARMS, "audit.trials=3", "audit.looks=[2]", "audit.margin=0.001")
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return []
+
+
+@pytest.fixture(scope="module")
+def record(config, home, lines):
+    return audit(config, home / "whole", on_run=lambda *told: lines.append(told))
+
+
+def test_every_arm_is_tuned_alike_and_compared_on_seeds_that_tuning_did_not_see(record, config):
+    assert [arm.name for arm in record.arms] == ["auto", "uniform", "twin", "cont", "peft-adalora"]
+    for arm in record.arms:
+        assert arm.skipped is None and len(arm.tried) == 3
+        assert len({one.rate for one in arm.tried}) == 3 and arm.rate in {one.rate for one in arm.tried}
+        assert len(arm.runs) == record.seeds
+        assert config.seed not in {run.seed for run in arm.runs}
+    assert len({tuple(run.seed for run in arm.runs) for arm in record.arms}) == 1
+    assert {one.arm for one in record.comparisons} == {arm.name for arm in record.arms[1:]}
+
+
+def test_every_arm_has_the_size_of_the_budget(record):
+    cheapest = min(layer.d_in + layer.d_out for layer in record.layers)
+    for arm in record.arms[:-1]:  # PEFT's counts layers, not parameters
+        for run in arm.runs:
+            assert record.params - cheapest < run.params <= record.params, arm.name
+            assert run.params == sum((one.d_in + one.d_out) * rank for one, rank in
+                                     zip(record.layers, run.ranks, strict=True))
+    assert record.arm("cont").runs[0].peak_params > record.params
+    assert record.arm("uniform").runs[0].peak_params == record.arm("uniform").runs[0].params
+
+
+def test_all_arms_take_as_many_steps(record, config):
+    assert {run.steps for arm in record.arms for run in arm.runs} == {config.training.steps}
+
+
+def test_differences_are_those_of_the_runs(record):
+    method = record.arms[0].values(record.seeds)
+    for one in record.comparisons:
+        other = record.arm(one.arm).values(record.seeds)
+        assert one.differences == pytest.approx([a - b for a, b in zip(method, other, strict=True)])
+        assert one.low is None or one.low <= one.mean <= one.high
+
+
+def test_the_answer_is_in_words_and_the_record_reads_back(record, home, lines):
+    assert record.finished and "tuned uniform LoRA" in record.sentence and record.advice
+    assert AuditRecord.load(home / "whole" / "audit.json") == record
+    assert len(lines) == len({line for line, _, _ in lines}) == lines[-1][1]
+    assert record.steps == 6 * len(lines)
+
+
+def test_the_same_command_again_makes_no_run(record, config, home):
+    again = []
+    assert audit(config, home / "whole", on_run=lambda *told: again.append(told)).comparisons == record.comparisons
+    assert not again
+
+
+@pytest.mark.long
+def test_an_audit_that_was_stopped_ends_as_one_that_was_not(record, config, home):
+    found = prepared_audit(config, home / "parts", None, None)
+    slots, stop, ended = open_audit(found, None), Stop(), []
+
+    def on_trial(trial, done):
+        ended.append(trial)
+        if len(ended) == 4:
+            stop.ask()
+
+    with pytest.raises(Preempted):
+        work(found, slots, stop, on_trial)
+    assert len(ended) == 4
+    worker, theirs = join_audit(located(None, found), None)  # another machine
+    assert theirs.audit == config.audit and len(worker.all()) == len(slots.all())
+    resumed = conduct(prepared_audit(config, home / "parts", None, None), None)
+    assert [one.differences for one in resumed.comparisons] == [one.differences for one in record.comparisons]
+
+
+def test_other_settings_are_refused_and_more_seeds_are_not(record, config, home):
+    with pytest.raises(SweepSpaceError, match="training.steps was 6 and now is 7"):
+        audit(config.replaced({"training.steps": 7}), home / "whole")
+    more = prepared_audit(config.replaced({"audit.looks": [2, 3, 4]}), home / "whole", None, None)
+    assert most_runs(more) == 5 * (3 + 4)
+    open_audit(more, None)
+
+
+def test_a_sweep_does_not_take_up_an_audit(record, config, home):
+    with pytest.raises(ConfigError, match="is of rankalloc audit"):
+        join_study(located(None, prepared_audit(config, home / "whole", None, None)), None)
+
+
+@pytest.mark.parametrize("changes, said", [
+    (["method=uniform"], "places no ranks of its own"),
+    (["method_options.placement=random"], "places no ranks of its own"),
+    (["method=manual", "method_options.rank_pattern={query: 1}"], "compares methods that choose ranks"),
+    (["method=bottleneck"], "compares methods that choose ranks"),
+])  # fmt: skip
+def test_what_cannot_be_audited_is_refused(home, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        prepared_audit(small_config(home, *changes), home / "refused", None, None)
+
+
+def test_mistakes_in_the_section_are_told(home):
+    with pytest.raises(ConfigError, match="unknown arm 'twins'.*'twin'"):
+        small_config(home, "audit.arms=[twins]")
+    with pytest.raises(ConfigError, match="rising numbers of seeds"):
+        small_config(home, "audit.looks=[6, 4]")
+    with pytest.raises(ConfigError, match="audit.margin"):
+        small_config(home, "audit.margin=0")
+
+
+def test_arms_that_do_not_apply_say_why(home):
+    """Above one rank a layer no pattern is written by hand; below, PEFT has no mean rank; at the peak nothing is cut."""
+    above = {arm.name: arm for arm in prepared_audit(small_config(home), home / "x", None, None).arms}
+    assert set(above) == {"auto", *ARM_NAMES}
+    assert all("one rank a layer or more" in above[name].skipped for name in BY_HAND)
+    below = {a.name: a for a in prepared_audit(small_config(home, "budget.fraction=0.1"), home / "x", None, None).arms}
+    assert all(below[name].skipped is None for name in BY_HAND) and "mean rank" in below["peft-adalora"].skipped
+    whole = {a.name: a for a in prepared_audit(small_config(home, "budget.fraction=1"), home / "x", None, None).arms}
+    assert "nothing to cut" in whole["post"].skipped and "nothing to cut" in whole["cont"].skipped
+
+
+SHAPES = [
+    LayerShape(f"encoder.layer.{block}.{role}", d_in, d_out, 4)
+    for block in range(3) for role, d_in, d_out in (
+        ("attention.self.query", 8, 8), ("attention.self.key", 8, 8), ("attention.self.value", 8, 8),
+        ("attention.output.dense", 8, 8), ("intermediate.dense", 8, 32), ("output.dense", 32, 8),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("params", [16, 40, 100, 200, 300])
+def test_a_pattern_by_hand_spends_the_size(name, params):
+    ranks = pattern(name, SHAPES, params)
+    spent = sum(shape.params_per_rank * ranks[shape.name] for shape in SHAPES)
+    own = [shape for shape in SHAPES if name not in BY_HAND[:2] or ("attention" in shape.name) == (name == "attention")]
+    assert params - spent < min(shape.params_per_rank for shape in own)
+    assert all(not rank or any(shape.name == layer for shape in own) for layer, rank in ranks.items())
+
+
+def test_attention_begins_with_query_and_value_in_every_block():
+    chosen = {name for name, rank in pattern("attention", SHAPES, 6 * 16).items() if rank}
+    assert chosen == {f"encoder.layer.{b}.attention.self.{role}" for b in range(3) for role in ("query", "value")}
+
+
+def test_last_blocks_are_filled_from_the_end():
+    chosen = {name for name, rank in pattern("last-blocks", SHAPES, 4 * 16 + 80).items() if rank}
+    assert {name.split(".")[2] for name in chosen} == {"2"} and len(chosen) == 6
+
+
+def tried(*pairs):
+    return [TriedRate(rate=rate, value=value) for rate, value in pairs]
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_rates_go_beyond_an_edge_and_then_between(maximize):
+    sign = 1 if maximize else -1
+
+    def best_at(rate):  # a parabola over log rate, best at 0.04
+        import math
+
+        return -sign * (math.log(rate / 0.04)) ** 2
+
+    have = []
+    while rates := next_rates(have, 0.01, 2.0, 7, maximize):
+        have += tried(*((rate, best_at(rate)) for rate in rates))
+    assert len(have) == 7
+    assert {one.rate for one in have[:3]} == {0.005, 0.01, 0.02}
+    assert have[3].rate == pytest.approx(0.04) and have[4].rate == pytest.approx(0.08)
+    assert have[5].rate in (pytest.approx(0.04 * 2**0.5), pytest.approx(0.04 / 2**0.5))
+    assert not at_edge(have, maximize) and at_edge(have[:4], maximize)
+
+
+def test_a_rate_at_which_training_failed_is_the_worst_and_ties_go_to_the_lower_one():
+    have = [*tried((0.01, 0.5), (0.02, 0.5)), TriedRate(rate=0.005, message="diverged")]
+    assert next_rates(have, 0.01, 2.0, 4, True) == [pytest.approx((0.01 * 0.02) ** 0.5)]
+
+
+def test_an_arm_that_fails_at_every_rate_is_left_out_and_the_others_go_on(config, home):
+    found = prepared_audit(config, home / "failing", None, None)
+    cont = [arm.name for arm in found.arms].index("cont")
+    results = {}
+    for _ in range(3):
+        for cell, rate in wanted(found.arms, results, found.setting, 2).items():
+            message = "training diverged: f1 is nan" if cell.arm == cont else None
+            results.setdefault(cell, Result({"rate": rate, "value": 0.1 * cell.arm, "seed": cell.index}, message))
+    assert complete(found.arms, results, found.setting, 2)
+    record = audit_record(found, results, finished=True)
+    assert "training diverged" in record.arm("cont").skipped
+    assert record.comparison("cont") is None and record.comparison("twin") is not None
+
+
+def test_a_method_that_fails_again_and_again_ends_the_audit_with_the_reason(home):
+    config = small_config(home, "audit.arms=[twin]", "audit.trials=3", "audit.looks=[2]", "training.learning_rate=1e38",
+                          "training.max_grad_norm=1e30")
+    with pytest.raises(RepeatedFailureError, match="3 trials in a row failed alike: .*not finite"):
+        conduct(prepared_audit(config, home / "diverging", None, None), None)
+
+
+def answered(record, **claims):
+    """The record with other claims."""
+    means = {"better": 0.02, "worse": -0.02, "equivalent": 0.0, "undecided": 0.01}
+    comparisons = [
+        one.model_copy(update={"claim": claims.get(one.arm.replace("-", "_"), "undecided"),
+                               "mean": means[claims.get(one.arm.replace("-", "_"), "undecided")]})
+        for one in record.comparisons
+    ]  # fmt: skip
+    return record.model_copy(update={"comparisons": comparisons})
+
+
+@pytest.mark.parametrize("claims, said, then, arm", [
+    ({"uniform": "better", "twin": "better"}, "the placement has a part in it", "method", "auto"),
+    ({"uniform": "better", "twin": "equivalent"}, "the parametrisation and not the placement", "other arm", "twin"),
+    ({"uniform": "better"}, "is not shown", "method", "auto"),
+    ({"uniform": "better", "twin": "worse"}, "equal ranks are the better ones", "other arm", "twin"),
+    ({"uniform": "worse"}, "loses 2.0 points", "uniform", "uniform"),
+    ({"uniform": "equivalent"}, "are equivalent", "uniform", "uniform"),
+    ({}, "no gain of `auto`", "more seeds", "uniform"),
+])  # fmt: skip
+def test_each_outcome_has_its_sentence_and_its_advice(record, claims, said, then, arm):
+    found = answered(record.model_copy(update={"metric": "accuracy"}), **claims)
+    assert said in sentence_of(found)
+    assert advice_of(found)[:2] == (then, arm)
+
+
+def test_stability_of_patterns():
+    found = stability([[4, 0, 2], [4, 0, 2]])
+    assert found.rank_correlation == pytest.approx(1) and found.jaccard == 1
+    assert stability([[3, 0], [0, 3]]).jaccard == 0
+    assert stability([[3, 1], [1, 1]]).jaccard == 0.5
+    assert stability([[1, 1]]).jaccard is None
+
+
+def test_the_command_shows_its_plan_and_refuses_other_folders(home):
+    small_config(home)  # writes small.yaml
+    runner, yaml = CliRunner(), str(home / "small.yaml")
+    done = runner.invoke(app, ["audit", yaml, "--dry-run", "--json", "-o", str(home / "planned")])
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert plan["looks"] == [4, 6, 8] and [arm["name"] for arm in plan["arms"]][:2] == ["auto", "uniform"]
+    assert not (home / "planned").exists()
+    (home / "taken").write_text("a file")
+    done = runner.invoke(app, ["audit", yaml, "-o", str(home / "taken")])
+    assert done.exit_code == 1 and "is a file" in done.output
+    done = runner.invoke(app, ["audit"])
+    assert done.exit_code == 2 and "--worker URL" in done.output
+
+
+def test_cells_and_slots_are_one_to_one():
+    cells = [Cell(arm, phase, index) for arm in range(12) for phase in ("tune", "seed") for index in range(40)]
+    assert len({cell.slot for cell in cells}) == len(cells)
+    assert [Cell.of_slot(cell.slot) for cell in cells] == cells
+
+
+def test_only_arms_that_apply_are_run(config, home):
+    found = prepared_audit(config, home / "x", None, None)
+    left_out = dataclasses.replace(found, arms=[*found.arms[:2], dataclasses.replace(found.arms[2], skipped="why not")])
+    assert len(running_arms(left_out)) == 2
+    assert {cell.arm for cell in wanted(left_out.arms, {}, left_out.setting, 2)} == {0, 1}
+    assert arms_of(found.setting) == list(found.arms)
