@@ -1,4 +1,4 @@
-"""How alike the ranks are that a method chooses from seed to seed and from task to task, beside ranks drawn by chance."""
+"""How alike the ranks are that a method chooses, from seed to seed and from task to task, beside ranks by chance."""
 
 from __future__ import annotations
 
