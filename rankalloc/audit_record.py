@@ -71,7 +71,7 @@ class ComparisonRecord(Record):
     """The audited method against one arm, over ``seeds`` paired seeds. ``mean`` is in units of the metric; ``low`` and
     ``high`` are its limits over the looks so far, each wrong with a chance of at most 5 % (a 90 % interval);
     ``both_low`` and ``both_high`` also hold the variance over the report split's examples; ``p`` is the sequential
-    p-value, ``effect`` Hedges' g of the paired differences. Without any spread of the differences there are no limits."""
+    p-value, ``effect`` Hedges' g of the paired differences. Without any spread of these there are no limits."""
 
     arm: str
     claim: Claim

@@ -171,14 +171,14 @@ def _show_plan(planned: Audit, refusal: str | None, as_json: bool) -> None:
 
 
 def _show(record: AuditRecord, folder: str, report: str | None, as_json: bool) -> None:
-    from ..experiments.audits.wording import limits, shown
+    from ..report.audited import difference, limits
 
     if as_json:
         return show_json({**record.model_dump(mode="json"), "folder": folder, "report": report})
     metric = record.metric
     rows = [("answer", record.sentence or "none: no seed could be compared")]
     for one in record.comparisons:
-        rows.append((f"over {one.arm}", f"{shown(one.mean, metric, True)} ({limits(one, metric)})  {one.claim}"))
+        rows.append((f"over {one.arm}", f"{difference(one.mean, metric, True)} ({limits(one, metric)})  {one.claim}"))
     rows += [("", line) for line in record.details]
     rows += [("alert", line) for line in record.alerts]
     rows.append(("next", record.advice or ""))

@@ -15,17 +15,22 @@ if TYPE_CHECKING:
 
 KICKERS = {
     "comparison": "Comparison", "sweep": "Rank report · Sweep", "run": "Rank report · Run",
-    "cut": "Adapter after a cut", "frontier": "Adapter at several budgets",
+    "cut": "Adapter after a cut", "frontier": "Adapter at several budgets", "audit": "Audit",
 }
 
 
 def sections_of(page: Subject) -> list[tuple[Section, Shown]]:
     """The sections that have a place on the page, with what they show."""
     from .sections import SECTIONS
+    from .sections_audit import AUDIT_SECTIONS
     from .sections_compare import COMPARE_SECTIONS
     from .sections_finished import FINISHED_SECTIONS
 
-    found = COMPARE_SECTIONS if page.comparison is not None else FINISHED_SECTIONS if page.parts else SECTIONS
+    found: tuple[Section, ...] = SECTIONS
+    if page.comparison is not None:
+        found = COMPARE_SECTIONS
+    elif page.parts:
+        found = AUDIT_SECTIONS if "audit" in page.parts else FINISHED_SECTIONS
     shown = ((section, section.show(page)) for section in found)
     return [(section, one) for section, one in shown if one is not None]
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import RankallocError
 from ..records import Record, finite, read_json
 from ..trace import SWEEP_NAME, TRACE_NAME, RankTrace, SweepRecord, TrialRecord
+from .audited import AUDIT
 from .finished import CHECK, CUT, FRONTIER
 from .kinds import Kind, Source
 from .lenient import R, read_patiently
@@ -186,7 +187,7 @@ TRACE = Kind("trace", TRACE_NAME, lambda data: False, _read_trace, _run_side)  #
 SWEEP = Kind("sweep", SWEEP_NAME, lambda data: "trials" in data, _read_sweep, _run_side)
 COMBINED = Kind("report's data", None, is_report_data, _read_combined)
 
-KINDS: tuple[Kind, ...] = (COMBINED, SWEEP, TRACE, CUT, FRONTIER, CHECK)
+KINDS: tuple[Kind, ...] = (COMBINED, AUDIT, SWEEP, TRACE, CUT, FRONTIER, CHECK)
 """Every kind of record. Of a folder, the first whose file is there is read."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..records import finite
 from .alerts import alerts
+from .audited import audit_of, outcome_of, sentence_of
 from .exports import table_records
 from .facts import Facts, Subject
 from .finished import CheckRecord, CutRecord, FrontierRecord
@@ -31,6 +32,9 @@ def verdict_of(page: Subject) -> Verdict:
         return compared(page.comparison)
     if page.run is not None or page.sweep is not None:
         return verdict(page.run, page.sweep)
+    if "audit" in page.parts:
+        record_of_audit = audit_of(page.parts)
+        return Verdict(sentence_of(record_of_audit), outcome_of(record_of_audit), list(record_of_audit.details))
     if "cut" in page.parts:
         return Verdict(cut_sentence(CutRecord.model_validate(page.parts["cut"])), "cannot tell")
     if "frontier" in page.parts:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Literal
 
 from ..trace import BASELINES, PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord
 from .facts import Facts
 from .outcome import budget_phrase, headline_metric, judged
-from .wording import count, fixed, number, percent, plural
+from .wording import Outcome, count, fixed, number, percent, plural
 
 LEAST_RATES = 3  # learning rates tried on either side of a comparison that counts as tuned
 
@@ -22,9 +21,6 @@ PLACED = {
     "grouped": "all layers of a module type share one rank",
 }
 _CONTROL = "so this run is a control and says nothing about adaptive ranks on its own."
-
-
-Outcome = Literal["helped", "hurt", "cannot tell"]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .compare import Comparison
-from .verdict import Outcome, Verdict
-from .wording import count, fixed, number, percent, plural, printable
+from .verdict import Verdict
+from .wording import Outcome, count, fixed, number, percent, plural, printable
 
 
 def compared(pair: Comparison) -> Verdict:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from typing import Literal
 
 MINUS = "\u2212"
 ABSENT = "\u2013"
+
+
+Outcome = Literal["helped", "hurt", "cannot tell"]
+"""What adaptive ranks did, in a verdict."""
 
 
 def count(value: int | None) -> str:

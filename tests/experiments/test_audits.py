@@ -255,7 +255,7 @@ def answered(record, **claims):
     ({"uniform": "better", "twin": "worse"}, "equal ranks are the better ones", "other arm", "twin"),
     ({"uniform": "worse"}, "loses 2.0 points", "uniform", "uniform"),
     ({"uniform": "equivalent"}, "are equivalent", "uniform", "uniform"),
-    ({}, "no gain of `auto`", "more seeds", "uniform"),
+    ({}, "no gain of auto", "more seeds", "uniform"),
 ])  # fmt: skip
 def test_each_outcome_has_its_sentence_and_its_advice(record, claims, said, then, arm):
     found = answered(record.model_copy(update={"metric": "accuracy"}), **claims)

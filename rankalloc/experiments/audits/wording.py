@@ -9,29 +9,8 @@ from __future__ import annotations
 import statistics
 
 from ...audit_record import AuditRecord, ComparisonRecord, Next
+from ...report.audited import difference, limits, unit
 from ..audit_arms import UNIFORM
-
-_SHARES = {"f1", "accuracy", "macro_f1", "exact_match", "matthews", "precision", "recall", "token_accuracy", "rouge1",
-           "rougeL", "reward_accuracy"}  # fmt: skip
-
-
-def shown(value: float, metric: str, sign: bool = False) -> str:
-    """A difference as people say it: points for a metric from 0 to 1, the plain number for others."""
-    plus = "+" if sign else ""
-    return f"{100 * value:{plus}.1f}" if metric in _SHARES else f"{value:{plus}.3g}"
-
-
-def limits(one: ComparisonRecord, metric: str) -> str:
-    """The interval of a comparison, in words."""
-    if one.low is None or one.high is None:
-        return "without any spread"
-    return f"90 % {shown(one.low, metric, True)} to {shown(one.high, metric, True)}"
-
-
-def _unit(metric: str) -> str:
-    return f"points {metric.upper() if metric == 'f1' else metric.replace('_', ' ')}" if metric in _SHARES else (
-        f"in {metric.replace('_', ' ')}"
-    )
 
 
 def sentence_of(record: AuditRecord) -> str:
@@ -43,22 +22,22 @@ def sentence_of(record: AuditRecord) -> str:
     between = f"{limits(main, metric)}, {main.seeds} seeds"
     if main.claim == "better":
         return (
-            f"{size} `{record.method}` gains {shown(main.mean, metric)} {_unit(metric)} over tuned uniform LoRA "
+            f"{size} {record.method} gains {difference(main.mean, metric)} {unit(metric)} over tuned uniform LoRA "
             f"({between}){_owed_to(record, main)}"
         )
     if main.claim == "worse":
         return (
-            f"{size} `{record.method}` loses {shown(-main.mean, metric)} {_unit(metric)} against tuned uniform LoRA "
+            f"{size} {record.method} loses {difference(-main.mean, metric)} {unit(metric)} against tuned uniform LoRA "
             f"({between})."
         )
     if main.claim == "equivalent":
         return (
-            f"{size} `{record.method}` and tuned uniform LoRA are equivalent: they differ by less than "
-            f"{shown(record.margin, metric)} {_unit(metric)} ({between})."
+            f"{size} {record.method} and tuned uniform LoRA are equivalent: they differ by less than "
+            f"{difference(record.margin, metric)} {unit(metric)} ({between})."
         )
     return (
-        f"{size} no gain of `{record.method}` over tuned uniform LoRA is shown, nor that the two are equivalent: "
-        f"{shown(main.mean, metric, True)} {_unit(metric)} ({between})."
+        f"{size} no gain of {record.method} over tuned uniform LoRA is shown, nor that the two are equivalent: "
+        f"{difference(main.mean, metric, True)} {unit(metric)} ({between})."
     )
 
 
@@ -67,7 +46,7 @@ def _owed_to(record: AuditRecord, main: ComparisonRecord) -> str:
     twin = record.comparison("twin")
     if twin is None:
         return "."
-    gain = shown(main.mean - twin.mean, record.metric)
+    gain = difference(main.mean - twin.mean, record.metric)
     if twin.claim == "better":
         return f"; its twin with equal ranks gains {gain}, so the placement has a part in it."
     if twin.claim == "worse":
@@ -84,7 +63,7 @@ def details_of(record: AuditRecord) -> list[str]:
     for one in record.comparisons:
         if one.arm not in (UNIFORM, "twin") and one.claim in said:
             found.append(
-                f"`{record.method}` {said[one.claim]} {one.arm}: {shown(one.mean, metric, True)} {_unit(metric)} "
+                f"{record.method} {said[one.claim]} {one.arm}: {difference(one.mean, metric, True)} {unit(metric)} "
                 f"({limits(one, metric)})."
             )
     undecided = [one.arm for one in record.comparisons if one.arm != UNIFORM and one.claim == "undecided"]
@@ -110,14 +89,14 @@ def advice_of(record: AuditRecord) -> tuple[Next, str | None, str]:
         ]
         if beaten_by:
             arm = min(beaten_by, key=lambda name: _mean(record, name))
-            return "other arm", arm, f"Use {record.arm(arm).what}: it is better than `{record.method}` on this task."
+            return "other arm", arm, f"Use {record.arm(arm).what}: it is better than {record.method} on this task."
     if main.claim == "better":
         twin = record.comparison("twin")
         if twin is not None and twin.claim == "equivalent":
             return "other arm", "twin", (
-                f"Use `{record.method}`'s training with equal ranks: as good, and every tool reads equal ranks."
+                f"Use {record.method}'s training with equal ranks: as good, and every tool reads equal ranks."
             )
-        return "method", record.method, f"Use `{record.method}`."
+        return "method", record.method, f"Use {record.method}."
     if main.claim == "undecided":
         return "more seeds", UNIFORM, (
             "Use tuned uniform LoRA, which is simpler, unless more seeds show a difference (audit.looks, or "

@@ -1,0 +1,68 @@
+"""The record of ``rankalloc audit`` as a page has it, and how its numbers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..audit_record import AUDIT_NAME, AuditRecord, ComparisonRecord
+from .kinds import Kind, Source
+from .lenient import read_patiently
+from .wording import MINUS, Outcome
+
+_SHARES = (
+    "f1", "accuracy", "macro_f1", "exact_match", "matthews", "precision", "recall", "token_accuracy", "rouge1",
+    "rougeL", "reward_accuracy",
+)  # fmt: skip
+"""Metrics from 0 to 1, whose differences people give in points: hundredths."""
+
+
+def difference(value: float, metric: str, sign: bool = False) -> str:
+    """A difference as people say it: in points for a share, the plain number for other metrics."""
+    plus = "+" if sign else ""
+    text = f"{100 * value:{plus}.1f}" if metric in _SHARES else f"{value:{plus}.3g}"
+    return text.replace("-", MINUS)
+
+
+def unit(metric: str) -> str:
+    """What follows a difference: "points F1", or "in loss"."""
+    name = "F1" if metric == "f1" else metric.replace("_", " ")
+    return f"points {name}" if metric in _SHARES else f"in {name}"
+
+
+def limits(one: ComparisonRecord, metric: str) -> str:
+    """The interval of a comparison, in words."""
+    if one.low is None or one.high is None:
+        return "without any spread"
+    return f"90 % {difference(one.low, metric, True)} to {difference(one.high, metric, True)}"
+
+
+def audit_of(parts: Mapping[str, Mapping[str, Any]]) -> AuditRecord:
+    """The record among the parts of a page."""
+    return AuditRecord.model_validate(parts["audit"])
+
+
+def outcome_of(record: AuditRecord) -> Outcome:
+    """What adaptive ranks did, beside tuned uniform LoRA."""
+    claim = next((one.claim for one in record.comparisons if one.arm == "uniform"), "undecided")
+    found: dict[str, Outcome] = {"better": "helped", "worse": "hurt"}
+    return found.get(claim, "cannot tell")
+
+
+def sentence_of(record: AuditRecord) -> str:
+    """The answer; while there is none, how far the audit is."""
+    if record.sentence is not None:
+        return record.sentence
+    return f"This audit has no answer yet: {sum(len(arm.tried) + len(arm.runs) for arm in record.arms)} runs are made."
+
+
+def _read(data: dict[str, Any], path: Path) -> Source:
+    record, notes = read_patiently(AuditRecord, data, str(path), "audit record")
+    return Source(None, parts={"audit": record.model_dump(mode="json")}, notes=tuple(notes))
+
+
+AUDIT = Kind(
+    "audit", AUDIT_NAME, lambda data: {"arms", "comparisons", "looks"} <= set(data), _read,
+    title=lambda data: str(data["name"]),
+)
