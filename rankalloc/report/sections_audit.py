@@ -52,7 +52,7 @@ def _differences(page: Subject) -> Shown | None:
         "hollow mark: nothing is shown. The band is the margin within which arms count as equivalent.",
         header, rows, names=2,
     )  # fmt: skip
-    return {"figures": [forest], "details": record.details, "header": header, "rows": rows}
+    return {"figures": [forest], "details": record.details, "header": header, "rows": rows, "names": 2}
 
 
 def _forest(record: AuditRecord) -> Figure:
@@ -102,7 +102,7 @@ def _arms(page: Subject) -> Shown | None:
     )  # fmt: skip
     header = ["Arm", "What it is", f"{record.metric}, mean", "Loss, mean", "Parameters", "At most while training",
               "Learning rate", "Steps a run", "Seconds a run"]  # fmt: skip
-    return {"figures": [shown], "details": [], "header": header, "rows": [_arm_row(arm) for arm in arms]}
+    return {"figures": [shown], "details": [], "header": header, "rows": [_arm_row(arm) for arm in arms], "names": 2}
 
 
 def _arm_row(arm: ArmRecord) -> list[str]:
@@ -160,7 +160,7 @@ def _tuning(page: Subject) -> Shown | None:
         f"{record.metric} on the tune split against the learning rate, one run each. The chosen rate of each arm is "
         "marked; in the numbers it has a star.", ["Arm", "Learning rate", f"{record.metric} on the tune split"], rows,
     )  # fmt: skip
-    return {"figures": [shown], "details": [], "header": [], "rows": []}
+    return {"figures": [shown], "details": [], "header": [], "rows": [], "names": 1}
 
 
 def _tuned(record: AuditRecord, arms: list[ArmRecord]) -> Figure:
@@ -218,7 +218,7 @@ def _ranks(page: Subject) -> Shown | None:
         [layer.name, rank(value), str(min(column)), str(max(column))]
         for layer, value, column in zip(record.layers, mean, zip(*patterns, strict=True), strict=True)
     ]
-    return {"figures": [shown], "details": said, "header": header, "rows": spread}
+    return {"figures": [shown], "details": said, "header": header, "rows": spread, "names": 1}
 
 
 def _made(page: Subject) -> Shown | None:

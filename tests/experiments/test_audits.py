@@ -1,4 +1,4 @@
-"""Audits on a tiny model: which arms there are, that all have one size, and that an audit that was stopped ends alike."""
+"""Audits on a tiny model: which arms there are, that all have one size, and that one that was stopped ends alike."""
 
 from __future__ import annotations
 
@@ -153,9 +153,11 @@ def test_arms_that_do_not_apply_say_why(home):
     above = {arm.name: arm for arm in prepared_audit(small_config(home), home / "x", None, None).arms}
     assert set(above) == {"auto", *ARM_NAMES}
     assert all("one rank a layer or more" in above[name].skipped for name in BY_HAND)
-    below = {a.name: a for a in prepared_audit(small_config(home, "budget.fraction=0.1"), home / "x", None, None).arms}
+    tight = small_config(home, "budget.fraction=0.1")
+    below = {arm.name: arm for arm in prepared_audit(tight, home / "x", None, None).arms}
     assert all(below[name].skipped is None for name in BY_HAND) and "mean rank" in below["peft-adalora"].skipped
-    whole = {a.name: a for a in prepared_audit(small_config(home, "budget.fraction=1"), home / "x", None, None).arms}
+    peak = small_config(home, "budget.fraction=1")
+    whole = {arm.name: arm for arm in prepared_audit(peak, home / "x", None, None).arms}
     assert "nothing to cut" in whole["post"].skipped and "nothing to cut" in whole["cont"].skipped
 
 
@@ -173,7 +175,8 @@ SHAPES = [
 def test_a_pattern_by_hand_spends_the_size(name, params):
     ranks = pattern(name, SHAPES, params)
     spent = sum(shape.params_per_rank * ranks[shape.name] for shape in SHAPES)
-    own = [shape for shape in SHAPES if name not in BY_HAND[:2] or ("attention" in shape.name) == (name == "attention")]
+    attention = name == "attention"
+    own = [shape for shape in SHAPES if name not in BY_HAND[:2] or ("attention" in shape.name) == attention]
     assert params - spent < min(shape.params_per_rank for shape in own)
     assert all(not rank or any(shape.name == layer for shape in own) for layer, rank in ranks.items())
 

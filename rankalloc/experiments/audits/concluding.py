@@ -201,12 +201,13 @@ def stability(patterns: Sequence[Sequence[int]]) -> StabilityRecord:
 
 def _alerts(arms: Sequence[ArmRecord], audit: Audit) -> list[str]:
     found = []
+    edges = [f"{arm.name} ({arm.rate:.2g})" for arm in arms if arm.at_edge]
+    if edges:
+        found.append(
+            f"the best learning rate is the lowest or the highest tried, so that a better one may lie beyond, of "
+            f"{', '.join(edges)}; more trials look there (audit.trials, audit.spread)"
+        )
     for arm in arms:
-        if arm.at_edge:
-            found.append(
-                f"{arm.name}'s best learning rate, {arm.rate:.2g}, is the lowest or the highest it was tried at: a "
-                "better one may lie beyond (audit.trials, audit.spread)"
-            )
         lost = [run for run in arm.runs if run.value is None]
         if lost:
             found.append(f"{arm.name} failed on seed {lost[0].seed}, and is not compared: {lost[0].message}")
