@@ -69,7 +69,7 @@ def _map(
             look, colour = paint(value)
             layer = table.layers[i][j]
             name = None if layer is None else f"cell{layer}"
-            axes.add_patch(Rectangle((at[j] - 0.47, i - 0.46), 0.94, 0.92, gid=name, **look))
+            axes.add_patch(Rectangle((at[j] - 0.47, i - 0.46), 0.94, 0.92, gid=name, clip_on=False, **look))
             if numbers:
                 axes.text(at[j], i, text(value), ha="center", va="center", size=size, color=colour, in_layout=False,
                           gid=name)

@@ -18,7 +18,9 @@ _BY_FORM = re.compile(
     r"|github_pat_\w{16,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{12,}|xox[abprs]-[\w-]{8,}|(?<=local-)[0-9a-f]{40})\b"
 )
 _URL = re.compile(r"(?<=://)([^\s/:@]*):([^\s/@]+)@")
-_HOME = re.compile(r"(?<![\w.~-])(?:(?:/home|/Users)/[^/\s\"':;,]+|/root|[A-Za-z]:\\+Users\\+[^\\\s\"':;,]+)(?=[/\\\s\"':;,]|$)")
+_HOME = re.compile(
+    r"(?<![\w.~-])(?:(?:/home|/Users)/[^/\s\"':;,]+|/root|[A-Za-z]:\\+Users\\+[^\\\s\"':;,]+)(?=[/\\\s\"':;,]|$)"
+)
 _SECRET_KEY = re.compile(rf"(?i){_SECRET_NAME}")
 _UNTOUCHED = ("layers", "scores", "singular_values", "allocations", "logs", "example_losses", "layer_names")
 

@@ -1,114 +1,195 @@
-"""The page in a real browser: no error, no request, sorting and filtering, no sideways scroll."""
+"""The pages in a real browser: silent, alone, accessible, and everything on them works."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import os
-import re
-import shutil
-import subprocess
+import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from rankalloc.report import exports
+from rankalloc.report.facts import Facts
+from rankalloc.report.writing import write_report
+from tests.support import report_odd_samples as odd
+from tests.support.report_browser import CHROMIUM, browser, download, findings
 from tests.support.report_pages import pages
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-]
+pytest.importorskip("playwright", reason="needs playwright, which the extra 'test' installs")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+
+REPORTS = sorted((Path(__file__).parents[2] / "reports").glob("*.html"))
+VIEWS = [("light", 1280), ("dark", 1280), ("light", 400)]
 
 
-def browse(path, tmp_path, query="", width=1280):
-    """(DOM after scripts ran, console lines, addresses requested for the page) from a real browser."""
-    log = tmp_path / f"net-{path.stem}.json"
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *FLAGS,
-            f"--user-data-dir={tmp_path / f'profile-{path.stem}'}",
-            f"--log-net-log={log}",
-            f"--window-size={width},900",
-            "--dump-dom",
-            f"file://{os.fspath(path)}{query}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def made():
+    return pages()
+
+
+def ranks_on(tab, figure="map"):
+    """{index of the layer: the number in its cell} of a map."""
+    found = tab.eval_on_selector_all(
+        f"#figure-{figure} [data-cell] text", "nodes => nodes.map(n => [n.parentNode.dataset.cell, n.textContent])"
     )
-    events = json.loads(log.read_text())
-    start = events["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    jobs = [e["params"] for e in events["events"] if e["type"] == start and "url" in e.get("params", {})]
-    # The browser's own errands (its clock, its updates) come from no page.
-    urls = [job["url"] for job in jobs if job.get("initiator") != "not an origin"]
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout, console, [u for u in urls if not u.startswith(("data:", "file:"))]
+    return {int(cell): int(text) for cell, text in found}
 
 
-PROBE = """<script>
-const table = document.getElementById("layers-table");
-const ranks = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[6].dataset.value));
-const shared = ranks();
-table.querySelector("[data-key=params] button").click();
-const sizes = [...table.tBodies[0].rows].map((row) => Number(row.cells[7].dataset.value));
-document.documentElement.dataset.probe = JSON.stringify({ shared, sizes, query: location.search,
-  overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
-  shown: [...document.getElementById("trials-table").tBodies[0].rows].filter((row) => !row.hidden).length });
-</script></body>"""
+def column(tab, table, place):
+    return tab.eval_on_selector_all(
+        f"#{table} tbody tr:not([hidden])", f"rows => rows.map(row => row.cells[{place}].textContent)"
+    )
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-def test_in_a_browser(tmp_path):
-    made = pages()
-    text = made.paths["sweep"].read_text(encoding="utf-8")
-    probed = tmp_path / "probed.html"
-    probed.write_text(text.replace("</body>", PROBE), encoding="utf-8")
-    dom, console, urls = browse(probed, tmp_path, "?layers=final.asc&trials.find=uniform", width=400)
-    assert console == [] and urls == []
-    found = json.loads(re.search(r'data-probe="([^"]*)"', dom)[1].replace("&quot;", '"'))
-    assert found["shared"] == sorted(made.trace.final_ranks)  # the link's own sorting
-    assert found["sizes"] == sorted(found["sizes"], reverse=True)  # a click's
-    assert "layers=params.desc" in found["query"] and "trials.find=uniform" in found["query"]
-    assert found["shown"] == 4 and found["width"] <= 500 and found["overflow"] <= 0
+@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+def test_a_comparison_is_silent_alone_and_accessible(chromium, made, scheme, width):
+    with chromium.page(made.paths["comparison"], scheme=scheme, width=width) as tab:
+        assert findings(tab) == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.said == [] and tab.asked == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-def test_hostile_names_do_nothing_in_a_browser(tmp_path):
-    dom, console, urls = browse(pages().paths["hostile"], tmp_path)
-    assert console == [] and urls == []
-    assert dom.count("<script") == 1 and "<img" not in dom
+@pytest.mark.long
+@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+@pytest.mark.parametrize("path", [*REPORTS, "sweep", "hostile"], ids=lambda p: getattr(p, "stem", p))
+def test_every_page_is_accessible(chromium, made, path, scheme, width):
+    with chromium.page(made.paths.get(path, path), scheme=scheme, width=width) as tab:
+        assert findings(tab) == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-def test_the_browser_check_can_fail(tmp_path):
+@pytest.mark.parametrize("path", REPORTS, ids=lambda p: p.stem)
+def test_a_published_page_is_silent_and_alone(chromium, path):
+    with chromium.page(path, width=400) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+        unspoken = "svgs => svgs.filter(s => s.getAttribute('role') !== 'img' || !s.getAttribute('aria-label')).length"
+        assert tab.eval_on_selector_all("figure svg", unspoken) == 0
+        bare = "figures => figures.filter(f => !/\\d/.test(f.querySelector('tbody')?.textContent)).length"
+        assert tab.eval_on_selector_all("figure", bare) == 0
+    assert tab.said == [] and tab.asked == []
+
+
+def test_a_link_restores_the_view_and_clicks_change_it(chromium, made):
+    with chromium.page(made.paths["sweep"], "#table&layers=final.asc&trials.find=uniform&layers.find=%3") as tab:
+        final = [int(text.split()[0]) for text in column(tab, "layers-table", 6)]
+        assert final == sorted(made.trace.final_ranks)
+        assert len(column(tab, "trials-table", 0)) == 4
+        tab.click("#layers-table [data-key=params] button")
+        sizes = [int(text.replace(",", "")) for text in column(tab, "layers-table", 7)]
+        assert sizes == sorted(sizes, reverse=True)
+        assert tab.get_attribute("#layers-table [data-key=params]", "aria-sort") == "descending"
+        tab.fill("[data-for=layers-table] input", "layer.3 query")
+        assert column(tab, "layers-table", 0) == ["bert.encoder.layer.3.attention.self.query"]
+        state = tab.evaluate("location.hash").split("&")
+        assert state[0] == "#table" and {"layers=params.desc", "trials.find=uniform"} <= set(state)
+        tab.click("nav a[href='#map']")
+        tab.wait_for_url("**#map&*layers=params.desc*")  # the section changed, the view stayed
+    assert tab.said == []
+
+
+def test_the_map_moves_through_training_time(chromium, made):
+    past = Facts(made.trace).history
+    with chromium.page(made.paths["sweep"]) as tab:
+        assert ranks_on(tab) == dict(enumerate(past.ranks[-1]))
+        slider = tab.get_by_role("slider")
+        slider.press("Home")
+        assert ranks_on(tab) == dict(enumerate(past.ranks[0])) and "432 ranks" in tab.inner_text(".time output")
+        slider.press("ArrowRight")
+        assert ranks_on(tab) == dict(enumerate(past.ranks[1]))
+        assert tab.is_hidden(".mean >> nth=0")  # those of the last step
+        assert f"step={past.steps[1]}" in tab.evaluate("location.hash")
+        tab.reload()
+        assert ranks_on(tab) == dict(enumerate(past.ranks[1]))
+        slider.press("End")
+        assert ranks_on(tab) == dict(enumerate(past.ranks[-1])) and "step" not in tab.evaluate("location.hash")
+    assert tab.said == []
+
+
+def test_values_are_told_under_pointer_and_keyboard(chromium, made):
+    layers, final = made.trace.layers, made.trace.final_ranks
+    with chromium.page(made.paths["sweep"]) as tab:
+        tab.hover("#figure-map [data-cell='8'] text")
+        told = tab.inner_text("#figure-map .hint")
+        assert told.startswith(f"{layers[8].name}: ") and f"final rank {final[8]}," in told
+        tab.focus("#figure-map .scroll")
+        tab.keyboard.press("ArrowRight")
+        assert layers[14].name in tab.inner_text("#figure-map .hint")  # the next block of the same role
+        tab.keyboard.press("ArrowUp")
+        assert layers[13].name in tab.inner_text("#figure-map .hint")
+
+
+def test_tables_and_figures_can_be_saved_and_copied(chromium, made):
+    rows = Facts(made.trace).layers
+    with chromium.page(made.paths["sweep"], permissions=["clipboard-read", "clipboard-write"]) as tab:
+        assert download(tab, "Download table layers as CSV").decode() == exports.table_csv(rows)
+        assert json.loads(download(tab, "Download table layers as JSON")) == exports.table_records(rows)
+        tab.get_by_role("button", name="Copy table layers as CSV").click()
+        assert tab.evaluate("navigator.clipboard.readText()").splitlines() == exports.table_csv(rows).splitlines()
+        svg = download(tab, "Download figure map as SVG")
+        assert b"var(" not in svg and len(ElementTree.fromstring(svg).findall(".//{*}text")) >= 36
+        assert download(tab, "Download figure map as PNG").startswith(b"\x89PNG")
+        numbers = list(csv.reader(io.StringIO(download(tab, "Download the numbers of figure ranks as CSV").decode())))
+        assert numbers[0] == ["layer", "final rank", "uniform", "initial rank"] and len(numbers) == 37
+    assert tab.said == [] and tab.asked == []
+
+
+def test_names_do_nothing(chromium, made):
+    rows = Facts(odd.hostile()).layers
+    with chromium.page(made.paths["hostile"]) as tab:
+        tab.click("#layers-table [data-key=name] button")
+        tab.hover("#figure-map [data-cell='2'] text")
+        assert odd.HOSTILE[2] in tab.inner_text("#figure-map .hint")
+        saved = csv.DictReader(io.StringIO(download(tab, "Download table layers as CSV").decode()))
+        written = csv.DictReader(io.StringIO(exports.table_csv(rows)))
+        assert [row["name"] for row in saved] == [row["name"] for row in written]
+        assert tab.locator("script").count() == 2 and tab.locator("img").count() == 0
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 1280  # one of the names has 300 letters
+    assert tab.said == [] and tab.asked == []
+
+
+def test_without_scripts_everything_can_be_read(chromium, made):
+    with chromium.page(made.paths["sweep"], java_script_enabled=False) as tab:
+        text = tab.inner_text("#layers-table")
+        assert all(layer.name in text for layer in made.trace.layers)
+        assert tab.locator("button:visible, input:visible").count() == 0  # nothing that would not work
+
+
+def test_the_checks_can_fail(chromium, tmp_path):
     page = tmp_path / "bad.html"
     page.write_text(
         '<link rel="icon" href="data:,"><script>console.error("boom")</script><img src="http://127.0.0.1:9/x.png">'
     )
-    _, console, urls = browse(page, tmp_path)
-    assert any("boom" in line for line in console) and urls == ["http://127.0.0.1:9/x.png"]
+    with chromium.page(page) as tab:
+        found = findings(tab)
+    assert any(rule.startswith("image-alt") for rule in found)
+    assert "boom" in tab.said and tab.asked == ["http://127.0.0.1:9/x.png"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-def test_the_demo_report_in_a_browser(tmp_path):
-    """The page that the README shows: no error, no request, the rank of every layer readable."""
-    folder = Path(__file__).parents[2] / "reports"
-    dom, console, urls = browse(folder / "demo.html", tmp_path)
-    assert console == [] and urls == []
-    trace = json.loads((folder / "demo.json").read_text(encoding="utf-8"))["trace"]
-    table = dom[dom.index('id="layers-table"') :]
-    for layer, rank in zip(trace["layers"], trace["allocations"][-1]["ranks"], strict=True):
-        row = re.search(rf"<tr[^>]*>(?:(?!</tr>).)*{re.escape(layer['name'])}(?:(?!</tr>).)*</tr>", table, re.S)[0]
-        cells = re.findall(r"<t[dh]\b([^>]*)>", row)
-        assert f'data-value="{rank}"' in cells[6], layer["name"]
+@pytest.mark.long
+def test_500_blocks_are_small_and_quick(chromium, tmp_path):
+    trace = odd.llama(500)
+    start = time.perf_counter()
+    page = write_report(trace, tmp_path / "large.html")
+    assert time.perf_counter() - start < 20 and page.stat().st_size < 5e6
+    with chromium.page(page) as tab:
+        sort = (
+            "() => { const start = performance.now(); document.querySelector('#layers-table [data-key=params] button')"
+            ".click(); document.body.offsetHeight; return performance.now() - start; }"
+        )
+        assert tab.evaluate(sort) < 250
+        sizes = [int(text.replace(",", "")) for text in column(tab, "layers-table", 7)]
+        assert len(sizes) == 400 and sizes == sorted(sizes, reverse=True)
+        tab.click("text=Show all")
+        assert len(column(tab, "layers-table", 0)) == 3500
+        start = time.perf_counter()
+        tab.get_by_role("slider").press("Home")
+        assert time.perf_counter() - start < 2 and set(ranks_on(tab).values()) == {16}
+    assert tab.said == [] and tab.asked == []

@@ -55,6 +55,7 @@ HOSTILE = [
     "_hidden 'quote' {{ 7 * 7 }} #0a0101",
     "層\u202e\x07",
     "</style></svg>",
+    "long." * 58 + "</td><b>ab",  # 300 characters
 ]
 
 

@@ -52,14 +52,18 @@ class Page(HTMLParser):
 
 @functools.cache
 def pages() -> SimpleNamespace:
-    """The pages of a sweep (its best trial is ``samples.run()``) and of a hostile run, in a folder that is
-    removed when the tests end."""
+    """The pages of a sweep (its best trial is ``samples.run()``), of a hostile run and of a comparison, in a folder
+    that is removed when the tests end."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     sweep = samples.sweep_folder(folder / "sweep")
     paths = {
         "sweep": write_report(folder / "sweep", folder / "out" / "sweep.html"),
         "hostile": write_report(odd.hostile(), folder / "out" / "hostile.html"),
+        "comparison": write_report(
+            samples.run(blocks=3, target=108), folder / "out" / "comparison.html",
+            compare=samples.run(blocks=3, target=96, seed=3).model_copy(update={"name": "the <other>"}),
+        ),
     }
     parsed = {name: Page(path.read_text(encoding="utf-8")) for name, path in paths.items()}
     return SimpleNamespace(folder=folder, paths=paths, pages=parsed, trace=samples.run(), sweep=sweep)

@@ -37,11 +37,10 @@
     }
   };
   const remember = (key, value) => {
-    value ? state.set(key, String(value)) : state.delete(key);
+    value ? state.set(key, value) : state.delete(key);
     writeState();
   };
   const appliers = [];
-
   // Saving
 
   const save = (name, kind, content) => {
@@ -97,21 +96,21 @@
     const status = tools.querySelector("[role=status]");
     const texts = original.map((row) => row.textContent.toLowerCase());
     let sorted = "";
+    let order = original.map((row, i) => [row, null, texts[i]]);
+    let most = 400; // rows that are laid out at first: a browser takes long for thousands
 
     const apply = () => {
       const wanted = state.get(name) || "";
       if (wanted !== sorted) {
         const [key, way] = wanted.split(".");
         const column = heads.findIndex((head) => head.dataset.key === key);
-        heads.forEach((head, i) => {
-          if (i === column) head.setAttribute("aria-sort", way === "desc" ? "descending" : "ascending");
-          else head.removeAttribute("aria-sort");
-        });
+        heads.forEach((head) => head.removeAttribute("aria-sort"));
+        heads[column]?.setAttribute("aria-sort", way === "desc" ? "descending" : "ascending");
         const numeric = heads[column]?.dataset.kind === "number";
         const sign = way === "desc" ? -1 : 1;
-        const order = original.map((row) => {
+        order = original.map((row, i) => {
           const one = row.cells[column];
-          return [row, !one ? null : numeric ? number(one) : one.textContent.trim()];
+          return [row, !one ? null : numeric ? number(one) : one.textContent.trim(), texts[i]];
         });
         order.sort(([, x], [, y]) => {
           if (x === null || y === null) return (x === null) - (y === null);
@@ -122,14 +121,14 @@
       }
       input.value = state.get(`${name}.find`) || "";
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let shown = 0;
-      original.forEach((row, i) => {
-        row.hidden = !words.every((word) => texts[i].includes(word));
-        shown += !row.hidden;
-      });
-      status.textContent = words.length ? `${shown} of ${original.length} shown` : "";
+      let found = 0;
+      for (const [row, , text] of order) row.hidden = !(words.every((word) => text.includes(word)) && found++ < most);
+      const some = Math.min(found, most) < original.length;
+      status.textContent = some ? `${Math.min(found, most)} of ${original.length} shown` : "";
+      all.hidden = found <= most;
     };
 
+    const all = button("Show all", `Show all rows of table ${name}`, () => { most = Infinity; apply(); });
     heads.forEach((head) => {
       const inside = make("button", { type: "button" }, ...head.childNodes);
       head.append(inside);
@@ -149,6 +148,7 @@
     const full = data.tables[table.dataset.rows] || { columns, rows };
     const text = () => csv([full.columns, ...full.rows]);
     tools.append(
+      all,
       button("Copy CSV", `Copy table ${name} as CSV`, (pressed) => copy(text(), pressed)),
       button("CSV", `Download table ${name} as CSV`, () => save(`${name}.csv`, "text/csv", text())),
       button("JSON", `Download table ${name} as JSON`, () => save(`${name}.json`, "application/json", records(full))),
@@ -207,10 +207,10 @@
     const scroll = figure.querySelector(".scroll");
     const cells = [...figure.querySelectorAll("[data-cell]:has(path)")];
     if (!table || !cells.length) return;
-    const hint = make("p", { className: "hint small", textContent: "Point at a cell, or move with the arrow keys." });
+    const hint = make("p", { className: "hint small", textContent: "Point at a cell, or use the arrow keys." });
     hint.setAttribute("role", "status");
     scroll.after(hint);
-    let current = null;
+    let current;
     const show = (node, follow) => {
       if (!node || node === current) return;
       current?.classList.remove("at");
