@@ -21,9 +21,10 @@ demo: $(VENV)/.ready ## a real sweep on MiniLM-L6 and punctuation, then runs/dem
 	$(BIN)/rankalloc sweep studies/demo/demo.yaml --output runs/demo
 	$(BIN)/rankalloc report runs/demo
 
-reports: demo ## what is committed under reports/: the demo's page and its picture, and the planted study's page
+reports: demo ## what is committed under reports/: the demo's page and picture, the planted study's page, the list of both
 	$(BIN)/rankalloc report runs/demo -o reports/demo.html
 	$(BIN)/python -m studies.planted --report
+	$(BIN)/python -m rankalloc.report.index reports
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=960,1530 --screenshot=reports/demo.png file://$(CURDIR)/reports/demo.html
 
 test: $(VENV)/.ready-test ## the test suite (under 4 minutes)

@@ -62,7 +62,7 @@ def test_a_comparison_is_silent_alone_and_accessible(chromium, made, scheme, wid
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
 @pytest.mark.parametrize("path", [*REPORTS, "sweep", "hostile"], ids=lambda p: getattr(p, "stem", p))
 def test_every_page_is_accessible(chromium, made, path, scheme, width):
-    with chromium.page(made.paths.get(path, path), scheme=scheme, width=width) as tab:
+    with chromium.page(made.paths[path] if isinstance(path, str) else path, scheme=scheme, width=width) as tab:
         assert findings(tab) == []
 
 

@@ -7,9 +7,11 @@ import functools
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from rankalloc.report.writing import write_report
 from tests.support import report_odd_samples as odd
@@ -50,6 +52,18 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+class Drawn(dict):
+    """{name of a page: what ``draw`` makes of it}, each drawn when it is first asked for."""
+
+    def __init__(self, draw: Callable[[str], Any]):
+        super().__init__()
+        self._draw = draw
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self._draw(name)
+        return self[name]
+
+
 @functools.cache
 def pages() -> SimpleNamespace:
     """The pages of a sweep (its best trial is ``samples.run()``), of a hostile run and of a comparison, in a folder
@@ -57,13 +71,16 @@ def pages() -> SimpleNamespace:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     sweep = samples.sweep_folder(folder / "sweep")
-    paths = {
-        "sweep": write_report(folder / "sweep", folder / "out" / "sweep.html"),
-        "hostile": write_report(odd.hostile(), folder / "out" / "hostile.html"),
-        "comparison": write_report(
-            samples.run(blocks=3, target=108), folder / "out" / "comparison.html",
-            compare=samples.run(blocks=3, target=96, seed=3).model_copy(update={"name": "the <other>"}),
-        ),
-    }
-    parsed = {name: Page(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+
+    def write(name: str) -> Path:
+        source = {
+            "sweep": lambda: folder / "sweep",
+            "hostile": odd.hostile,
+            "comparison": lambda: samples.run(blocks=3, target=108),
+        }[name]()
+        other = samples.run(blocks=3, target=96, seed=3).model_copy(update={"name": "the <other>"})
+        return write_report(source, folder / "out" / f"{name}.html", compare=other if name == "comparison" else None)
+
+    paths = Drawn(write)
+    parsed = Drawn(lambda name: Page(paths[name].read_text(encoding="utf-8")))
     return SimpleNamespace(folder=folder, paths=paths, pages=parsed, trace=samples.run(), sweep=sweep)
