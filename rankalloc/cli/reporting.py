@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import typer
+
 from ..errors import ConfigError
 from .output import show, show_json
 
@@ -21,7 +23,7 @@ def report_on(
         raise ConfigError(f"there is no format {form!r}; a report is written as {', '.join(FORMATS)}")
     if output is None and form in ("md", "json"):
         text = print_report(source, form, title=title, compare=compare, figures=figures)
-        return show_json(text) if isinstance(text, dict) else show(text.rstrip("\n"))
+        return show_json(text) if isinstance(text, dict) else typer.echo(text, nl=False)
     if output is None:
         folder = source if Path(source).is_dir() else os.path.dirname(source)
         output = os.path.join(folder, "comparison.html" if compare is not None else REPORT_NAME)

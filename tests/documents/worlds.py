@@ -12,6 +12,7 @@ from torch import distributed
 
 import rankalloc as ra
 from tests.support.models import make_bert, make_llama, make_mlp, randomize, token_data, token_ids
+from tests.support.report_odd_samples import one_layer
 
 Names = dict[str, Any]
 
@@ -85,6 +86,12 @@ def experts(folder: Path) -> Names:
     }
 
 
+def two_runs(folder: Path) -> Names:
+    for name in ("a", "b"):
+        one_layer().model_copy(update={"name": name}).save(folder / "runs" / name / "trace.json")
+    return {}
+
+
 WORLDS: dict[str, dict[int, Callable[[Path], Names]]] = {
     "docs/own-model.md": {0: own_model},
     "docs/processes.md": {0: sharded, 1: averaged},
@@ -96,6 +103,7 @@ WORLDS: dict[str, dict[int, Callable[[Path], Names]]] = {
     "docs/qlora.md": {0: language},
     "docs/experts.md": {0: experts},
     "docs/sentence-transformers.md": {0: language},
+    "docs/reports.md": {0: two_runs},
 }
 """{page: {index of a Python block: what it adds to the names that blocks before it left}}."""
 

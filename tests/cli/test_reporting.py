@@ -1,0 +1,68 @@
+"""``rankalloc report``: pages, comparisons, short forms on stdout, figures, and mistakes in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rankalloc.cli import app
+from tests.support.report_odd_samples import one_layer
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["report", *map(str, words)], prog_name="rankalloc")
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Folders ``a`` and ``b`` of a run each, with two figures, in the current folder."""
+    nothing = {"allocations": [], "scores": None, "singular_values": None, "logs": []}
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        one_layer().model_copy(update={"name": name, **nothing}).save(Path(name) / "trace.json")
+
+
+def test_two_runs_side_by_side(two):
+    done = run("a", "--compare", "b")
+    assert done.exit_code == 0 and done.stdout == "wrote a/comparison.html\n"
+    assert "<h1>a and b</h1>" in Path("a/comparison.html").read_text() and not Path("a/report.html").exists()
+    assert json.loads(Path("a/comparison.json").read_text())["other"]["trace"]["name"] == "b"
+
+
+def test_short_forms_go_to_stdout_or_to_a_file(two):
+    text, data = run("a", "--format", "md"), run("a", "--compare", "b", "--format", "json")
+    assert text.stdout.startswith("## a\n\n**The budget was ") and text.stdout.endswith("</details>\n")
+    assert json.loads(data.stdout)["comparison"]["names"] == ["a", "b"]
+    assert [path.name for path in Path("a").iterdir()] == ["trace.json"]
+    assert run("a", "-o", "a.md").stdout == "wrote a.md\n" and Path("a.md").read_text() == text.stdout
+
+
+def test_figures_go_to_a_folder_of_their_own(two):
+    from rankalloc.report.paper import FORMATS
+
+    done = run("a", "-o", "a.html", "--figures", "figures", "--title", "T")
+    assert done.exit_code == 0 and done.stdout == "wrote a.html\nwrote the figures to figures\n"
+    names = {path.name for path in Path("figures").iterdir()}
+    assert {f"map-{end}.{form}" for end in ("single", "double") for form in FORMATS} <= names
+    assert all(name.split("-")[0].isidentifier() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["a", "--format", "pdf"], 2, "there is no format 'pdf'; a report is written as html, md, json"),
+        (["a", "--compare", "c"], 1, "nothing to report on at c"),
+        (["a", "-o", "x.pdf"], 1, "ending in .html, .md or .json"),
+        (["a", "-o", "x.html", "--format", "md"], 1, "x.html ends in .html, and the format is md; name it .md"),
+        (["a", "-o", "a/trace.json"], 1, "a/trace.json is there and is no report"),
+        (["a", "--figures", "a/trace.json"], 1, "is a file; give --figures a folder"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_write_nothing(two, words, code, sentence):
+    before = sorted(Path().rglob("*"))
+    done = run(*words)
+    assert done.exit_code == code and sentence in done.stderr and "Traceback" not in done.stderr
+    assert sorted(Path().rglob("*")) == before
