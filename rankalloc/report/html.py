@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .finished import CheckRecord
 from .kinds import Source
 from .templating import TEMPLATES, environment
 from .wording import printable
@@ -52,7 +53,7 @@ def render(records: Source, *, title: str | None = None, data_name: str = "repor
 
     page = Subject.of(records)
     if page.kind == "check":
-        return render_check(page.parts["check"])
+        return render_check(CheckRecord.model_validate(page.parts["check"]).model_dump())  # shares are numbers again
     made = environment()
     sections, drawn = [], 0
     for section, shown in sections_of(page):

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import rankalloc as ra
 from rankalloc.cli import app
+from tests.support.models import make_mlp, randomize
 from tests.support.report_odd_samples import one_layer
 
 
@@ -48,6 +50,23 @@ def test_figures_go_to_a_folder_of_their_own(two):
     names = {path.name for path in Path("figures").iterdir()}
     assert {f"map-{end}.{form}" for end in ("single", "double") for form in FORMATS} <= names
     assert all(name.split("-")[0].isidentifier() for name in names)
+
+
+def test_an_adapter_that_was_checked_and_what_was_cut_from_it(tmp_path, monkeypatch):
+    """Real records: what ``check --json`` prints, and the folder that ``shrink`` writes."""
+    monkeypatch.chdir(tmp_path)
+    adapters = ra.attach(make_mlp(), rank=4, init="lora")
+    randomize(adapters)
+    ra.save(adapters, "adapter")
+    ra.shrink("adapter", ra.RankBudget(fraction=0.5), "small")
+    Path("checked.json").write_text(json.dumps(ra.check("adapter").record()))
+    assert run("checked.json", "-o", "page.html").exit_code == 0 and "Adapter check" in Path("page.html").read_text()
+    assert run("small").stdout == "wrote small/report.html\n"
+    found = json.loads(run("checked.json", "--compare", "small", "--format", "json").stdout)
+    assert found["kind"] == "comparison" and {x["first"] for x in found["comparison"]["layers"]} == {4}
+    kept = json.loads(Path("small/shrink.json").read_text())["layers"]
+    assert [x["second"] for x in found["comparison"]["layers"]] == [layer["rank"] for layer in kept]
+    assert found["verdict"]["sentence"].startswith("Not like with like: adapter (1) is")
 
 
 @pytest.mark.parametrize(
