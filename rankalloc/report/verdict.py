@@ -128,7 +128,7 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord, run: Facts | None) -> Ve
     if pair.low <= 0 <= pair.high:
         outcome, sentence = "cannot tell", f"This data cannot tell adaptive ranks from uniform ones ({measured})."
     elif pair.high < 0:
-        whom = "" if larger or smaller else " of no larger size"
+        whom = "" if larger or smaller else " of the same size" if a == u else " of no larger size"
         outcome = "cannot tell" if larger else "helped"
         sentence = f"Adaptive ranks did better than the best uniform ranks{whom} on the report split ({measured})."
     else:
