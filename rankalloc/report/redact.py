@@ -13,6 +13,9 @@ from typing import Any
 HIDDEN = "***"
 _SECRET_NAME = r"(?:[\w-]*[_-])?(?:api[_-]?key|access[_-]?key|auth[_-]?token|token|secret|passw(?:or)?d|credentials?)"
 _NAMED = re.compile(rf"(?i)(?<![\w-])(--?)?({_SECRET_NAME})(\"?\s*[=:]\s*\"?|\s+)([^\s\"'&,;}}]+)")
+_HARMLESS = re.compile(r"(?i).*\b(?:pad|eos|bos|unk|mask|sep|cls|image|audio|special|max|num|new|per)[_-]token")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s\"']+")
+_WANDB = re.compile(r"(?i)(wandb\W[^\n]{0,40}?)\b[0-9a-f]{40}\b")  # alone it could be a commit of git
 _BY_FORM = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|wandb_v\d_[\w-]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}"
     r"|github_pat_\w{16,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{12,}|xox[abprs]-[\w-]{8,}|(?<=local-)[0-9a-f]{40})\b"
@@ -33,6 +36,7 @@ def redacted_text(text: str) -> str:
         'train --data ~/x.csv --api-key *** postgresql://ada:***@host/db'
     """
     text = _BY_FORM.sub(HIDDEN, text)
+    text = _WANDB.sub(rf"\1{HIDDEN}", _BEARER.sub(rf"\1{HIDDEN}", text))
     text = _URL.sub(rf"\1:{HIDDEN}@", text)
     text = _NAMED.sub(_named, text)
     return _HOME.sub("~", text)
@@ -47,16 +51,23 @@ def redacted(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             key: item if key in _UNTOUCHED and isinstance(item, list)
-            else HIDDEN if isinstance(key, str) and _SECRET_KEY.fullmatch(key) and isinstance(item, str) and item
+            else HIDDEN if isinstance(item, str) and item and _secret(str(key), item)
             else redacted(item)
             for key, item in value.items()
         }  # fmt: skip
     return value
 
 
+def _secret(key: str, value: str) -> bool:
+    """Whether the value of a key is one, by the key's name."""
+    if "wandb" in key.lower() and re.fullmatch("[0-9a-f]{40}", value):
+        return True
+    return _SECRET_KEY.fullmatch(key) is not None and _HARMLESS.fullmatch(key) is None
+
+
 def _named(match: re.Match[str]) -> str:
     """A named secret; a word of prose such as "token ids" is none, so without "=" only an option's value is."""
     dashes, name, between, _ = match.groups()
-    if not between.strip() and not dashes:
+    if (not between.strip() and not dashes) or _HARMLESS.fullmatch(name):
         return match[0]
     return f"{dashes or ''}{name}{between}{HIDDEN}"

@@ -122,6 +122,9 @@ def test_no_layers_no_figures_but_a_page():
         ("C:\\Users\\ada\\x", "~\\x"),
         ("--set task=token-classification --max-tokens 5", "--set task=token-classification --max-tokens 5"),
         ("token ids are padded", "token ids are padded"),
+        ("pad_token=<pad> eos_token: </s>", "pad_token=<pad> eos_token: </s>"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("wandb login " + "0123456789" * 4, "wandb login ***"),
         ("0123abc0123abc0123abc0123abc0123abc01234", "0123abc0123abc0123abc0123abc0123abc01234"),  # a git hash
         ("data/home/ada.csv", "data/home/ada.csv"),
     ],
@@ -143,9 +146,8 @@ def test_no_file_of_a_report_holds_a_secret(tmp_path):
 
 
 def test_names_of_layers_are_no_secrets():
-    assert redacted({"layers": [{"name": "token=abc"}], "command": "token=abc"}) == {
-        "layers": [{"name": "token=abc"}], "command": "token=***",
-    }
+    data = {"layers": [{"name": "token=abc"}], "command": "token=abc", "pad_token": "<pad>", "wandb": "0123456789" * 4}
+    assert redacted(data) == data | {"command": "token=***", "wandb": "***"}
 
 
 def test_a_file_that_no_one_could_read_is_one_sentence(tmp_path):
