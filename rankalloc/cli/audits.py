@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "rankalloc audit reviews.yaml --dry-run           the arms, and what it will cost",
             "rankalloc audit reviews.yaml --jobs 2",
-            "rankalloc audit reviews.yaml --set audit.margin=0.005 --set 'audit.arms=[twin, random]'",
+            "rankalloc audit reviews.yaml --margin 0.005 --set 'audit.arms=[twin, random]'",
             "rankalloc audit reviews.yaml --storage postgresql+psycopg://me@host/db",
             "rankalloc audit --worker postgresql+psycopg://me@host/db      one more worker, on any machine",
         )
@@ -50,6 +50,13 @@ def audit(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Processes that train at a time.")] = 1,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", metavar="M", help="What counts as no difference, in units of the metric. [0.002]"),
+    ] = None,
+    open_ended: Annotated[
+        bool, typer.Option("--open-ended", help="Look after every seed (an anytime-valid test), not at fixed numbers.")
+    ] = False,
     worker: Annotated[
         str | None,
         typer.Option("--worker", metavar="URL", help="Make runs of the audit in this storage; needs no CONFIG."),
@@ -77,14 +84,18 @@ def audit(
     require_alone("audit")
     if worker is not None:
         given = {"CONFIG": config, "--set": overrides, "--storage": storage, "--dry-run": dry_run, "--jobs": jobs > 1,
-                 "--json": as_json}
+                 "--json": as_json, "--margin": margin is not None, "--open-ended": open_ended}
         return _work(worker, study, output, parent, [name for name, value in given.items() if value])
     if study is not None:
         raise ConfigError("--study names the audit of a --worker; one of your own has the configuration's name")
     if config is None:
         raise ConfigError("give the configuration of the run to audit, or --worker URL to join an audit")
+    settings = [
+        *(overrides or []), *([] if margin is None else [f"audit.margin={margin}"]),
+        *(["audit.open_ended=true"] if open_ended else []),
+    ]  # fmt: skip
     request = Request(
-        "audit", config, overrides or [], output, dry_run=dry_run, as_json=as_json, storage=storage, jobs=jobs
+        "audit", config, settings, output, dry_run=dry_run, as_json=as_json, storage=storage, jobs=jobs
     )
     _run(request)
 

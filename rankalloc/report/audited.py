@@ -34,7 +34,7 @@ def unit(metric: str) -> str:
 def limits(one: ComparisonRecord, metric: str) -> str:
     """The interval of a comparison, in words."""
     if one.low is None or one.high is None:
-        return "without any spread"
+        return "the same difference on every seed"
     return f"90 % {difference(one.low, metric, True)} to {difference(one.high, metric, True)}"
 
 

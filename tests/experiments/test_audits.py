@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -113,6 +119,33 @@ def test_an_audit_that_was_stopped_ends_as_one_that_was_not(record, config, home
     assert theirs.audit == config.audit and len(worker.all()) == len(slots.all())
     resumed = conduct(prepared_audit(config, home / "parts", None, None), None)
     assert [one.differences for one in resumed.comparisons] == [one.differences for one in record.comparisons]
+
+
+@pytest.mark.long
+def test_two_workers_of_which_one_is_killed_and_one_preempted_make_the_same_audit(home):
+    folder, yaml = home / "two", home / "small.yaml"
+    config = small_config(home, "audit.arms=[twin]", "audit.trials=3", "audit.looks=[2]", "training.steps=60")
+    alone = audit(config, home / "alone")
+    settings = ["audit.arms=[twin]", "audit.trials=3", "audit.looks=[2]", "training.steps=60"]
+    command = [sys.executable, "-m", "rankalloc", "audit", str(yaml), "--jobs", "2", "-o", str(folder)]
+    command += [word for one in settings for word in ("--set", one)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        deadline = time.monotonic() + 120
+        while True:  # a run is being trained
+            assert process.poll() is None and time.monotonic() < deadline, "the audit ended before it could be killed"
+            busy = [path for path in folder.glob("runs/*/*/config.yaml") if not (path.parent / "trace.json").exists()]
+            if busy:
+                break
+            time.sleep(0.05)
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(found[0]), number)
+        time.sleep(1)
+    assert process.wait(300) == 0
+    record = AuditRecord.load(folder / "audit.json")
+    assert [one.differences for one in record.comparisons] == [one.differences for one in alone.comparisons]
+    assert [run.ranks for run in record.arms[0].runs] == [run.ranks for run in alone.arms[0].runs]
 
 
 def test_other_settings_are_refused_and_more_seeds_are_not(record, config, home):

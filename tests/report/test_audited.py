@@ -115,5 +115,5 @@ def test_differences_as_people_say_them(metric, value, said):
 
 
 def test_an_interval_without_spread_is_told(record):
-    assert limits(record.comparisons[1], "f1") == "without any spread"
+    assert limits(record.comparisons[1], "f1") == "the same difference on every seed"
     assert limits(record.comparisons[0], "f1") == "90 % +0.2 to +1.8"
