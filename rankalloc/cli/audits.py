@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, RankallocError
-from ..experiments.launched import require_alone
-from ..experiments.run_folder import content
 from .options import Json, examples
 from .output import about, count, results_only, say, show_json, show_table
 
@@ -79,6 +77,7 @@ def audit(
     compared on paired seeds until the answer is known, by data that no choice has seen. An audit that was stopped goes
     on with the same command.
     """
+    from ..experiments.launched import require_alone
     from .request import Request
 
     require_alone("audit")
@@ -103,6 +102,7 @@ def audit(
 def _run(request: Request) -> None:
     from ..experiments.audits.audit import conduct, prepared_audit
     from ..experiments.preemption import Stop
+    from ..experiments.run_folder import content
     from .runs import raise_later, report_in, resumable, training
 
     config = request.load()

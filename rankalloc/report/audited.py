@@ -22,7 +22,7 @@ def difference(value: float, metric: str, sign: bool = False) -> str:
     """A difference as people say it: in points for a share, the plain number for other metrics."""
     plus = "+" if sign else ""
     text = f"{100 * value:{plus}.1f}" if metric in _SHARES else f"{value:{plus}.3g}"
-    return text.replace("-", MINUS)
+    return text.replace("-", MINUS) if float(text) else text.lstrip("+-")
 
 
 def unit(metric: str) -> str:

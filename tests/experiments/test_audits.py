@@ -182,7 +182,7 @@ def test_mistakes_in_the_section_are_told(home):
 
 
 def test_arms_that_do_not_apply_say_why(home):
-    """Above one rank a layer no pattern is written by hand; below, PEFT has no mean rank; at the peak nothing is cut."""
+    """Above one rank a layer nothing is written by hand; below, PEFT has no mean rank; at the peak nothing is cut."""
     above = {arm.name: arm for arm in prepared_audit(small_config(home), home / "x", None, None).arms}
     assert set(above) == {"auto", *ARM_NAMES}
     assert all("one rank a layer or more" in above[name].skipped for name in BY_HAND)
