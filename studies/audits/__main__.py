@@ -23,6 +23,8 @@ from rankalloc.experiments.config import load_config
 from rankalloc.files import write_json, write_text
 
 from ..common.arguments import QUICK, at_least_one, parse, parser_of
+from ..common.figures import save
+from .figure import figure
 from .stability import stability, table
 
 HERE = Path(__file__).parent
@@ -40,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="where the page goes (reports)")
     quick = QUICK / "audits"
     args = parse(parser, argv, work=quick, output=quick / "records", reports=quick / "reports")
+    if args.name != "stability":
+        print(_audited(args))
+    records = [ra.AuditRecord.load(path) for name in AUDITS if (path := args.output / f"{name}.json").is_file()]
+    save(figure(records), args.output / "audits")
     if args.name == "stability":
-        found = stability([ra.AuditRecord.load(args.output / f"{name}.json") for name in AUDITS
-                           if (args.output / f"{name}.json").is_file()])
+        found = stability(records)
         write_json(args.output / "stability.json", found)
         print(table(found))
-        return
-    print(_audited(args))
 
 
 def _audited(args: argparse.Namespace) -> str:
