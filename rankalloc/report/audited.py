@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..audit_record import AUDIT_NAME, AuditRecord, ComparisonRecord
+from ..errors import RankallocError
 from .kinds import Kind, Source
 from .lenient import read_patiently
+from .side import Side, SideLayer
 from .wording import MINUS, Outcome
 
 _SHARES = (
@@ -57,12 +59,34 @@ def sentence_of(record: AuditRecord) -> str:
     return f"This audit has no answer yet: {sum(len(arm.tried) + len(arm.runs) for arm in record.arms)} runs are made."
 
 
+def _side(source: Source) -> Side:
+    """The audited method on the first seed of the comparison.
+
+    Raises:
+        RankallocError: no seed has been run yet.
+    """
+    record = audit_of(source.parts)
+    run = next((run for arm in record.arms[:1] for run in arm.runs if run.ranks is not None), None)
+    if run is None or run.ranks is None:
+        raise RankallocError(f"the audit {record.name} has made no run with ranks yet, so there is nothing to compare")
+    quality = {} if run.value is None else {record.metric: run.value}
+    return Side(
+        name=record.name, what=f"audit of {record.method}, seed {run.seed}",
+        layers=[
+            SideLayer(layer.name, layer.block, layer.role, rank, layer.d_in + layer.d_out)
+            for layer, rank in zip(record.layers, run.ranks, strict=True)
+        ],
+        choice="adaptive", quality={"report": quality | ({} if run.loss is None else {"loss": run.loss})},
+        fingerprint=record.data_fingerprint, config={**record.config, "seed": run.seed},
+    )  # fmt: skip
+
+
 def _read(data: dict[str, Any], path: Path) -> Source:
     record, notes = read_patiently(AuditRecord, data, str(path), "audit record")
     return Source(None, parts={"audit": record.model_dump(mode="json")}, notes=tuple(notes))
 
 
 AUDIT = Kind(
-    "audit", AUDIT_NAME, lambda data: {"arms", "comparisons", "looks"} <= set(data), _read,
+    "audit", AUDIT_NAME, lambda data: {"arms", "comparisons", "looks"} <= set(data), _read, _side,
     title=lambda data: str(data["name"]),
 )

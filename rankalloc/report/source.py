@@ -52,7 +52,9 @@ def side_of(source: Source) -> Side:
     """
     kind = next((kind for kind in KINDS if kind.name in source.parts), SWEEP if source.sweep is not None else TRACE)
     if kind.side is None:
-        raise RankallocError(f"a {kind.name} has no ranks by layer, so it cannot be compared; give a run or an adapter")
+        raise RankallocError(
+            f"the record of a {kind.name} has no ranks by layer, so it cannot be compared; give a run or an adapter"
+        )
     return kind.side(source)
 
 

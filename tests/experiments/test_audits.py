@@ -156,6 +156,13 @@ def test_other_settings_are_refused_and_more_seeds_are_not(record, config, home)
     open_audit(more, None)
 
 
+def test_a_worker_takes_an_audit_by_its_folder(record, home):
+    slots, theirs = join_audit(str(home / "whole"), None)
+    assert theirs.name == record.name and len(slots.all()) == len(slots.study.trials)
+    with pytest.raises(ConfigError, match="no audit at .*give an audit's folder"):
+        join_audit(str(home / "model"), None)
+
+
 def test_a_sweep_does_not_take_up_an_audit(record, config, home):
     with pytest.raises(ConfigError, match="is of rankalloc audit"):
         join_study(located(None, prepared_audit(config, home / "whole", None, None)), None)

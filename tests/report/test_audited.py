@@ -106,6 +106,21 @@ def test_the_command_writes_markdown_and_json_of_it(record, tmp_path):
     assert found["kind"] == "audit" and found["verdict"]["outcome"] == "helped"
 
 
+def test_an_audit_beside_another_compares_the_ranks_of_their_first_seeds(record, tmp_path):
+    for name, ranks in (("one", [2, 0]), ("other", [1, 1])):
+        (tmp_path / name).mkdir()
+        arms = [record.arms[0].model_copy(update={
+            "runs": [run.model_copy(update={"ranks": ranks}) for run in record.arms[0].runs]
+        }), *record.arms[1:]]  # fmt: skip
+        record.model_copy(update={"name": name, "arms": arms}).save(tmp_path / name / "audit.json")
+    ra.write_report(tmp_path / "one", tmp_path / "both.html", compare=tmp_path / "other")
+    page = (tmp_path / "both.html").read_text()
+    assert "audit of auto, seed 1" in page and 'id="figure-' in page
+    record.model_copy(update={"arms": []}).save(tmp_path / "audit.json")
+    with pytest.raises(RankallocError, match="has made no run with ranks yet"):
+        ra.write_report(tmp_path, tmp_path / "none.html", compare=tmp_path / "other")
+
+
 @pytest.mark.parametrize("metric, value, said", [
     ("f1", 0.0123, "+1.2 points F1"), ("loss", -0.0123, "−0.0123 in loss"),
     ("accuracy", -0.004, "−0.4 points accuracy"), ("spearman", 0.1, "+0.1 in spearman"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ...errors import ConfigError
 from ..config import RunConfig
+from ..run_folder import AuditFolder
 from ..sweeps import storages
 from ..sweeps.slots import Slots, slot_of
 from ..sweeps.study import CONFIG, KIND, connected, join_study, require_same
@@ -42,8 +45,15 @@ def open_audit(audit: Audit, storage: str | None) -> Slots:
 
 
 def join_audit(storage: str, name: str | None) -> tuple[Slots, RunConfig]:
-    """An audit's study that another process has opened, and its configuration; raises as
+    """An audit's study that another process has opened, by its storage or its folder, and its configuration; raises as
     :func:`rankalloc.experiments.sweeps.study.join_study`."""
+    folder = AuditFolder(Path(storage))  # which stands for the SQLite file in it
+    if folder.study.is_file():
+        storage = f"sqlite:///{folder.study.absolute()}"
+    elif "://" not in storage and not storage.startswith(tuple(storages.STORAGES)):
+        raise ConfigError(
+            f"no audit at {storage}; give an audit's folder, journal:PATH, grpc:HOST:PORT or the URL of a database"
+        )
     slots, config, _ = join_study(storage, name, _AUDIT)
     return slots, config
 
