@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reports test test-long test-readers test-services coverage bench brown lint docs clean
+.PHONY: help demo reports test test-long test-pages test-readers test-services coverage bench brown lint docs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(VENV)/.ready-test ## the test suite (under 4 minutes)
 
 test-long: $(VENV)/.ready-test ## the few tests that take longest, and the rest of the suite
 	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long"
+
+test-pages: $(VENV)/.ready-test ## every committed report in Chromium, in light, dark and on a telephone (2 minutes)
+	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long" tests/report/test_browser.py
 
 test-readers: $(VENV)/.ready-readers ## what llama.cpp, diffusers and PEFT make of each layout (builds llama.cpp: minutes)
 	$(BIN)/python -m studies.readers
