@@ -67,8 +67,14 @@ def details_of(record: AuditRecord) -> list[str]:
                 f"({limits(one, metric)})."
             )
     undecided = [one.arm for one in record.comparisons if one.arm != UNIFORM and one.claim == "undecided"]
-    if undecided:
+    main = record.comparison(UNIFORM)
+    if undecided and main is not None and main.claim in ("better", "worse"):
         found.append(f"Against {_listed(undecided)} nothing is shown.")
+    elif undecided:
+        found.append(
+            f"Of {_listed(undecided)} no difference is claimed: they wait for the comparison with uniform LoRA "
+            "(the table has their differences)."
+        )
     related, overlap = record.stability.rank_correlation, record.stability.jaccard
     if related is not None and overlap is not None:
         found.append(
