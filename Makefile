@@ -33,8 +33,8 @@ test: $(VENV)/.ready-test ## the test suite (under 4 minutes)
 test-long: $(VENV)/.ready-test ## the few tests that take longest, and the rest of the suite
 	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long"
 
-test-pages: $(VENV)/.ready-test ## every committed report in Chromium, in light, dark and on a telephone (2 minutes)
-	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long" tests/report/test_browser.py
+test-pages: $(VENV)/.ready-test ## every committed report in Chromium, in light, dark and on a telephone (a minute)
+	$(BIN)/python -m pytest -n 2 -m long -k accessible tests/report/test_browser.py
 
 test-readers: $(VENV)/.ready-readers ## what llama.cpp, diffusers and PEFT make of each layout (builds llama.cpp: minutes)
 	$(BIN)/python -m studies.readers

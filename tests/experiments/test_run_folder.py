@@ -226,11 +226,10 @@ def test_a_run_that_had_ended_without_its_evaluation_is_evaluated(config, home, 
 @pytest.mark.parametrize(
     ("damage", "name"),
     [
-        ("missing", "optimizer.pt"), ("truncated", "rng_state.pth"), ("truncated", "rankalloc_state.safetensors"),
-        ("missing", "model.safetensors"),
+        ("missing", "optimizer.pt"), ("truncated", "rankalloc_state.safetensors"),
         *(pytest.param(*pair, marks=pytest.mark.long) for pair in (
             ("truncated", "optimizer.pt"), ("missing", "rng_state.pth"), ("missing", "rankalloc_state.safetensors"),
-            ("truncated", "model.safetensors"),
+            ("truncated", "model.safetensors"), ("truncated", "rng_state.pth"), ("missing", "model.safetensors"),
         )),
     ],
 )

@@ -239,6 +239,7 @@ def test_a_dry_run_refuses_the_options_a_planned_run_would(config):
             preview(config.replaced({"method": "eva", "method_options": options}))
 
 
+@pytest.mark.long
 def test_a_configuration_names_the_variants(config, home):
     from safetensors.torch import load_file
 

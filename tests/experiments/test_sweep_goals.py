@@ -107,6 +107,7 @@ def test_the_front_of_quality_against_size(config, sampler, against, tmp_path):
     assert not any(trial.fresh for trial in record.trials) and record.best in record.front
 
 
+@pytest.mark.long
 def test_a_trials_value_is_the_mean_over_its_seeds(config, tmp_path):
     record = run_sweep(config.replaced({"sweep.seeds": 2}), tmp_path, trials=2)
     for trial in record.trials:
@@ -167,6 +168,7 @@ def test_a_trial_that_does_not_fit_is_infeasible_and_the_sweep_goes_on(config, e
     assert [trial.state for trial in record.trials].count("complete") == 2
 
 
+@pytest.mark.long
 def test_three_equal_failures_in_a_row_end_it_and_three_different_ones_do_not(config, monkeypatch, tmp_path):
     said = ["no space", "no space", "no space"]
 
@@ -190,6 +192,7 @@ training.warmup_steps: {low: 0, high: 2}
 """
 
 
+@pytest.mark.long
 def test_any_key_of_a_run_is_searched_some_for_one_method_only(config, tmp_path):
     settings = config.replaced({
         "sweep.search.more": yaml.safe_load(MORE), "sweep.search.alpha_ratio": {"low": 1, "high": 8, "log": True},
@@ -243,6 +246,7 @@ def test_uniform_lora_is_tried_at_each_budget_that_is_a_choice(config):
     assert {params["budget"] for params, role in points if role == "uniform control"} == {0.25, 0.5, 1.0}
 
 
+@pytest.mark.long
 def test_one_run_answers_a_column_of_budgets_and_direct_runs_check_it(config, tmp_path):
     settings = config.replaced({"sweep.search.budget": [0.25, 0.5, 1.0], "sweep.share_runs": True, "sweep.trials": 3})
     record = run_sweep(settings, tmp_path)

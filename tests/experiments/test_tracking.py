@@ -53,6 +53,7 @@ def items(things):
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in things}
 
 
+@pytest.mark.long
 def test_an_offline_run_holds_curves_ranks_and_the_report(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -138,6 +138,7 @@ def test_a_preempted_trial_goes_on_to_the_bits_of_an_uninterrupted_one(slot, ste
         assert weights(folder, number) == weights(home / "whole", number)
 
 
+@pytest.mark.long
 def test_a_worker_needs_nothing_but_the_storage_and_a_folder_of_its_own_may_be_anywhere(whole, config, home):
     """Two workers with folders of their own; who concludes trains again what lies elsewhere."""
     name = f"journal:{home / 'shared.log'}"

@@ -271,6 +271,7 @@ def test_shapes_that_do_not_fit_are_refused_before_memory_is_touched(kernel):
         out.sum().backward()
 
 
+@pytest.mark.long
 def test_a_damaged_library_is_told_and_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv(native.SWITCH, "1")
