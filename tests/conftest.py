@@ -58,7 +58,8 @@ def pytest_collection_finish():
 # the files that take longest, 20 to 35 seconds of one core each
 LONGEST = (
     "tests/several_processes/", "tests/experiments/test_sweep_goals.py", "tests/contracts/test_methods.py",
-    "tests/layers/test_native.py", "tests/report/test_html.py", "tests/cli/test_app.py", "tests/experiments/test_sweep.py",
+    "tests/layers/test_native.py", "tests/report/test_html.py", "tests/cli/test_app.py",
+    "tests/experiments/test_sweep.py",
 )
 
 

@@ -170,12 +170,13 @@ def _show_plan(planned: Audit, refusal: str | None, as_json: bool) -> None:
             "arms": [{"name": arm.name, "what": arm.what, "skipped": arm.skipped} for arm in planned.arms],
             "note": refusal,
         })
-    looks = ", ".join(map(str, looks_of(planned.config)[:6]))
+    looks = looks_of(planned.config)
+    when = f"each of {looks[0]} to {looks[-1]}" if planned.config.audit.open_ended else ", ".join(map(str, looks))
     show_table([
         ("audit", _cost(planned)), ("metric", f"{planned.setting.prepared.metric}; a difference of "
          f"{planned.config.audit.margin:g} counts as none"),
         ("tuning", f"{count(planned.config.audit.trials, 'run')} an arm, on the tune split"),
-        ("comparison", f"on the report split, after {looks} paired seeds"), *arms,
+        ("comparison", f"on the report split, after {when} paired seeds"), *arms,
         *([("note", refusal)] if refusal else []),
     ])
     say("nothing was written; run the same command without --dry-run to begin")

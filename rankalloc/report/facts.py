@@ -103,7 +103,9 @@ class Subject:
         """When the record was made, where it says so."""
         if self.sweep is not None:
             return self.sweep.created
-        return self.run.trace.created if self.run is not None else ""
+        if self.run is None:
+            return next((str(part["created"]) for part in self.parts.values() if part.get("created")), "")
+        return self.run.trace.created
 
     @property
     def run_name(self) -> str:

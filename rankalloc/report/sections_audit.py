@@ -18,7 +18,7 @@ from .section import Section, Shown
 from .wording import ABSENT, count, duration, fixed, number, percent, plural, rank
 
 _CLAIMS = {"better": "the method is better", "worse": "the method is worse", "equivalent": "equivalent",
-           "undecided": "not shown"}  # fmt: skip
+           "undecided": "undecided"}  # fmt: skip
 
 
 def _answer(page: Subject) -> Shown | None:

@@ -34,7 +34,10 @@ def verdict_of(page: Subject) -> Verdict:
         return verdict(page.run, page.sweep)
     if "audit" in page.parts:
         record_of_audit = audit_of(page.parts)
-        return Verdict(sentence_of(record_of_audit), outcome_of(record_of_audit), list(record_of_audit.details))
+        advice = [text for text in (record_of_audit.advice, record_of_audit.command_next) if text]
+        return Verdict(
+            sentence_of(record_of_audit), outcome_of(record_of_audit), [*advice, *record_of_audit.details]
+        )
     if "cut" in page.parts:
         return Verdict(cut_sentence(CutRecord.model_validate(page.parts["cut"])), "cannot tell")
     if "frontier" in page.parts:
@@ -73,7 +76,9 @@ def _alerts(page: Subject) -> list[dict[str, str]]:
     if page.comparison is not None:
         others = page.other.notes if page.other is not None else ()
         return [{"level": "problem", "text": text} for text in (*page.notes, *others)]
-    return [asdict(alert) for alert in alerts(page.run, page.sweep, page.notes)]
+    said = audit_of(page.parts).alerts if "audit" in page.parts else []
+    found = [asdict(alert) for alert in alerts(page.run, page.sweep, page.notes)]
+    return [*({"level": "note", "text": text} for text in said), *found]
 
 
 def _budget(run: Facts) -> dict[str, Any]:

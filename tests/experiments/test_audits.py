@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +26,11 @@ from rankalloc.experiments.audits.audit import audit, conduct, most_runs, prepar
 from rankalloc.experiments.audits.cells import Cell, Result, complete, wanted
 from rankalloc.experiments.audits.concluding import audit_record, stability
 from rankalloc.experiments.audits.hand_patterns import PATTERNS, pattern
-from rankalloc.experiments.audits.study import join_audit, located, open_audit
+from rankalloc.experiments.audits.study import changed_plan, join_audit, located, open_audit, results_of
 from rankalloc.experiments.audits.tuning import at_edge, next_rates
 from rankalloc.experiments.audits.wording import advice_of, sentence_of
 from rankalloc.experiments.preemption import Preempted, Stop
+from rankalloc.experiments.run_folder import AuditFolder
 from rankalloc.experiments.sweeps.study import SweepSpaceError, join_study
 from rankalloc.experiments.sweeps.worker import RepeatedFailureError
 from tests.support.runs import small_config
@@ -153,7 +156,21 @@ def test_other_settings_are_refused_and_more_seeds_are_not(record, config, home)
         audit(config.replaced({"training.steps": 7}), home / "whole")
     more = prepared_audit(config.replaced({"audit.looks": [2, 3, 4]}), home / "whole", None, None)
     assert most_runs(more) == 5 * (3 + 4)
-    open_audit(more, None)
+    shutil.copytree(home / "whole", home / "more")
+    slots = open_audit(dataclasses.replace(more, folder=AuditFolder(home / "more")), None)
+    began = changed_plan(slots)  # after an answer: told, since the chance of a wrong claim is another one then
+    assert began["looks"] == [2]
+    said = audit_record(more, results_of(slots), changed=began).alerts
+    assert "no longer bounded by 5 %" in said[0] and not any("5 %" in alert for alert in record.alerts)
+
+
+def test_the_command_that_follows_works_as_it_is(record, home, monkeypatch):
+    monkeypatch.chdir(home)
+    words = shlex.split(record.command_next)
+    assert words[:2] == ["rankalloc", "train"]
+    done = CliRunner().invoke(app, [*words[1:], "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "holds" not in done.output
 
 
 def test_a_worker_takes_an_audit_by_its_folder(record, home):

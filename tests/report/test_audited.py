@@ -60,7 +60,7 @@ def test_the_answer_comes_first_and_every_arm_is_in_the_numbers(record, tmp_path
     for name in ("uniform", "twin"):
         assert page.count(f'<th scope="row">{name}</th>') >= 3
     assert "post (there is nothing to cut)" in page
-    assert "+1.0" in page and "+0.2" in page and "not shown" in page
+    assert "+1.0" in page and "+0.2" in page and "undecided" in page
 
 
 def test_names_are_text_and_ids_are_unique(record, tmp_path):

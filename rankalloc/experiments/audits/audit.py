@@ -37,7 +37,7 @@ from .arms import Arm, Setting, arms_of
 from .cells import Cell, complete, wanted
 from .concluding import audit_record, is_over, looks_of
 from .running import Audit, attrs_of
-from .study import ALL, cell_of, join_audit, located, matters, open_audit, results_of, shown
+from .study import ALL, cell_of, changed_plan, join_audit, located, matters, open_audit, results_of, shown
 
 OnRun = Callable[[str, int, int], None]
 """Called with a line on a run that has ended, how many runs have, and how many there are at most."""
@@ -83,11 +83,12 @@ def conduct(
     """The same for an audit that is prepared; ``stop`` is asked after every step, and where it says so the run in hand
     is put back with a checkpoint (Preempted)."""
     slots = open_audit(found, storage)
-    write_text(found.folder.config, found.config.to_yaml())
+    # the commands of the arms train from it, into folders of their own
+    write_text(found.folder.config, found.config.replaced({"output": None}).to_yaml())
     most = most_runs(found)
 
     def after(trial: FrozenTrial, done: int) -> None:
-        audit_record(found, results_of(slots)).save(found.folder.record)
+        audit_record(found, results_of(slots), changed=changed_plan(slots)).save(found.folder.record)
         if on_run is not None:
             on_run(line_of(found, trial), done, most)
 
@@ -100,7 +101,7 @@ def conduct(
             worker_command("audit", located(storage, found), found.config.name, found.folder.path),
             alike=Failures(matters),
         )
-    record = audit_record(found, results_of(slots), finished=True)
+    record = audit_record(found, results_of(slots), finished=True, changed=changed_plan(slots))
     record.save(found.folder.record)
     for arm in record.arms[:2]:
         if arm.skipped is not None:

@@ -69,8 +69,11 @@ def _differences(audit: Audit, results: Results, place: int, seeds: int) -> list
     ]
 
 
-def audit_record(audit: Audit, results: Results, finished: bool = False) -> AuditRecord:
-    """The audit as it is with these results: its answer, once it is ``finished``."""
+def audit_record(
+    audit: Audit, results: Results, finished: bool = False, changed: dict[str, Any] | None = None
+) -> AuditRecord:
+    """The audit as it is with these results: its answer, once it is ``finished``. ``changed`` is the plan that it began
+    with, where another one was made after seeds had been seen."""
     setting, config = audit.setting, audit.config
     seeds = max((n for n in looks_of(config) if complete(audit.arms, results, setting, n)), default=0)
     judged = judged_at(audit, results, seeds) if seeds else {}
@@ -92,7 +95,7 @@ def audit_record(audit: Audit, results: Results, finished: bool = False) -> Audi
         seconds=sum(float(r.attrs.get("seconds") or 0) for r in results.values()),
         command=audit.command, config=config.model_dump(mode="json"),
         data_fingerprint=setting.prepared.fingerprint, environment=describe(), notes=list(setting.prepared.notes),
-        alerts=_alerts(arms, audit), finished=finished,
+        alerts=[*_replanned(changed), *_alerts(arms, audit)], finished=finished,
     )
     if finished and record.comparison(UNIFORM) is not None:
         record.sentence, record.details = sentence_of(record), details_of(record)
@@ -133,7 +136,7 @@ def _command(audit: Audit, arm: Arm, rate: float) -> str | None:
     if arm.way != "trained":
         return None
     values = {key: value for key, value in arm.values.items() if _now(audit.config, key) != value}
-    values["training.learning_rate"] = rate
+    values |= {"training.learning_rate": rate, "name": f"{audit.config.name}-{arm.name}"}
     sets = [word for key, value in values.items() for word in ("--set", f"{key}={_as_yaml(value)}")]
     return shlex.join(["rankalloc", "train", audit.folder.config.as_posix(), *sets])
 
@@ -197,6 +200,16 @@ def stability(patterns: Sequence[Sequence[int]]) -> StabilityRecord:
     return StabilityRecord(
         rank_correlation=statistics.fmean(known) if known else None, jaccard=statistics.fmean(overlap)
     )
+
+
+def _replanned(plan: dict[str, Any] | None) -> list[str]:
+    if plan is None:
+        return []
+    began = ", ".join(f"{name} {value}" for name, value in plan.items())
+    return [
+        f"looks, margin or end were changed after seeds had been seen (it began with {began}): the chance of a wrong "
+        "claim is no longer bounded by 5 %; a new audit with a seed of its own (seed) would tell"
+    ]
 
 
 def _alerts(arms: Sequence[ArmRecord], audit: Audit) -> list[str]:

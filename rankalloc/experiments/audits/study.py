@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from .running import Audit
 
 ALL = 1_000_000
 """More slots than an audit has."""
-_AUDIT = "audit"
+_AUDIT, _PLAN, _CHANGED = "audit", "plan", "plan changed"
+_WHEN = ("looks", "margin", "open_ended", "seeds_at_most")  # settings that say when to stop, and not what is trained
 
 
 def open_audit(audit: Audit, storage: str | None) -> Slots:
@@ -41,7 +43,19 @@ def open_audit(audit: Audit, storage: str | None) -> Slots:
         require_same(slots.study, _identity(audit))
         slots.study.set_user_attr(CONFIG, config.replaced({"output": None}).model_dump(mode="json"))
         slots.study.set_user_attr(KIND, _AUDIT)
+        plan = json.loads(json.dumps(config.audit.model_dump(mode="json", include=set(_WHEN))))
+        before = slots.study.user_attrs.setdefault(_PLAN, plan)
+        if before == plan or not any(cell.phase == "seed" for cell in results_of(slots)):
+            slots.study.set_user_attr(_PLAN, plan)
+        else:
+            slots.study.set_user_attr(_CHANGED, True)
     return slots
+
+
+def changed_plan(slots: Slots) -> dict[str, Any] | None:
+    """The plan that an audit began with, when looks or margin were changed after a seed had been seen."""
+    attrs = slots.study.user_attrs
+    return attrs[_PLAN] if attrs.get(_CHANGED) else None
 
 
 def join_audit(storage: str, name: str | None) -> tuple[Slots, RunConfig]:
@@ -95,6 +109,6 @@ def _identity(audit: Audit) -> dict[str, Any]:
     tree = audit.config.model_dump(mode="json", exclude={"name", "output", "sweep", "tracking"})
     if isinstance(tree["task"], dict):  # files may move; the fingerprint shows whether the data changed
         tree["task"] = {k: v for k, v in tree["task"].items() if k not in ("train", "tune", "report")}
-    for name in ("looks", "margin", "open_ended", "seeds_at_most"):
+    for name in _WHEN:
         tree["audit"].pop(name)
     return {"data": audit.setting.prepared.fingerprint, "params": audit.setting.params, **tree}

@@ -14,7 +14,13 @@ from ..audit_arms import UNIFORM
 
 
 def sentence_of(record: AuditRecord) -> str:
-    """The answer, with its uncertainty and what it is owed to."""
+    """The answer, with its uncertainty and what it is owed to, and whether it can be relied on."""
+    edges = [name for name in (record.method, UNIFORM) if record.arm(name).at_edge]
+    probe = f" Read it as a probe: {_listed(edges)} may not be tuned yet, the best rate is at an edge." if edges else ""
+    return _answer_of(record) + probe
+
+
+def _answer_of(record: AuditRecord) -> str:
     main = record.comparison(UNIFORM)
     assert main is not None, "an audit has uniform LoRA"
     metric = record.metric
@@ -105,8 +111,8 @@ def advice_of(record: AuditRecord) -> tuple[Next, str | None, str]:
         return "method", record.method, f"Use {record.method}."
     if main.claim == "undecided":
         return "more seeds", UNIFORM, (
-            "Use tuned uniform LoRA, which is simpler, unless more seeds show a difference (audit.looks, or "
-            "audit.open_ended)."
+            "Use tuned uniform LoRA, which is simpler, unless a new audit that plans for more seeds (audit.looks, or "
+            "audit.open_ended) shows a difference."
         )
     return "uniform", UNIFORM, "Use tuned uniform LoRA, which is simpler."
 
