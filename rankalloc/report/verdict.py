@@ -80,7 +80,10 @@ def _evidence(trace: RankTrace) -> str:
             "its ranks were given before training and depend on neither data nor training, so this run says nothing "
             "about adaptive ranks."
         )
-    return "without a uniform control at equal budget, this run cannot say whether adaptive ranks helped."
+    return (
+        "without a uniform control at equal budget, this run cannot say whether adaptive ranks helped: rankalloc audit "
+        "with its configuration tells, and rankalloc report --compare sets another run beside it."
+    )
 
 
 def _sweep_verdict(sweep: SweepRecord) -> Verdict:
