@@ -179,7 +179,8 @@ def _show_plan(planned: Audit, refusal: str | None, as_json: bool) -> None:
         ("comparison", f"on the report split, after {when} paired seeds"), *arms,
         *([("note", refusal)] if refusal else []),
     ])
-    say("nothing was written; run the same command without --dry-run to begin")
+    if refusal is None:
+        say("nothing was written; run the same command without --dry-run to begin, or to go on")
 
 
 def _show(record: AuditRecord, folder: str, report: str | None, as_json: bool) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import shlex
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from ...trace import LayerRecord
 from ...training.environment import describe
 from ..audit_arms import UNIFORM
 from ..config import RunConfig
+from ..sweeps.trial_runs import train_command
 from .arms import Arm
 from .cells import Cell, Result, Results, chosen_rate, complete, failed, tried
 from .examples import example_interval
@@ -137,8 +136,7 @@ def _command(audit: Audit, arm: Arm, rate: float) -> str | None:
         return None
     values = {key: value for key, value in arm.values.items() if _now(audit.config, key) != value}
     values |= {"training.learning_rate": rate, "name": f"{audit.config.name}-{arm.name}"}
-    sets = [word for key, value in values.items() for word in ("--set", f"{key}={_as_yaml(value)}")]
-    return shlex.join(["rankalloc", "train", audit.folder.config.as_posix(), *sets])
+    return train_command(audit.folder.config, values)
 
 
 def _now(config: RunConfig, key: str) -> Any:
@@ -146,10 +144,6 @@ def _now(config: RunConfig, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
-
-
-def _as_yaml(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list)) or value is None else str(value)
 
 
 def _comparison(audit: Audit, results: Results, name: str, judged: Judgement) -> ComparisonRecord:

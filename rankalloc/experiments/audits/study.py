@@ -40,7 +40,7 @@ def open_audit(audit: Audit, storage: str | None) -> Slots:
         ),
     )
     with slots.guard:
-        require_same(slots.study, _identity(audit))
+        require_same(slots.study, _identity(audit), _AUDIT)
         slots.study.set_user_attr(CONFIG, config.replaced({"output": None}).model_dump(mode="json"))
         slots.study.set_user_attr(KIND, _AUDIT)
         plan = json.loads(json.dumps(config.audit.model_dump(mode="json", include=set(_WHEN))))

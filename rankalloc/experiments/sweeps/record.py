@@ -45,8 +45,9 @@ class Sweep:
     command: str | None
 
 
-def sweep_record(slots: Slots, sweep: Sweep) -> SweepRecord:
-    """The sweep so far: everything but the comparison on the report split."""
+def sweep_record(slots: Slots, sweep: Sweep, over: bool = True) -> SweepRecord:
+    """The sweep so far: everything but the comparison on the report split, and importances only when it is ``over``:
+    they take longer with every trial."""
     config, prepared, study = sweep.config, sweep.prepared, slots.study
     begun = [trial for trial in slots.all().values() if trial.state != TrialState.WAITING]
     complete = [trial for trial in begun if trial.state == TrialState.COMPLETE]
@@ -60,7 +61,7 @@ def sweep_record(slots: Slots, sweep: Sweep) -> SweepRecord:
         name=config.name, task=prepared.name, metric=prepared.metric, direction=prepared.direction,
         space=search_space(config), storage=sweep.storage, command=sweep.command,
         config=config.model_dump(mode="json"), trials=trials, best=slot_of(best) if best else None,
-        front=pareto_front(complete, study, size), importances=importances(study, complete),
+        front=pareto_front(complete, study, size), importances=importances(study, complete) if over else {},
         seconds=sum(float(run.user_attrs.get("seconds") or 0) for run in runs),
         steps=sum(int(run.user_attrs.get("steps") or 0) for run in runs),
     )

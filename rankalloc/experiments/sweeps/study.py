@@ -107,8 +107,8 @@ def connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.Stu
     return Slots(study, kept, guard)
 
 
-def require_same(study: optuna.Study, identity: dict[str, Any]) -> None:
-    """Raise SweepSpaceError, with what differs, when the study was begun as another one."""
+def require_same(study: optuna.Study, identity: dict[str, Any], what: str = "sweep") -> None:
+    """Raise SweepSpaceError, with what differs, when the study was begun as another one of what it is."""
     now = json.loads(json.dumps(identity))
     before = study.user_attrs.get("identity")
     if before is None:
@@ -122,7 +122,7 @@ def require_same(study: optuna.Study, identity: dict[str, Any]) -> None:
         more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
         raise SweepSpaceError(
             f"study {study.study_name!r} was begun with other settings: {'; '.join(changes[:4])}{more}. Resume with "
-            "the same ones, or give the sweep another name or output folder"
+            f"the same ones, or give the {what} another name or output folder"
         )
 
 

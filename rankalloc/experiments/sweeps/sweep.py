@@ -80,7 +80,7 @@ def run_sweep(
         write_text(sweep.folder.config, config.to_yaml())
 
     def after(trial: FrozenTrial, done: int) -> None:
-        _save(sweep_record(slots, sweep), sweep.folder)
+        _save(sweep_record(slots, sweep, over=False), sweep.folder)
         if on_trial is not None:
             on_trial(trial_record(trial, config, folder), done, wanted)
 

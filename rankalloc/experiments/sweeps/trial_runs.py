@@ -6,6 +6,7 @@ import functools
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -72,8 +73,13 @@ def _command(sweep: Sweep, run: RunConfig, params: dict[str, Any]) -> str:
         found |= {"budget.fraction": None, "budget.params": run.budget.params}
     if run.seed != sweep.config.seed:
         found["seed"] = run.seed
-    sets = [word for path, value in found.items() for word in ("--set", f"{path}={_as_yaml(value)}")]
-    return shlex.join(["rankalloc", "train", sweep.folder.config.as_posix(), *sets, "--output", "again"])
+    return train_command(sweep.folder.config, found, "--output", "again")
+
+
+def train_command(config: Path, values: Mapping[str, Any], *flags: str) -> str:
+    """The command that trains the run of a configuration with these values, by dotted key."""
+    sets = [word for path, value in values.items() for word in ("--set", f"{path}={_as_yaml(value)}")]
+    return shlex.join(["rankalloc", "train", config.as_posix(), *sets, *flags])
 
 
 def _as_yaml(value: Any) -> str:
