@@ -208,7 +208,7 @@ def sweep(
         "rankalloc report runs/search --title 'Rank search' -o search.html",
         "rankalloc report runs/a --compare runs/b -o a-b.html    where their ranks differ",
         "rankalloc report runs/run --format md                   for a pull request, on stdout",
-        "rankalloc report runs/run --figures figures/            each figure as PDF, SVG and PNG",
+        "rankalloc report runs/run --figures figures/            each figure as PDF, SVG and PNG; no page",
     )
 )
 def report(
@@ -231,7 +231,8 @@ def report(
         str | None, typer.Option("--format", metavar="F", help="html, md or json. [default: FILE's ending]")
     ] = None,
     figures: Annotated[
-        str | None, typer.Option("--figures", metavar="DIR", help="Write every figure here, too, sized for papers.")
+        str | None,
+        typer.Option("--figures", metavar="DIR", help="Write every figure here, sized for papers; no page without -o."),
     ] = None,
 ) -> None:
     """Write the rank report of a run, a sweep or a finished adapter, or of two of them side by side."""

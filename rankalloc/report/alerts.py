@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..trace import BASELINES, SweepRecord
-from .facts import Facts
+from .audited import audit_of
+from .facts import Facts, Subject
 from .outcome import budget_phrase, budget_state, moved_at_freeze
 from .wording import count, plural, some
 
@@ -32,6 +33,24 @@ def alerts(run: Facts | None, sweep: SweepRecord | None, unread: Sequence[str] =
     return sorted(made, key=lambda alert: alert.level != "problem")
 
 
+def alerts_of(page: Subject) -> list[Alert]:
+    """The alerts of a page of any kind; of two side by side, those of each, with its name before them."""
+    if page.other is None:
+        return _alone(page)
+    names = page.comparison.names if page.comparison is not None else (page.place, page.other.place)
+    made = [
+        replace(alert, text=f"{name}: {alert.text}")
+        for name, side in zip(names, (page, page.other), strict=True) for alert in _alone(side)
+    ]
+    return sorted(made, key=lambda alert: alert.level != "problem")
+
+
+def _alone(page: Subject) -> list[Alert]:
+    said = audit_of(page.parts).alerts if "audit" in page.parts else []
+    said += page.parts["check"].get("alerts", []) if "check" in page.parts else []
+    return [*alerts(page.run, page.sweep, page.notes), *(Alert("note", str(text)) for text in said)]
+
+
 def _run_alerts(run: Facts) -> list[Alert]:
     trace, made = run.trace, []
     if not trace.finished:
@@ -54,7 +73,7 @@ def _run_alerts(run: Facts) -> list[Alert]:
     zero, capped = ([row.name for row in placed if row.state == state] for state in ("zero", "cap"))
     if zero:
         made.append(Alert("note", f"{plural(len(zero), 'layer')} of {len(run.layers)} ended at rank 0: {some(zero)}."))
-    if capped:
+    if capped and trace.rank_choice == "adaptive":
         made.append(Alert(
             "note",
             f"{plural(len(capped), 'layer')} of {len(run.layers)} ended at the largest rank allowed, and may have "

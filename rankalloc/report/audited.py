@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from ..errors import RankallocError
 from .kinds import Kind, Source
 from .lenient import read_patiently
 from .side import Side, SideLayer
-from .wording import MINUS, Outcome
+from .wording import MINUS, Outcome, plural
 
-_SHARES = (
+SHARES = (
     "f1", "accuracy", "macro_f1", "exact_match", "matthews", "precision", "recall", "token_accuracy", "rouge1",
     "rougeL", "reward_accuracy",
 )  # fmt: skip
@@ -23,14 +24,14 @@ _SHARES = (
 def difference(value: float, metric: str, sign: bool = False) -> str:
     """A difference as people say it: in points for a share, the plain number for other metrics."""
     plus = "+" if sign else ""
-    text = f"{100 * value:{plus}.1f}" if metric in _SHARES else f"{value:{plus}.3g}"
+    text = f"{100 * value:{plus}.1f}" if metric in SHARES else f"{value:{plus}.3g}"
     return text.replace("-", MINUS) if float(text) else text.lstrip("+-")
 
 
 def unit(metric: str) -> str:
     """What follows a difference: "points F1", or "in loss"."""
     name = "F1" if metric == "f1" else metric.replace("_", " ")
-    return f"points {name}" if metric in _SHARES else f"in {name}"
+    return f"points {name}" if metric in SHARES else f"in {name}"
 
 
 def limits(one: ComparisonRecord, metric: str) -> str:
@@ -60,24 +61,37 @@ def sentence_of(record: AuditRecord) -> str:
 
 
 def _side(source: Source) -> Side:
-    """The audited method on the first seed of the comparison.
+    """The audited method: its ranks on the first seed of the comparison, its quality as the mean over all.
 
     Raises:
         RankallocError: no seed has been run yet.
     """
     record = audit_of(source.parts)
-    run = next((run for arm in record.arms[:1] for run in arm.runs if run.ranks is not None), None)
-    if run is None or run.ranks is None:
+    arm = record.arms[0] if record.arms else None
+    run = None if arm is None else next((run for run in arm.runs if run.ranks is not None), None)
+    if arm is None or run is None or run.ranks is None:
         raise RankallocError(f"the audit {record.name} has made no run with ranks yet, so there is nothing to compare")
-    quality = {} if run.value is None else {record.metric: run.value}
+    quality = {
+        name: statistics.fmean(values) for name, values in (
+            ("loss", [one.loss for one in arm.runs if one.loss is not None]),
+            (record.metric, [one.value for one in arm.runs if one.value is not None]),
+        ) if values
+    }  # fmt: skip
+    given = record.config.get("training")
+    training = dict(given) if isinstance(given, Mapping) else {}
+    if arm.rate is not None:
+        training["learning_rate"] = arm.rate
+    seeds = sum(one.value is not None for one in arm.runs)
     return Side(
-        name=record.name, what=f"audit of {record.method}, seed {run.seed}",
+        name=record.name,
+        what=f"audit of {record.method}: quality over {plural(seeds, 'seed')}, ranks of seed {run.seed}",
         layers=[
             SideLayer(layer.name, layer.block, layer.role, rank, layer.d_in + layer.d_out)
             for layer, rank in zip(record.layers, run.ranks, strict=True)
         ],
-        choice="adaptive", quality={"report": quality | ({} if run.loss is None else {"loss": run.loss})},
-        fingerprint=record.data_fingerprint, config={**record.config, "seed": run.seed},
+        choice="adaptive", quality={"report": quality}, fingerprint=record.data_fingerprint,
+        config={**record.config, "training": training, "seed": run.seed},
+        command=arm.command, seeds=seeds,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Every difference is the first minus the second. Layers are matched by name.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from . import grids
 from .side import Side, SideLayer
 
 ABSENT_KEY = "not set"
+BOOKKEEPING = re.compile(r"(name|output|tracking|training\.(log|save)_every|audit(\..*)?|sweep(\..*)?)$")
+"""Settings that change nothing of what is trained."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ class Comparison:
 
     @cached_property
     def names(self) -> tuple[str, str]:
-        """What the two are called: by their names, numbered where these are the same."""
+        """What the two are called: by their names, by their folders where these are the same, else numbered."""
         one, other = self.one.name, self.other.name
+        if one == other and self.one.place != self.other.place:
+            one, other = self.one.place, self.other.place
         return (one, other) if one != other else (f"{one} (1)", f"{other} (2)")
 
     @cached_property
@@ -98,11 +103,12 @@ class Comparison:
 
     @cached_property
     def settings(self) -> list[tuple[str, str, str]]:
-        """(dotted key, first's value, second's) of the settings that differ."""
+        """(dotted key, first's value, second's) of the settings that differ, :data:`BOOKKEEPING` aside."""
         one, other = (dict(_flat(side.config)) for side in (self.one, self.other))
         return [
             (key, one.get(key, ABSENT_KEY), other.get(key, ABSENT_KEY))
-            for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)
+            for key in dict.fromkeys([*one, *other])
+            if one.get(key) != other.get(key) and not BOOKKEEPING.match(key)
         ]  # fmt: skip
 
     @cached_property
@@ -154,7 +160,7 @@ def _share(part: int, whole: int) -> float | None:
 def _flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     """Dotted keys with their values as text."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", "null" if value is None else str(value)

@@ -71,7 +71,7 @@ def _slices(record: SweepRecord) -> list[Exhibit]:
             f"The {record.metric} of each completed trial against each parameter in turn; the others vary too.",
             ["parameter", "its value", record.metric, "trial"],
             [
-                [c.name, number(p.x) if c.numeric else str(p.x), number(p.value), str(p.number)]
+                [c.name, number(p.x, 6) if c.numeric else str(p.x), number(p.value), str(p.number)]
                 for c in cuts
                 for p in c.points
             ],

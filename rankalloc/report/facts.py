@@ -11,7 +11,7 @@ from ..trace import RankTrace, SweepRecord
 from . import curves, grids, sweeps, tables
 from .compare import Comparison
 from .kinds import Source
-from .source import KINDS, side_of
+from .source import KINDS, are_frontiers, side_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Facts:
 class Subject:
     """The subject of one page. ``run`` is a run, or a sweep's best trial, and ``control`` the uniform trial beside it.
     At least one of ``run``, ``sweep`` and ``parts`` is there; ``control`` never comes without ``run``. ``notes`` say
-    what could not be read. A page that compares has ``other``, and ``comparison`` of the two."""
+    what could not be read. A page that compares has ``other``, and ``comparison`` of the two where they have ranks by
+    layer; ``place`` is then the end of the path that tells the two apart."""
 
     run: Facts | None
     sweep: SweepRecord | None = None
@@ -70,6 +71,7 @@ class Subject:
     notes: tuple[str, ...] = ()
     other: Subject | None = None
     comparison: Comparison | None = None
+    place: str = ""
 
     @classmethod
     def of(cls, records: Source) -> Subject:
@@ -77,8 +79,8 @@ class Subject:
         other, pair = None, None
         if records.other is not None:
             other = cls.of(records.other)
-            pair = Comparison(side_of(records), side_of(records.other))
-        return cls(run, records.sweep, control, records.parts, records.notes, other, pair)
+            pair = None if are_frontiers(records) else Comparison(side_of(records), side_of(records.other))
+        return cls(run, records.sweep, control, records.parts, records.notes, other, pair, records.place)
 
     @property
     def kind(self) -> str:
@@ -96,7 +98,8 @@ class Subject:
             return self.sweep.name
         if self.run is not None:
             return self.run.trace.name
-        return next(kind.title(self.parts[kind.name]) for kind in KINDS if kind.title and kind.name in self.parts)
+        title = next(kind.title(self.parts[kind.name]) for kind in KINDS if kind.title and kind.name in self.parts)
+        return title if self.other is None or not self.place else f"{self.place} and {self.other.place}: {title}"
 
     @property
     def created(self) -> str:

@@ -20,8 +20,8 @@ from .side import Side
 class Source:
     """The records of one report. ``trace`` is the run, or the sweep's best trial; ``control`` is the uniform trial
     shown beside it. ``parts`` holds records of further kinds as plain data, by kind. ``notes`` say what could not be
-    read, and ``other`` is what all this is compared with. At least one of ``trace``, ``sweep`` and ``parts`` is
-    there."""
+    read, and ``other`` is what all this is compared with; ``place`` is then the end of the path that tells the two
+    apart. At least one of ``trace``, ``sweep`` and ``parts`` is there."""
 
     trace: RankTrace | None
     sweep: SweepRecord | None = None
@@ -29,6 +29,7 @@ class Source:
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     other: Source | None = None
+    place: str = ""
 
     def dump(self) -> dict[str, Any]:
         """As strict JSON: the file beside the page, from which the same page can be made again."""
@@ -40,6 +41,8 @@ class Source:
             made["parts"] = finite(dict(self.parts))
         if self.notes:
             made["notes"] = list(self.notes)
+        if self.place:
+            made["place"] = self.place
         return made | ({} if self.other is None else {"other": self.other.dump()})
 
 

@@ -27,10 +27,12 @@ def render_markdown(page: Subject, title: str | None = None) -> str:
         autoescape=False,
     )  # fmt: skip
     made.filters |= {
-        "plain": plain, "code": code, "count": count, "number": number, "fixed": fixed, "percent": percent,
-        "signed": signed,
+        "plain": plain, "code": code, "block": block, "count": count, "number": number, "fixed": fixed,
+        "percent": percent, "signed": signed,
     }
-    text = made.get_template("report.md.j2").render(r=summary(page, title), facts=_facts(page))
+    text = made.get_template("report.md.j2").render(
+        r=summary(page, title), facts=_facts(page), tables=_tables(page)
+    )  # fmt: skip
     return re.sub(r"\n{3,}", "\n\n", text).strip().encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
@@ -47,6 +49,30 @@ def code(text: object) -> str:
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     pad = " " if shown[:1] in ("`", "") or shown[-1:] in ("`", " ") else ""
     return f"{ticks}{pad}{shown}{pad}{ticks}"
+
+
+def block(text: object) -> str:
+    """Lines as a fenced block, whose fence is longer than any in them."""
+    lines = [printable(line) for line in str(text).split("\n")]
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", str(text))), default=0))
+    return "\n".join([f"{fence}sh", *lines, fence])
+
+
+def _tables(page: Subject) -> list[tuple[list[str], list[list[str]]]]:
+    """(header, rows) of the tables that a page of its kind is about: an audit's differences, frontiers' points."""
+    if page.comparison is not None:
+        return []
+    if "audit" in page.parts:
+        from .audited import audit_of
+        from .sections_audit import difference_rows
+
+        header, rows = difference_rows(audit_of(page.parts))
+        return [(header, rows)] if rows else []
+    if "frontier" in page.parts:
+        from .sections_finished import frontier_rows
+
+        return [frontier_rows(page)]
+    return []
 
 
 def _facts(page: Subject) -> list[tuple[str, Any]]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ..trace import EvaluationRecord, RankTrace
+from .audited import SHARES
 from .tables import unit_cost
 from .wording import count
 
@@ -53,6 +54,29 @@ def headline_metric(record: EvaluationRecord, metric: str | None = None) -> tupl
         return metric, record.metrics[metric]
     names = sorted(record.metrics, key=lambda name: "loss" in name)
     return (names[0], record.metrics[names[0]]) if names else None
+
+
+_HIGHER = {"spearman", "pearson", "rouge_l", "reward_margin", "bleu", *SHARES}
+_LOWER = {"perplexity", "mse", "rmse", "mae", "wer", "cer"}
+
+
+def is_higher_better(metric: str) -> bool | None:
+    """Whether the metric is one to raise; None for a name that is not known."""
+    if "loss" in metric or metric in _LOWER:
+        return False
+    return True if metric in _HIGHER else None
+
+
+def contradicts(
+    metric: str, one: float | None, other: float | None, loss: float, higher: bool | None = None
+) -> bool:
+    """Whether a metric speaks for one side, and the ``loss`` difference, one less the other, against it. ``higher`` is
+    whether it is one to raise, where the record says so."""
+    higher = is_higher_better(metric) if higher is None else higher
+    if higher is None or one is None or other is None or "loss" in metric:
+        return False
+    gain = one - other if higher else other - one
+    return gain * loss > 0
 
 
 def moved_at_freeze(trace: RankTrace) -> tuple[int, int]:

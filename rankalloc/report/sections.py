@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from ..trace import BASELINES
 from . import exhibits, exhibits_sweep, exports
-from .alerts import alerts
+from .alerts import alerts_of
 from .exhibit import Exhibit
 from .facts import Facts, Subject
+from .following import steps_of
 from .outcome import headline_metric, judged, reached
 from .section import Section, Shown
 from .verdict import verdict
@@ -31,7 +32,9 @@ def of_run(draw: Callable[[Facts], list[Exhibit]], empty: str = "") -> Callable[
 
 
 def _verdict(page: Subject) -> Shown:
-    shown: Shown = {"verdict": verdict(page.run, page.sweep), "sweep": page.sweep, "trace": None}
+    shown: Shown = {
+        "verdict": verdict(page.run, page.sweep), "sweep": page.sweep, "trace": None, "steps": steps_of(page),
+    }  # fmt: skip
     if page.run is None:
         return shown
     trace, metric = page.run.trace, page.sweep.metric if page.sweep is not None else None
@@ -47,7 +50,7 @@ def _verdict(page: Subject) -> Shown:
 
 
 def _alerts(page: Subject) -> Shown:
-    return {"alerts": alerts(page.run, page.sweep, page.notes), "sweep": page.sweep}
+    return {"alerts": alerts_of(page), "sweep": page.sweep, "sides": False}
 
 
 def _cost(page: Subject) -> Shown | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from . import exhibits, figures_map
+from .alerts import alerts_of
 from .compare import Comparison
 from .data import highest_rank
 from .exhibit import Exhibit
 from .exhibits import map_header
 from .facts import Facts, Subject
+from .following import steps_of
 from .section import Section, Shown
 from .verdict_compare import compared
-from .wording import ABSENT, fixed, number, percent, signed
+from .wording import ABSENT, fixed, number, percent, plural, signed
 
 
 def _pair(page: Subject) -> Comparison:
@@ -27,8 +29,12 @@ def _runs(page: Subject) -> list[tuple[Facts, str]]:
 
 def _verdict(page: Subject) -> Shown:
     pair = _pair(page)
-    notes = [] if page.other is None else [*page.notes, *page.other.notes]
-    return {"verdict": compared(pair), "names": pair.names, "sides": (pair.one, pair.other), "unread": notes}
+    return {"verdict": compared(pair), "names": pair.names, "sides": (pair.one, pair.other), "steps": steps_of(page)}
+
+
+def _alerts(page: Subject) -> Shown:
+    swept = page.sweep is not None or (page.other is not None and page.other.sweep is not None)
+    return {"alerts": alerts_of(page), "sweep": swept, "sides": True}
 
 
 def _change(page: Subject) -> Shown:
@@ -77,7 +83,11 @@ def _quality(page: Subject) -> Shown:
         (split, name, number(one), number(other), _difference(one, other)) for split, name, one, other in pair.quality
     ]
     figures = exhibits.quality(runs[0][0], runs[1][0], runs[1][1]) if len(runs) == 2 else []
-    return {"rows": rows, "names": pair.names, "figures": figures}
+    names = [
+        name if side.seeds is None else f"{name}, mean over {plural(side.seeds, 'seed')}"
+        for name, side in zip(pair.names, (pair.one, pair.other), strict=True)
+    ]
+    return {"rows": rows, "names": names, "figures": figures}
 
 
 def _cost(page: Subject) -> Shown | None:
@@ -109,6 +119,7 @@ def _difference(one: float | None, other: float | None) -> str:
 
 COMPARE_SECTIONS = (
     Section("verdict", "Verdict", "compare-verdict.html.j2", _verdict),
+    Section("alerts", "Alerts", "alerts.html.j2", _alerts),
     Section("change", "Where they differ", "figures.html.j2", _change),
     Section("agreement", "Agreement", "compare-agreement.html.j2", _agreement),
     Section("maps", "Rank maps", "figures.html.j2", _maps),

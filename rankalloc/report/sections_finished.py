@@ -8,7 +8,7 @@ from . import colours, figures_map, grids, svg
 from .exhibit import Exhibit
 from .exhibits import map_header
 from .facts import Subject
-from .finished import CutRecord, FrontierPoint, FrontierRecord, cut_side
+from .finished import CutRecord, FrontierRecord, cut_side
 from .kinds import Source
 from .section import Section, Shown
 from .wording import ABSENT, count, number, percent, plural, rank
@@ -36,6 +36,12 @@ def frontier_sentence(record: FrontierRecord) -> str:
     return text + "; one evaluation each, so small differences may be chance."
 
 
+def frontiers_sentence(page: Subject) -> str:
+    """:func:`frontier_sentence` of each frontier of the page."""
+    return " ".join(f"{name}: {frontier_sentence(one)}" if name else frontier_sentence(one)
+                    for name, one in frontiers(page))  # fmt: skip
+
+
 def _cut(page: Subject) -> Shown | None:
     if "cut" not in page.parts:
         return None
@@ -61,32 +67,57 @@ def _cut(page: Subject) -> Shown | None:
 def _frontier(page: Subject) -> Shown | None:
     if "frontier" not in page.parts:
         return None
-    record = FrontierRecord.model_validate(page.parts["frontier"])
-    points = sorted(record.points, key=lambda point: point.params)
-    rows = [[count(p.params), count(p.ranks), number(p.value), number(p.error, 3)] for p in points]
-    header = ["Parameters", "Ranks", record.metric, "Relative error"]
+    curves = frontiers(page)
+    record = curves[0][1]
+    header, rows = frontier_rows(page)
     better = "higher" if record.higher_is_better else "lower"
+    budgets = " and ".join(count(len(one.points)) for _, one in curves[:-1]) + (" and " if len(curves) > 1 else "")
+    budgets += plural(len(curves[-1][1].points), "budget")
     shown = [Exhibit(
-        "frontier", "Quality against size", lambda: _curve(points, record),
-        f"{record.metric} ({better} is better) of the adapter cut to {plural(len(points), 'budget')}; the ring is the "
-        "knee.", header, rows, names=0,
+        "frontier", "Quality against size", lambda: _curves(curves),
+        f"{record.metric} ({better} is better) of {'each' if len(curves) > 1 else 'the'} adapter cut to {budgets}; the "
+        "ring is the knee.", header, rows, names=len(curves) - 1,
     )]  # fmt: skip
-    return {
-        "sentence": frontier_sentence(record), "figures": shown if points else [], "header": header, "rows": rows,
-    }  # fmt: skip
+    return {"sentence": frontiers_sentence(page), "figures": shown if rows else [], "header": header, "rows": rows}
 
 
-def _curve(points: list[FrontierPoint], record: FrontierRecord) -> Figure:
+def frontier_rows(page: Subject) -> tuple[list[str], list[list[str]]]:
+    """The header and a row for each budget, by size; of two frontiers, with the name of the adapter before it."""
+    curves = frontiers(page)
+    points = [(p, name) for name, one in curves for p in one.points]
+    rows = [
+        [*([name] if len(curves) > 1 else []), count(p.params), count(p.ranks), number(p.value), number(p.error, 3)]
+        for p, name in sorted(points, key=lambda one: one[0].params)
+    ]
+    metric = curves[0][1].metric
+    return [*(["Adapter"] if len(curves) > 1 else []), "Parameters", "Ranks", metric, "Relative error"], rows
+
+
+def frontiers(page: Subject) -> list[tuple[str, FrontierRecord]]:
+    """(name, record) of the frontier of the page, or of the two that it compares; one alone needs no name."""
+    own = FrontierRecord.model_validate(page.parts["frontier"])
+    if page.other is None:
+        return [("", own)]
+    other = FrontierRecord.model_validate(page.other.parts["frontier"])
+    return [(page.place or "the first", own), (page.other.place or "the second", other)]
+
+
+def _curves(curves: list[tuple[str, FrontierRecord]]) -> Figure:
     figure = svg.canvas(3.4)
     axes = figure.add_subplot()
-    axes.plot([p.params for p in points], [p.value for p in points], "o-", color=colours.ADAPTIVE, markersize=4.5)
-    if record.knee is not None:
-        axes.plot([record.knee.params], [record.knee.value], "o", markersize=13, markerfacecolor="none",
-                  markeredgecolor=colours.UNIFORM)
-    axes.set(xlabel="adapter parameters", ylabel=record.metric)
+    for (name, record), color, style in zip(curves, (colours.ADAPTIVE, colours.UNIFORM), ("o-", "s--"), strict=False):
+        points = sorted(record.points, key=lambda point: point.params)
+        axes.plot([p.params for p in points], [p.value for p in points], style, color=color, markersize=4.5,
+                  label=figures_map.shorten(name, 30))
+        if record.knee is not None:
+            axes.plot([record.knee.params], [record.knee.value], "o", markersize=13, markerfacecolor="none",
+                      markeredgecolor=colours.UNIFORM if len(curves) == 1 else color)
+    axes.set(xlabel="adapter parameters", ylabel=curves[0][1].metric)
     axes.margins(0.08, 0.12)
     svg.whole(axes.xaxis)
     axes.grid(axis="y")
+    if len(curves) > 1:
+        svg.key(axes)
     return figure
 
 

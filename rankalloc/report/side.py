@@ -23,7 +23,9 @@ class SideLayer:
 @dataclass(frozen=True)
 class Side:
     """``what`` says what it is, for people. ``quality`` holds metrics by split, ``losses`` those of the examples, which
-    may be paired with another side's where ``fingerprint`` says that the data are the same. ``trace`` is the run's."""
+    may be paired with another side's where ``fingerprint`` says that the data are the same. ``trace`` is the run's, and
+    ``command`` what trained it. ``seeds`` is how many the quality is a mean over, for records of several; ``place`` the
+    end of the path that it was read from, where it is needed to tell it from the other."""
 
     name: str
     what: str
@@ -34,6 +36,9 @@ class Side:
     fingerprint: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     trace: RankTrace | None = None
+    command: str | None = None
+    seeds: int | None = None
+    place: str = ""
 
     @property
     def params(self) -> int:

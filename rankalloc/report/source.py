@@ -15,7 +15,7 @@ from .audited import AUDIT
 from .finished import CHECK, CUT, FRONTIER
 from .kinds import Kind, Source
 from .lenient import R, read_patiently
-from .redact import redacted
+from .redact import redacted, redacted_text
 from .side import Side, SideLayer
 from .sweeps import control_of
 
@@ -33,15 +33,34 @@ def read_source(source: Given, compare: Given | None = None) -> Source:
     """
     found = _read(source)
     if compare is not None:
-        found = replace(found, other=replace(_read(compare), other=None))
+        places = told_apart(source, compare)
+        other = replace(_read(compare), other=None, place=places[1])
+        found = replace(found, other=other, place=places[0])
     for part, name in ((found, source), (found.other, compare)):
         for trace in (part.trace, part.control) if part is not None else ():
             if trace is not None:
                 _check_lengths(trace, name)
-    if found.other is not None:
+    if found.other is not None and not are_frontiers(found):
         for part in (found, found.other):
             side_of(part)
     return found
+
+
+def are_frontiers(source: Source) -> bool:
+    """Whether two frontiers are compared: they have sizes and no ranks by layer.
+
+    Raises:
+        RankallocError: they do not measure the same.
+    """
+    both = [part.parts.get(FRONTIER.name) for part in (source, source.other) if part is not None]
+    first, second = both if len(both) == 2 else (None, None)
+    if first is None or second is None:
+        return False
+    if first["metric"] != second["metric"]:
+        raise RankallocError(
+            f"one frontier measures {first['metric']} and the other {second['metric']}; compare two of the same metric"
+        )
+    return True
 
 
 def side_of(source: Source) -> Side:
@@ -53,9 +72,29 @@ def side_of(source: Source) -> Side:
     kind = next((kind for kind in KINDS if kind.name in source.parts), SWEEP if source.sweep is not None else TRACE)
     if kind.side is None:
         raise RankallocError(
-            f"the record of a {kind.name} has no ranks by layer, so it cannot be compared; give a run or an adapter"
+            f"the record of a {kind.name} has no ranks by layer, so nothing but another of its kind stands beside it; "
+            "give two of these: a run, a sweep, an audit, a cut or checked adapter"
         )
-    return kind.side(source)
+    return replace(kind.side(source), place=source.place)
+
+
+def told_apart(one: Given, other: Given) -> tuple[str, str]:
+    """The ends of two paths, as short as tells one from the other: ``a`` and ``b``, or ``a/run`` and ``b/run``. Empty
+    for records in memory, and for one path given twice."""
+    if isinstance(one, Record) or isinstance(other, Record):
+        return "", ""
+    first, second = (_place(Path(path)) for path in (one, other))
+    for length in range(1, max(len(first), len(second)) + 1):
+        if first[-length:] != second[-length:]:
+            return redacted_text("/".join(first[-length:])), redacted_text("/".join(second[-length:]))
+    return "", ""
+
+
+def _place(path: Path) -> tuple[str, ...]:
+    """The parts of a record's folder, or of a file that has a name of its own."""
+    if path.name in {kind.file for kind in KINDS}:
+        path = path.parent
+    return path.resolve().parts if path.is_dir() else path.with_suffix("").resolve().parts
 
 
 def is_report_data(data: Any) -> bool:
@@ -153,6 +192,7 @@ def _read_combined(data: dict[str, Any], path: Path) -> Source:
         trace, sweep, control, parts,
         notes=(*(str(note) for note in (said if isinstance(said, list) else ())), *notes),
         other=_read_combined(other, path) if isinstance(other, dict) else None,
+        place=str(data.get("place") or ""),
     )
     if records.trace is None and records.sweep is None and not parts:
         raise RankallocError(f"{path} holds neither a trace nor a sweep")
@@ -182,6 +222,7 @@ def _run_side(source: Source) -> Side:
         fingerprint=trace.data_fingerprint,
         config={**trace.config, "method": trace.method, "method_options": trace.method_options, "seed": trace.seed},
         trace=trace,
+        command=trace.command,
     )
 
 

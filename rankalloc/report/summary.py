@@ -11,13 +11,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ..records import finite
-from .alerts import alerts
+from .alerts import alerts_of
 from .audited import audit_of, outcome_of, sentence_of
 from .exports import table_records
 from .facts import Facts, Subject
-from .finished import CheckRecord, CutRecord, FrontierRecord
+from .finished import CheckRecord, CutRecord
+from .following import steps_of
 from .outcome import budget_state, reached
-from .sections_finished import cut_sentence, frontier_sentence
+from .sections_finished import cut_sentence, frontiers_sentence
 from .verdict import Verdict, verdict
 from .verdict_compare import compared
 from .wording import count
@@ -34,24 +35,23 @@ def verdict_of(page: Subject) -> Verdict:
         return verdict(page.run, page.sweep)
     if "audit" in page.parts:
         record_of_audit = audit_of(page.parts)
-        advice = [text for text in (record_of_audit.advice, record_of_audit.command_next) if text]
-        return Verdict(
-            sentence_of(record_of_audit), outcome_of(record_of_audit), [*advice, *record_of_audit.details]
-        )
+        return Verdict(sentence_of(record_of_audit), outcome_of(record_of_audit), list(record_of_audit.details))
     if "cut" in page.parts:
         return Verdict(cut_sentence(CutRecord.model_validate(page.parts["cut"])), "cannot tell")
     if "frontier" in page.parts:
-        return Verdict(frontier_sentence(FrontierRecord.model_validate(page.parts["frontier"])), "cannot tell")
+        return Verdict(frontiers_sentence(page), "cannot tell")
     record = CheckRecord.model_validate(page.parts["check"])
     return Verdict(
         f"{count(record.params)} of {count(record.stored)} numbers in the file are needed without any loss.",
-        "cannot tell", list(record.alerts),
-    )  # fmt: skip
+        "cannot tell",
+    )
 
 
 def summary(page: Subject, title: str | None = None) -> dict[str, Any]:
     """The page as plain values for JSON."""
     said = verdict_of(page)
+    beside = page.other if page.comparison is None else None
+    other = {} if beside is None else {"other": dict(beside.parts)}
     found = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -59,26 +59,18 @@ def summary(page: Subject, title: str | None = None) -> dict[str, Any]:
         "name": title or page.name,
         "created": page.created or None,
         "verdict": {"outcome": said.outcome, "sentence": said.sentence, "notes": said.notes},
-        "alerts": _alerts(page),
+        "next": [{"advice": step.advice, "command": step.command or None} for step in steps_of(page)],
+        "alerts": [asdict(alert) for alert in alerts_of(page)],
         "budget": None if page.run is None else _budget(page.run),
         "adapter_params": None if page.run is None else page.run.trace.adapter_params_final,
         "quality": _quality(page),
         "cost": None if page.run is None else _cost(page.run),
         "layers": [] if page.run is None else table_records(page.run.layers),
         "trials": [asdict(row) for row in page.trials],
-        "parts": dict(page.parts),
+        "parts": dict(page.parts) | other,
         "comparison": _comparison(page),
     }
     return finite(found)
-
-
-def _alerts(page: Subject) -> list[dict[str, str]]:
-    if page.comparison is not None:
-        others = page.other.notes if page.other is not None else ()
-        return [{"level": "problem", "text": text} for text in (*page.notes, *others)]
-    said = audit_of(page.parts).alerts if "audit" in page.parts else []
-    found = [asdict(alert) for alert in alerts(page.run, page.sweep, page.notes)]
-    return [*({"level": "note", "text": text} for text in said), *found]
 
 
 def _budget(run: Facts) -> dict[str, Any]:

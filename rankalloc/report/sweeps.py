@@ -137,4 +137,4 @@ def control_of(sweep: SweepRecord) -> TrialRecord | None:
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

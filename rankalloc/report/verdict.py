@@ -7,7 +7,7 @@ from statistics import fmean
 
 from ..trace import BASELINES, PairRecord, RankChoice, RankTrace, SweepRecord, TrialRecord
 from .facts import Facts
-from .outcome import budget_phrase, headline_metric, judged
+from .outcome import budget_phrase, contradicts, headline_metric, judged
 from .wording import Outcome, count, fixed, number, percent, plural
 
 LEAST_RATES = 3  # learning rates tried on either side of a comparison that counts as tuned
@@ -137,6 +137,11 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord, run: Facts | None) -> Ve
     else:
         outcome = "cannot tell" if smaller else "hurt"
         sentence = f"Uniform ranks won: adaptive ranks did worse on the report split ({measured})."
+    one, other = pair.adaptive_metrics.get(pair.metric), pair.uniform_metrics.get(pair.metric)
+    raised = sweep.direction == "maximize" if pair.metric == sweep.metric else None
+    if not pair.low <= 0 <= pair.high and contradicts(pair.metric, one, other, pair.difference, raised):
+        outcome = "cannot tell"
+        sentence += f" That is by loss; {pair.metric} says the opposite, {number(one)} against {number(other)}."
     if a and u and (larger or smaller):
         sentence = (
             f"Not like with like: the adaptive adapter is {percent(abs(a / u - 1))} "
@@ -147,7 +152,6 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord, run: Facts | None) -> Ve
         "The difference is adaptive minus uniform, so a negative one speaks for adaptive ranks. It comes from a single "
         "training seed each, and the interval covers the data only: another seed may move it by more."
     ]
-    one, other = pair.adaptive_metrics.get(pair.metric), pair.uniform_metrics.get(pair.metric)
     if one is not None and other is not None:
         notes.append(
             f"On the report split {pair.metric} is {number(one)} with adaptive ranks (trial {pair.adaptive}) and "
@@ -211,7 +215,7 @@ def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
         if 0 < len(rates) < LEAST_RATES:
             reasons.append(
                 f"{side} ranks were tried at {plural(len(rates), 'learning rate')}, and a tuned comparison takes "
-                f"{LEAST_RATES} at least"
+                f"{LEAST_RATES} at least (rankalloc audit makes one)"
             )
         elif rates and side in best and best[side] in (min(rates), max(rates)):
             edge = "lowest" if best[side] == min(rates) else "highest"

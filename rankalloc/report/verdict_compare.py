@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .compare import Comparison
+from .outcome import contradicts
+from .side import Side
 from .verdict import Verdict
 from .wording import Outcome, count, fixed, number, percent, plural, printable
 
@@ -47,18 +49,28 @@ def _quality(pair: Comparison) -> tuple[str, Outcome]:
         if paired.low <= 0 <= paired.high:
             return f"the {paired.split} split cannot tell {one} from {other} ({measured})", "cannot tell"
         better = paired.high < 0
-        return (
-            f"{one} did {'better' if better else 'worse'} than {other} on the {paired.split} split ({measured})",
-            "helped" if better else "hurt",
-        )
+        said = f"{one} did {'better' if better else 'worse'} than {other} on the {paired.split} split ({measured})"
+        against = [
+            f"{name} says the opposite, {number(first)} for {one} and {number(second)} for {other}"
+            for split, name, first, second in pair.quality
+            if split == paired.split and contradicts(name, first, second, paired.difference)
+        ]
+        if against:
+            return f"by its loss {said}; but {'; '.join(against)}", "cannot tell"
+        return said, "helped" if better else "hurt"
     for split, name, first, second in sorted(pair.quality, key=lambda row: (row[0] != "report", "loss" in row[1])):
         if first is not None and second is not None:
             return (
-                f"{name} on the {split} split is {number(first)} for {one} and {number(second)} for {other}, without "
-                "losses of the same examples to tell how much of that is chance",
+                f"{name} on the {split} split is {number(first)} for {one}{_over(pair.one)} and {number(second)} for "
+                f"{other}{_over(pair.other)}, without losses of the same examples to tell how much of that is chance",
                 "cannot tell",
             )
     return "no quality was measured for both on one split, so only their ranks can be compared", "cannot tell"
+
+
+def _over(side: Side) -> str:
+    """What a value is a mean over, where it is one."""
+    return "" if side.seeds is None else f" (mean over {plural(side.seeds, 'seed')})"
 
 
 def _ranks(pair: Comparison) -> str:
@@ -85,6 +97,12 @@ def _notes(pair: Comparison) -> list[str]:
             "The difference is the first minus the second, so a negative one speaks for the first. It comes from one "
             "training run each, and the interval covers the data only: another seed may move it by more."
         )
+        notes += [
+            f"On the {split} split {name} is {number(one)} for {printable(pair.names[0])} and {number(other)} for "
+            f"{printable(pair.names[1])}."
+            for split, name, one, other in pair.quality
+            if split == pair.paired.split and "loss" not in name and one is not None and other is not None
+        ][:1]
     elif pair.one.fingerprint and pair.other.fingerprint and pair.one.fingerprint != pair.other.fingerprint:
         notes.append("They were evaluated on different data, so their metrics are not paired.")
     return notes

@@ -49,6 +49,11 @@ def signed(value: float, places: int = 0) -> str:
     return text if text.strip("+" + MINUS + "0.,") else "0"
 
 
+def rate(value: float | None) -> str:
+    """A learning rate, which is typed in again: ``0.00125``, with no digit rounded away that a person would give."""
+    return ABSENT if value is None else f"{value:g}"
+
+
 def rank(value: float) -> str:
     """A rank that may be fractional (a mean): ``6``, ``6.4``."""
     return f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}"

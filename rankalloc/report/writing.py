@@ -83,6 +83,11 @@ def print_report(
     return text
 
 
+def write_figures_of(source: Given, folder: str | os.PathLike, *, compare: Given | None = None) -> None:
+    """Write the figures of a report, and no report: as PDF, SVG and PNG, in the width of one column and of two."""
+    _figures(read_source(source, compare), folder)
+
+
 def _short(records: Source, form: Format, title: str | None) -> str | dict[str, Any]:
     page = Subject.of(records)
     return summary(page, title) if form == "json" else render_markdown(page, title)

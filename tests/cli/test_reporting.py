@@ -52,6 +52,14 @@ def test_figures_go_to_a_folder_of_their_own(two):
     assert all(name.split("-")[0].isidentifier() for name in names)
 
 
+def test_figures_alone_write_no_page(two):
+    done = run("a", "--figures", "figures")
+    assert done.exit_code == 0 and done.stdout == "wrote the figures to figures\n"
+    assert len(list(Path("figures").iterdir())) > 0 and [path.name for path in Path("a").iterdir()] == ["trace.json"]
+    text = run("a", "--figures", "more", "--format", "md")
+    assert text.stdout.startswith("## a\n") and Path("more").is_dir()  # a format asks for the report, too
+
+
 def test_an_adapter_that_was_checked_and_what_was_cut_from_it(tmp_path, monkeypatch):
     """Real records: what ``check --json`` prints, and the folder that ``shrink`` writes."""
     monkeypatch.chdir(tmp_path)
@@ -66,7 +74,7 @@ def test_an_adapter_that_was_checked_and_what_was_cut_from_it(tmp_path, monkeypa
     assert found["kind"] == "comparison" and {x["first"] for x in found["comparison"]["layers"]} == {4}
     kept = json.loads(Path("small/shrink.json").read_text())["layers"]
     assert [x["second"] for x in found["comparison"]["layers"]] == [layer["rank"] for layer in kept]
-    assert found["verdict"]["sentence"].startswith("Not like with like: adapter (1) is")
+    assert found["verdict"]["sentence"].startswith("Not like with like: checked is")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import rankalloc as ra
 from rankalloc.audit_record import ArmRecord, ArmRun, AuditRecord, ComparisonRecord, StabilityRecord, TriedRate
 from rankalloc.cli import app
 from rankalloc.errors import RankallocError
+from rankalloc.report import figures_audit
 from rankalloc.report.audited import difference, limits, unit
 from rankalloc.trace import LayerRecord
 
@@ -57,6 +58,7 @@ def test_the_answer_comes_first_and_every_arm_is_in_the_numbers(record, tmp_path
     assert page.index("auto gains 1.0 points F1.") < page.index("Use auto.") < page.index("<figure")
     for key in ("forest", "seeds", "tuning", "map"):
         assert f'id="figure-{key}"' in page
+    assert "It reads a.yaml. Where you have this page only, save the resolved configuration" in page
     for name in ("uniform", "twin"):
         assert page.count(f'<th scope="row">{name}</th>') >= 3
     assert "post (there is nothing to cut)" in page
@@ -99,11 +101,14 @@ def test_the_command_writes_markdown_and_json_of_it(record, tmp_path):
     record.save(tmp_path / "audit.json")
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "md", "-o", str(tmp_path / "a.md")])
     assert done.exit_code == 0, done.output
-    assert "auto gains 1.0 points F1." in (tmp_path / "a.md").read_text()
+    text = (tmp_path / "a.md").read_text()
+    assert "auto gains 1.0 points F1." in text and "**Next:** Use auto.\n\n```sh\nrankalloc train a.yaml\n```" in text
+    assert "| Against | Verdict | Mean, points F1 |" in text and "| `uniform` | the method is better | +1.0 |" in text
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "json", "-o", str(tmp_path / "a.json")])
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["kind"] == "audit" and found["verdict"]["outcome"] == "helped"
+    assert found["next"] == [{"advice": "Use auto.", "command": "rankalloc train a.yaml"}]
 
 
 def test_an_audit_beside_another_compares_the_ranks_of_their_first_seeds(record, tmp_path):
@@ -115,10 +120,33 @@ def test_an_audit_beside_another_compares_the_ranks_of_their_first_seeds(record,
         record.model_copy(update={"name": name, "arms": arms}).save(tmp_path / name / "audit.json")
     ra.write_report(tmp_path / "one", tmp_path / "both.html", compare=tmp_path / "other")
     page = (tmp_path / "both.html").read_text()
-    assert "audit of auto, seed 1" in page and 'id="figure-' in page
+    assert "audit of auto: quality over 4 seeds, ranks of seed 1" in page and 'id="figure-' in page
+    ra.write_report(tmp_path / "one", tmp_path / "both.md", compare=tmp_path / "other")
+    text = (tmp_path / "both.md").read_text()
+    assert "f1 on the report split is 0.615 for one (mean over 4 seeds) and 0.615 for other (mean over" in text
+    assert "report: f1 | 0.615 | 0.615 |" in text  # the mean of 0.61, 0.63, 0.62 and 0.60
     record.model_copy(update={"arms": []}).save(tmp_path / "audit.json")
     with pytest.raises(RankallocError, match="has made no run with ranks yet"):
         ra.write_report(tmp_path, tmp_path / "none.html", compare=tmp_path / "other")
+
+
+def test_what_an_axis_leaves_out_is_marked_and_said(record, tmp_path):
+    lost = [*record.arms[0].tried, TriedRate(rate=0.00125, value=0.01)]
+    arms = [record.arms[0].model_copy(update={"tried": lost, "rate": 0.00125}), *record.arms[1:]]
+    cut = record.model_copy(update={"arms": arms})
+    assert figures_audit.outside(cut, arms) == [0.01] and figures_audit.outside(record, record.arms) == []
+    page = page_of(cut, tmp_path)
+    assert "outside the axis, and in the numbers only (1 run, 0.0100)" in page
+    assert ">0.00125 *<" in page and ">0.00125</td>" in page  # as it is typed, in both tables
+    worse = cut.model_copy(update={"direction": "minimize"})
+    assert figures_audit.outside(worse, arms) == []  # the lowest is the best one there
+
+
+def test_an_interval_beyond_the_axis_is_said(record, tmp_path):
+    assert not figures_audit.is_cut(record)
+    long = record.comparisons[0].model_copy(update={"low": -5.0, "high": 5.0})
+    one = record.model_copy(update={"comparisons": [*record.comparisons[:1] * 9, long]})
+    assert figures_audit.is_cut(one) and "An arrow: the interval goes on" in page_of(one, tmp_path)
 
 
 @pytest.mark.parametrize("metric, value, said", [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -11,7 +12,7 @@ from rankalloc.report.compare import Comparison
 from rankalloc.report.facts import Subject
 from rankalloc.report.html import render
 from rankalloc.report.side import Side, SideLayer
-from rankalloc.report.source import read_source
+from rankalloc.report.source import read_source, told_apart
 from rankalloc.report.verdict_compare import compared
 from rankalloc.report.writing import write_report
 from tests.support import report_samples as samples
@@ -50,6 +51,7 @@ def test_layers_of_one_side_only():
 
 def test_settings_that_differ():
     one, other = {"a": {"b": 1, "c": 2}, "x": None, "same": 3}, {"a": {"b": 1, "c": 5}, "y": [1], "same": 3}
+    one |= {"name": "one", "output": "out", "audit": {"trials": 1}, "sweep": {}, "training": {"save_every": 5}}
     pair = Comparison(side("one", 4, config=one), side("two", 4, config=other))
     assert pair.settings == [("a.c", "2", "5"), ("x", "null", "not set"), ("y", "not set", "[1]")]
 
@@ -89,6 +91,34 @@ def test_other_data_are_not_paired():
 
 def test_two_of_one_name_are_told_apart():
     assert Comparison(side("a", 1), side("a", 2)).names == ("a (1)", "a (2)")
+    assert Comparison(side("a", 1, place="x"), side("a", 2, place="y")).names == ("x", "y")
+    assert Comparison(side("a", 1, place="x"), side("b", 2, place="y")).names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "places"),
+    [
+        ("a", "b", ("a", "b")), ("a/trace.json", "b", ("a", "b")), ("a/run", "b/run", ("a/run", "b/run")),
+        ("a", "a", ("", "")), ("x.json", "y/report.json", ("x", "report")),
+    ],
+)
+def test_two_paths_are_told_apart_by_their_ends(tmp_path, one, other, places):
+    for folder in ("a/run", "b/run"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert told_apart(tmp_path / one, tmp_path / other) == places
+
+
+def test_a_metric_that_contradicts_the_loss_is_said_and_nothing_is_claimed():
+    quality = [{"report": {"f1": value, "loss": 1.0, "own": value}} for value in (0.5, 0.6)]
+    better, worse = [1.0, 2.0, 3.0, 4.0], [1.5, 2.6, 3.4, 4.5]
+    said = [
+        compared(Comparison(side("one", 4, losses=better, quality=first), side("two", 4, losses=worse, quality=second)))
+        for first, second in (quality, quality[::-1])
+    ]
+    assert "but f1 says the opposite, 0.5 for one and 0.6 for two" in said[0].sentence
+    assert said[0].outcome == "cannot tell" and "own" not in said[0].sentence  # nobody knows which way that one is
+    assert "opposite" not in said[1].sentence and said[1].outcome == "helped"
+    assert said[1].notes[-1] == "On the report split f1 is 0.6 for one and 0.5 for two."
 
 
 def test_the_page_of_a_comparison_and_the_data_beside_it(tmp_path):
@@ -97,8 +127,9 @@ def test_the_page_of_a_comparison_and_the_data_beside_it(tmp_path):
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.twice == [] and page.sections == [
-        "verdict", "change", "agreement", "maps", "quality", "cost", "settings", "table", "provenance",
+        "verdict", "alerts", "change", "agreement", "maps", "quality", "cost", "settings", "table", "provenance",
     ]
+    assert "the &lt;other&gt;: Ranks were still moving at the freeze" in text  # an alert of the second run
     assert "the &lt;other&gt;" in text and "the <other>" not in text
     again = write_report(path.with_suffix(".json"), tmp_path / "comparison.html")
     assert again.read_bytes() == path.read_bytes()
@@ -128,8 +159,19 @@ def test_what_has_no_ranks_is_not_compared(tmp_path):
     point = {"budget": {}, "params": 10, "ranks": 2, "error": 0.1, "value": 0.5}
     points = {"points": [point, point | {"params": 5}], "knee": point}
     (tmp_path / "frontier.json").write_text(json.dumps({"metric": "f1", "higher_is_better": True, **points}))
-    with pytest.raises(RankallocError, match="a frontier has no ranks by layer"):
+    with pytest.raises(RankallocError, match="a frontier has no ranks by layer.*a run, a sweep, an audit, a cut or"):
         write_report(samples.run(blocks=2, target=72), tmp_path / "out.html", compare=tmp_path)
     assert not (tmp_path / "out.html").exists()
     text = write_report(tmp_path, tmp_path / "curve.html").read_text()
     assert "f1 is 0.5 with 10 parameters" in text and Page(text).sections == ["frontier"]
+    (tmp_path / "b").mkdir()
+    other = {"metric": "f1", "higher_is_better": True, **points, "points": [point | {"value": 0.25}]}
+    (tmp_path / "b" / "frontier.json").write_text(json.dumps(other))
+    both = write_report(tmp_path, tmp_path / "both.html", compare=tmp_path / "b")
+    text = both.read_text()
+    assert "f1 is 0.5 with 10 parameters" in text and "b: f1 is 0.25 with 10 parameters" in text
+    assert re.search(r'<th scope="row">b</th><td>10</td><td>2</td><td>0.25</td>', text)
+    assert write_report(both.with_suffix(".json"), tmp_path / "again" / "both.html").read_text() == text
+    (tmp_path / "b" / "frontier.json").write_text(json.dumps(other | {"metric": "accuracy"}))
+    with pytest.raises(RankallocError, match="one frontier measures f1 and the other accuracy"):
+        write_report(tmp_path, tmp_path / "both.html", compare=tmp_path / "b")

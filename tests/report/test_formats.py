@@ -22,8 +22,8 @@ from tests.support import report_samples as samples
 from tests.support.report_pages import pages
 
 KEYS = {
-    "schema", "version", "kind", "name", "created", "verdict", "alerts", "budget", "adapter_params", "quality", "cost",
-    "layers", "trials", "parts", "comparison",
+    "schema", "version", "kind", "name", "created", "verdict", "next", "alerts", "budget", "adapter_params", "quality",
+    "cost", "layers", "trials", "parts", "comparison",
 }
 
 

@@ -142,7 +142,7 @@ def test_no_file_of_a_report_holds_a_secret(tmp_path):
     for path in tmp_path.iterdir():
         text = path.read_text()
         assert "t0psecret" not in text and "/home/ada" not in text, path.name
-    assert len(list(tmp_path.iterdir())) == 4 and "--api-key ***" in (tmp_path / "a.html").read_text()
+    assert len(list(tmp_path.iterdir())) == 4 and "--api-key ***" in (tmp_path / "a.json").read_text()
 
 
 def test_names_of_layers_are_no_secrets():

@@ -163,6 +163,14 @@ def test_verdict_of_a_pair(low, high, outcome, words):
     assert any("single training seed" in n and "interval covers the data only" in n for n in said.notes)
 
 
+def test_a_metric_that_contradicts_the_loss_is_said_and_nothing_is_claimed():
+    sweep = same_size(samples.sweep(-0.012, -0.004))
+    pair = sweep.pair.model_copy(update={"uniform_metrics": {"f1": 0.6}})
+    said = verdict(None, sweep.model_copy(update={"pair": pair}))
+    assert said.outcome == "cannot tell" and "did better" in said.sentence
+    assert "That is by loss; f1 says the opposite, 0.511 against 0.6." in said.sentence
+
+
 def test_verdict_of_a_sweep_without_a_pair():
     record = samples.sweep().model_copy(update={"pair": None})
     assert "cannot say" in verdict(None, record).sentence

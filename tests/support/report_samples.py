@@ -240,12 +240,13 @@ def sweep(low: float = -0.012, high: float = 0.004, seed: int = 3) -> SweepRecor
             front.append(t.number)
     fitting = [t for t in done if t.params["method"] == "uniform" and t.adapter_params <= best.adapter_params]
     control = min(fitting, key=lambda t: t.value)
+    ahead, behind = (0.511, 0.508) if low + high < 0 else (0.508, 0.511)
     pair = PairRecord(
         adaptive=best.number,
         uniform=control.number,
         metric="f1",
-        adaptive_metrics={"loss": 0.449, "f1": 0.511},
-        uniform_metrics={"loss": 0.453, "f1": 0.508},
+        adaptive_metrics={"loss": 0.449, "f1": ahead},
+        uniform_metrics={"loss": 0.453, "f1": behind},
         difference=(low + high) / 2,
         low=low,
         high=high,
