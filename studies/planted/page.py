@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
@@ -32,6 +33,7 @@ WORDS = {
     "noise": "Equal spectra; the teacher's answers carry noise of a tenth of the teacher's own change.",
 }
 NETWORKS = {"mlp": "MLP", "transformer": "transformer"}
+RIVALS = {"uniform": "uniform ranks", "adalora": "AdaLoRA"}
 MAPPED = ("adalora", "uniform")
 
 
@@ -52,6 +54,7 @@ def write_page(record: dict) -> str:
     return environment.get_template("page.html.j2").render(
         light=light, dark=dark, style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         sections=sections, header=HEADER, table=[cells(row) for row in found], findings=findings(found),
+        headline=headline(found),
         failed=[r for r in record["failed"] if r["protocol"] == PROTOCOL], default=default_method(),
         environment=record.get("environment"),
         unspent=sorted({r["method"] for r in runs if r["spent"] != r["budget"]}),
@@ -78,6 +81,33 @@ def findings(found: list[Row]) -> list[str]:
                 said.append(f"; {words}: {', '.join(names)}")
         lines.append("".join(said) + ".")
     return lines
+
+
+def headline(found: list[Row]) -> str:
+    """The answer in a sentence: what the default finds, whom it beats and who beats it, over all variants and networks.
+    Empty while the default has no run."""
+    name = default_method()
+    problems = [list(group) for _, group in groupby(_shown(found), key=lambda r: (r.variant, r.architecture))]
+    problems = [members for members in problems if any(r.method == name for r in members)]
+    if not problems:
+        return ""
+    own = [r for members in problems for r in members if r.method == name and r.variant == "main"]
+    text = ""
+    if own:
+        share = statistics.mean(one for r in own for one in r.exact)
+        text = (
+            f"{name} gives {share:.1%} of layers the planted rank where the spectra are equal and the budget is the "
+            "planted total. "
+        )
+    against = [
+        f"{RIVALS[rival]} in {sum(r.verdict == 'lower' for r in met)} of {len(met)}" for rival in RIVALS
+        if (met := [r for members in problems for r in members if r.method == rival])
+    ]
+    ahead = Counter(r.method for members in problems for r in members if r.verdict == "higher")
+    said = ", ".join(f"{method} in {times}" for method, times in sorted(ahead.items())) or "no method"
+    beats = f" is lower than that of {' and of '.join(against)};" if against else ":"
+    many = plural(len(problems), "problem")
+    return f"{text}Over {many} its error{beats} a lower error than its own is shown by {said}."
 
 
 def exhibits(record: dict, found: list[Row]) -> list[Exhibit]:
