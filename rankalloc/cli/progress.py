@@ -28,6 +28,7 @@ class Steps:
     def __init__(self, first: Callable[[], Any] | None = None) -> None:
         self._first = first
         self._printed = 0
+        self._said: set[tuple[str, Any]] = set()
         self.started = False
         self._bar: Any = None
         self._task: Any = None
@@ -58,7 +59,10 @@ class Steps:
             self._bar.update(self._task, completed=step, total=total, description=clean(_shown(values)))
         elif not self._printed or step == total or step - self._printed >= total / 10:
             self._printed = step
-            say(f"step {step:>{len(str(total))}}/{total}  {_shown(values)}".rstrip())
+            old = {name: value for name, value in values.items() if " at step " in name}  # said once
+            fresh = {name: value for name, value in values.items() if (name, value) not in self._said}
+            self._said = set(old.items())
+            say(f"step {step:>{len(str(total))}}/{total}  {_shown(fresh)}".rstrip())
 
 
 class Bar:

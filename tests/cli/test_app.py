@@ -261,6 +261,15 @@ def test_plain_progress_is_about_ten_lines(capsys):
     assert 10 <= len(lines) <= 12
 
 
+def test_plain_progress_says_an_old_loss_once(capsys):
+    with Steps() as steps:
+        for step in range(1, 21):
+            of = 1 if step < 10 else 10
+            steps(step, 20, {"loss" if of == step else f"loss at step {of}": float(of), "ranks": 4})
+    err = capsys.readouterr().err
+    assert err.count("loss at step 1 ") == 1 and err.count("loss at step 10 ") == 1 and err.count("ranks 4") > 8
+
+
 def test_a_failed_trial_says_why():
     from rankalloc.trace import TrialRecord
 
