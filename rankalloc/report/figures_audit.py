@@ -10,6 +10,9 @@ from matplotlib.lines import Line2D
 
 from ..audit_record import ArmRecord, AuditRecord
 from . import colours, figures_map, svg
+from .audited import difference, unit
+from .audited import limits as limits_of
+from .wording import number
 
 
 def forest_figure(record: AuditRecord) -> Figure:
@@ -31,6 +34,10 @@ def forest_figure(record: AuditRecord) -> Figure:
                     axes.plot(right, line, ">", color=color, markersize=6, clip_on=False, zorder=4)
         hollow = one.claim == "undecided"
         axes.plot(one.mean, line, "o", color=color, markersize=6, mfc=colours.SURFACE if hollow else color, zorder=3)
+    svg.tips(axes, (
+        (one.mean, line, f"over {one.arm}: {difference(one.mean, record.metric, True)} {unit(record.metric)} "
+                         f"({limits_of(one, record.metric)})") for line, one in enumerate(ones)
+    ))  # fmt: skip
     axes.set_yticks(range(len(ones)), [figures_map.shorten(one.arm, 24) for one in ones])
     axes.set(xlabel=f"gain of {record.method} in {record.metric}", ylim=(-0.6, len(ones) - 0.4))
     axes.set_xlim(left, right)
@@ -73,6 +80,10 @@ def strip_figure(record: AuditRecord, arms: list[ArmRecord]) -> Figure:
         if values:
             mean = statistics.fmean(values)
             axes.plot([place - 0.22, place + 0.22], [mean, mean], color=color, linewidth=2.2, zorder=3)
+        svg.tips(axes, (
+            (place, run.value, f"{arm.name}, seed {run.seed}: {number(run.value)}")
+            for run in arm.runs if run.value is not None
+        ))  # fmt: skip
     slanted = svg.medium().narrow or len(arms) > 9
     axes.set_xticks(
         range(len(arms)), [figures_map.shorten(arm.name, 16) for arm in arms], rotation=30 if slanted else 0,
@@ -95,7 +106,7 @@ def tuning_figure(record: AuditRecord, arms: list[ArmRecord]) -> Figure:
             continue
         color = colours.LINES[place % len(colours.LINES)]
         style = styles[place // len(colours.LINES) % len(styles)]
-        drawn += [(rate, value, color) for rate, value in done]
+        drawn += [(rate, value, color, arm.name) for rate, value in done]
         axes.plot(*zip(*done, strict=True), style, color=color, linewidth=1.5, marker="o", markersize=2.5)
         best = next((value for rate, value in done if rate == arm.rate), None)
         if best is not None and arm.rate is not None:
@@ -105,10 +116,14 @@ def tuning_figure(record: AuditRecord, arms: list[ArmRecord]) -> Figure:
     low, high = limits(record, arms)
     if low is not None and high is not None:
         axes.set_ylim(low, high)
-        for rate, value, color in drawn:
+        for rate, value, color, _ in drawn:
             if not low <= value <= high:
                 axes.plot(rate, min(max(value, low), high), "v" if value < low else "^", color=color, markersize=7,
                           clip_on=False, zorder=4)
+    bottom, top = axes.get_ylim()
+    svg.tips(axes, (
+        (rate, min(max(value, bottom), top), f"{name}, {rate:g}: {number(value)}") for rate, value, _, name in drawn
+    ))  # fmt: skip
     axes.set(xlabel="learning rate", ylabel=record.metric)
     axes.grid()
     axes.legend(handles=key, ncols=2 if svg.medium().narrow else 4, loc="lower left", bbox_to_anchor=(0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,7 +11,10 @@ from matplotlib.figure import Figure
 
 from . import colours, svg
 from .curves import Panel
-from .wording import printable
+from .tables import thin
+from .wording import count, number, printable
+
+MOST_TIPS = 30  # points of a curve that tell their values
 
 
 def curves_figure(panels: list[Panel], others: list[Panel], other: str) -> Figure:
@@ -30,6 +34,9 @@ def curves_figure(panels: list[Panel], others: list[Panel], other: str) -> Figur
             _curve(axes, steps, values, taken[name], "-", name)
         for name, steps, values in beside[panels[k].title].series if panels[k].title in beside else []:
             _curve(axes, steps, values, taken.get(name, colours.MUTED), (0, (3, 2)), f"{name} ({other})")
+        svg.tips(axes, _values(panels[k], ""))
+        if panels[k].title in beside:
+            svg.tips(axes, _values(beside[panels[k].title], f" ({other})"))
         axes.set_title(printable(panels[k].title))
         axes.set_xlim(left=0)
         svg.whole(axes.xaxis)
@@ -39,6 +46,13 @@ def curves_figure(panels: list[Panel], others: list[Panel], other: str) -> Figur
         names = axes.get_legend_handles_labels()[1]
         svg.key(axes, 1 if max(map(len, names)) > 24 else 2 if sum(map(len, names)) > 30 else 4)
     return figure
+
+
+def _values(panel: Panel, whose: str) -> Iterator[tuple[float, float, str]]:
+    """Points of the curves, thinned, with what is told of each."""
+    for name, steps, values in panel.series:
+        for k in thin(len(steps), MOST_TIPS):
+            yield steps[k], values[k], f"{name}{whose}, step {count(steps[k])}: {number(values[k])}"
 
 
 def _curve(axes: Axes, steps: list[int], values: list[float], colour: str, style: Any, name: str) -> None:

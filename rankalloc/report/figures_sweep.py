@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from ..trace import RankChoice
 from . import colours, svg
 from .sweeps import FrontPoint, Slice
-from .wording import fixed, printable
+from .wording import count, fixed, number, printable
 
 LOOKS: dict[RankChoice, dict[str, Any]] = {
     "adaptive": {"marker": "o", "color": colours.ADAPTIVE},
@@ -73,6 +73,10 @@ def front_figure(points: list[FrontPoint], metric: str) -> Figure:
         axes.margins(x=0.08)
         svg.whole(axes.xaxis)
     axes.margins(y=0.12)
+    svg.tips(axes, (
+        (p.size, p.value, f"trial {p.number}, {p.choice}: {count(p.size)} parameters, {metric} {number(p.value)}")
+        for p in points
+    ))  # fmt: skip
     axes.set(xlabel="adapter parameters", ylabel=printable(metric))
     axes.grid()
     svg.key(axes, 4)
@@ -108,7 +112,7 @@ def slices_figure(slices: list[Slice], metric: str) -> Figure:
         if k >= len(slices):
             axes.set_visible(False)
             continue
-        _slice(axes, slices[k])
+        _slice(axes, slices[k], metric)
         if k % columns == 0:
             axes.set_ylabel(printable(metric))
     handles, names = [], []
@@ -120,7 +124,7 @@ def slices_figure(slices: list[Slice], metric: str) -> Figure:
     return figure
 
 
-def _slice(axes: Axes, piece: Slice) -> None:
+def _slice(axes: Axes, piece: Slice, metric: str) -> None:
     places: dict[str, int] = {}
     if not piece.numeric:
         for name in sorted({printable(p.x) for p in piece.points}):
@@ -154,5 +158,11 @@ def _slice(axes: Axes, piece: Slice) -> None:
         axes.set_xticks(list(places.values()), [n if len(n) <= 16 else n[:15] + "…" for n in places])
         axes.set_xlim(-0.6, len(places) - 0.4)
     axes.margins(y=0.12)
+    svg.tips(axes, (
+        (p.x if piece.numeric else places[printable(p.x)], p.value,
+         f"trial {p.number}, {p.choice}: {piece.name} {number(p.x, 6) if piece.numeric else p.x}, {metric} "
+         f"{number(p.value)}")
+        for p in piece.points
+    ))  # fmt: skip
     axes.set_xlabel(printable(piece.name), color=colours.INK)
     axes.grid(axis="y")

@@ -15,7 +15,7 @@ from . import colours, svg
 from .figures_map import shorten
 from .grids import Group
 from .tables import History, LayerRow, ScoreTable, thin
-from .wording import printable
+from .wording import printable, some
 
 SCALE_SPAN = 1e-9  # scores below this share of the largest are drawn at the foot of the axis
 MOST_DASHES = 20_000  # triplets that are drawn one by one
@@ -185,11 +185,16 @@ def spectra_figure(sigma: list[list[float]], groups: list[Group]) -> Figure:
     return figure
 
 
+def _at(row: LayerRow, places: int) -> tuple[int, float] | None:
+    """Where a layer's point is; None for a layer without one."""
+    return None if row.effective_rank is None else (row.final_rank, round(row.effective_rank, places))
+
+
 def effective_figure(rows: list[LayerRow], groups: list[Group]) -> Figure:
     """Effective against allotted rank: all layers as points (a layer on the diagonal uses its whole rank),
     and layer by layer as bars."""
     places = 3 if len(rows) <= MOST_PLACES else 1
-    points = sorted({(r.final_rank, round(r.effective_rank, places)) for r in rows if r.effective_rank is not None})
+    points = sorted({at for r in rows if (at := _at(r, places)) is not None})
     top = max(max(x, y) for x, y in points)
     order = [rows[i] for group in groups for i in group.layers]
     figure = svg.canvas(5.6 if svg.medium().narrow else 3.2)
@@ -197,6 +202,11 @@ def effective_figure(rows: list[LayerRow], groups: list[Group]) -> Figure:
     axes.plot([0, top], [0, top], color=colours.MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
     axes.plot(*zip(*points, strict=True), "o", color=colours.ADAPTIVE, markersize=5, alpha=0.65, markeredgewidth=0)
     axes.set(xlim=(0, top * 1.06), ylim=(0, top * 1.06), xlabel="rank allotted", ylabel="effective rank")
+    if len(rows) <= MOST_PLACES:
+        svg.tips(axes, (
+            (x, y, f"{some([r.name for r in rows if _at(r, places) == (x, y)], 3)}: rank {x}, effective {y:.2f}")
+            for x, y in points
+        ))  # fmt: skip
     svg.whole(axes.xaxis)
     axes.grid()
     for values, colour, name in (

@@ -109,6 +109,11 @@ def _curves(curves: list[tuple[str, FrontierRecord]]) -> Figure:
         points = sorted(record.points, key=lambda point: point.params)
         axes.plot([p.params for p in points], [p.value for p in points], style, color=color, markersize=4.5,
                   label=figures_map.shorten(name, 30))
+        whose = f"{name}: " if name else ""
+        svg.tips(axes, (
+            (p.params, p.value, f"{whose}{count(p.params)} parameters, {record.metric} {number(p.value)}")
+            for p in points
+        ))  # fmt: skip
         if record.knee is not None:
             axes.plot([record.knee.params], [record.knee.value], "o", markersize=13, markerfacecolor="none",
                       markeredgecolor=colours.UNIFORM if len(curves) == 1 else color)

@@ -3,6 +3,7 @@
 Figures are drawn in the named colours of :mod:`.colours`. :func:`inline` replaces each by a CSS variable, makes ids
 unique within the page, and keeps text as text, so that it takes the page's font and can be read and searched. Marks
 whose gid begins with "cell" belong to one layer: they become ``data-cell``, by which the page's script finds them.
+Those of :func:`tips` tell their values.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -169,7 +170,19 @@ def png(figure: Figure, dpi: int = 144) -> bytes:
     return out.getvalue()
 
 
+def tips(axes: Axes, points: Iterable[tuple[float, float, str]]) -> None:
+    """On a page, what the browser shows when a pointer rests on a point: a mark that is not seen, with a title. It
+    needs no script; the numbers under the figure are for everybody else."""
+    target = medium()
+    if target.page and target.live:
+        for x, y, text in points:
+            axes.plot([x], [y], "o", color=colours.INK, markersize=11, alpha=0, markeredgewidth=0, zorder=9,
+                      gid=f"tip {printable(text)}", scalex=False, scaley=False)
+
+
 def _tag(tag: str, prefix: str, used: set[str]) -> str:
+    if tip := re.search(r' id="tip ([^"]*)"', tag):
+        return _tag(tag.replace(tip[0], ' class="tip"'), prefix, used) + f"<title>{tip[1]}</title>"
     tag = tag.replace("xlink:href", "href")
     tag = re.sub(r' id="cell(\d+)[^"]*"', r' data-cell="\1"', tag)
     tag = re.sub(r' id="(crisp|mean)[^"]*"', r' class="\1"', tag)

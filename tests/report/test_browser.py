@@ -126,6 +126,21 @@ def test_values_are_told_under_pointer_and_keyboard(chromium, made):
         assert layers[13].name in tab.inner_text("#figure-map .hint")
 
 
+def test_points_of_curves_and_scatters_tell_their_values(chromium, made):
+    trace = made.trace
+    with chromium.page(made.paths["sweep"], java_script_enabled=False) as tab:
+        told = {figure: tab.locator(f"#figure-{figure} .tip title").all_text_contents()
+                for figure in ("curves", "front", "slices", "effective")}  # fmt: skip
+        at = "e => { e.scrollIntoView(); const b = e.getBoundingClientRect(); return document.elementFromPoint(" \
+             "b.x + b.width / 2, b.y + b.height / 2).closest('.tip') !== null }"
+        assert tab.locator("#figure-front .tip use").first.evaluate(at)  # what is not seen takes the pointer
+    last = trace.logs[-1].values["eval_f1"]
+    assert f"eval_f1, step 240: {last:.4g}" in told["curves"] and len(told["front"]) == 23
+    assert any(text.startswith("trial 1, adaptive: ") for text in told["front"])
+    named = {name for text in told["effective"] for name in text.partition(":")[0].split(" and ")[0].split(", ")}
+    assert named <= {layer.name for layer in trace.layers} and told["slices"]
+
+
 def test_tables_and_figures_can_be_saved_and_copied(chromium, made):
     rows = Facts(made.trace).layers
     with chromium.page(made.paths["sweep"], permissions=["clipboard-read", "clipboard-write"]) as tab:
