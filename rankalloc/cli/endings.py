@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from ..errors import ConfigError, RankallocError
 from ..experiments.launched import speaks
 from .output import say
+from .usage import USAGE, is_usage, sentence_of
 
 INTERRUPTED = 130
 
@@ -22,11 +23,18 @@ INTERRUPTED = 130
 class CleanEndings(TyperGroup):
     """The root command; every exception of a command is handled here."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except TyperException as error:
+            raise _misused(error) from None
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        # typer ends with these itself; usage errors and a closed pipe are among them
-        except (TyperException, typer.Exit, typer.Abort, BrokenPipeError):
+        except TyperException as error:
+            raise _misused(error) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends with these itself
             raise
         except KeyboardInterrupt:
             say("interrupted")
@@ -42,6 +50,15 @@ class CleanEndings(TyperGroup):
                 for line in more:
                     say(f"  {line}", anywhere=True)
             raise typer.Exit(error.exit_code if isinstance(error, RankallocError) else 1) from None
+
+
+def _misused(error: TyperException) -> Exception:
+    """What to raise for a mistake in the command line, of which one sentence is said."""
+    if not is_usage(error):
+        return error
+    if speaks("error"):
+        say(f"error: {sentence_of(error)}", style="red", anywhere=True)
+    return typer.Exit(USAGE)
 
 
 def _sentences(error: Exception, command: str | None) -> list[str]:

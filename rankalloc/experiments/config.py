@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from ..errors import ConfigError, unknown
 from ..storage.readers import layout_for
 from .audit_section import AuditConfig
-from .fields import Int, OneOrMapping, Section
+from .fields import Int, OneOrMapping, Section, wanted
 from .file_task import FileTask
 from .sections import (
     AdapterConfig,
@@ -301,27 +301,8 @@ def _sentence(mistake: dict[str, Any]) -> str:
         shapes = {"<one>": "a single value", "<list>": "a list", "<mapping>": "a mapping"}
         message = "should be " + " or ".join(shapes[tag] for tag in shapes if tag in mistake["ctx"]["expected_tags"])
     value = repr(got)
-    message = _wanted(kind, mistake.get("ctx", {})) or message.removeprefix("Input ")
+    message = wanted(kind, mistake.get("ctx", {})) or message.removeprefix("Input ")
     return f"{'.'.join(keys)}: {message}, got {value if len(value) < 80 else value[:76] + ' ...'}"
-
-
-_WANTED = {
-    "int": "should be a whole number", "float": "should be a number", "finite": "should be a finite number",
-    "string": "should be text", "bool": "should be true or false", "list": "should be a list",
-}
-_BOUNDS = {
-    "greater_than": "above", "greater_than_equal": "at least", "less_than": "below", "less_than_equal": "at most",
-}
-
-
-def _wanted(kind: str, context: Mapping[str, Any]) -> str | None:
-    """What a value of another type or size should have been; None for other kinds of mistakes."""
-    if kind in _BOUNDS:
-        bound = next(iter(context.values()))
-        return f"should be {_BOUNDS[kind]} {bound:g}" if bound < 10**6 else f"should be {_BOUNDS[kind]} {bound}"
-    if kind == "too_short":
-        return "should hold at least one value"
-    return _WANTED.get(kind.partition("_")[0])
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -44,3 +45,22 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True, validate_default=True
     )
+
+
+_WANTED = {
+    "int": "should be a whole number", "float": "should be a number", "finite": "should be a finite number",
+    "string": "should be text", "bool": "should be true or false", "list": "should be a list",
+}
+_BOUNDS = {
+    "greater_than": "above", "greater_than_equal": "at least", "less_than": "below", "less_than_equal": "at most",
+}
+
+
+def wanted(kind: str, context: Mapping[str, Any]) -> str | None:
+    """What a value of another type or size should have been; None for other kinds of mistakes."""
+    if kind in _BOUNDS:
+        bound = next(iter(context.values()))
+        return f"should be {_BOUNDS[kind]} {bound:g}" if bound < 10**6 else f"should be {_BOUNDS[kind]} {bound}"
+    if kind == "too_short":
+        return "should hold at least one value"
+    return _WANTED.get(kind.partition("_")[0])

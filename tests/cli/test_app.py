@@ -89,11 +89,44 @@ def test_there_is_no_option_to_install_shell_completion():
 # Errors
 
 
-def test_unknown_command_and_option_name_the_nearest():
-    done = run("trian")
-    assert done.exit_code == 2 and "Did you mean 'train'?" in done.stderr and done.stdout == ""
-    done = run("train", "--overwite")
-    assert done.exit_code == 2 and "--overwrite" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(("words", "said"), [
+    ("trian", "there is no command trian (did you mean 'train'?); rankalloc -h tells what it takes"),
+    ("ls nix", "there is no command nix; rankalloc ls -h tells what it takes"),
+    ("--bogus", "there is no option --bogus; rankalloc -h tells what it takes"),
+    ("train --overwite", "there is no option --overwite (did you mean '--overwrite'?); rankalloc train -h tells"),
+    ("audit a.yaml --margin abc", "--margin should be a number, got 'abc'; rankalloc audit -h tells"),
+    ("audit a.yaml --jobs 0", "--jobs should be at least 1, got '0'"),
+    ("sweep a.yaml --trials 10000", "--trials should be at most 9999, got '10000'"),
+    ("shrink a --ranks 1.5 -o b", "--ranks should be a whole number, got '1.5'"),
+    ("refine a --task b -o c --batches x", "--batches should be a whole number, got 'x'"),
+    ("train --set", "--set needs a value"),
+    ("train --resume=yes", "--resume takes no value"),
+    ("train a.yaml b.yaml", "it takes no further argument, and got b.yaml"),
+    ("report", "SOURCE is missing; rankalloc report -h tells"),
+    ("shrink a", "--output is missing; rankalloc shrink -h tells"),
+])  # fmt: skip
+def test_a_command_that_was_written_wrongly_is_one_sentence(words, said):
+    done = run(*words.split())
+    assert done.exit_code == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {said}")
+
+
+def test_every_number_of_every_command_refuses_a_word_in_the_same_way():
+    """All of them, whatever further commands come to be."""
+    import typer
+
+    group, found = typer.main.get_command(app), 0
+    for name, command in group.commands.items():
+        for one in command.params:
+            if one.param_type_name == "option" and one.metavar in ("N", "R", "B", "STEPS", "SEED"):
+                done = run(name, one.opts[0], "x")
+                found += "should be a" in done.stderr
+                assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, (name, one.opts)
+    assert found > 10
+
+
+def test_help_where_nothing_was_given_is_help():
+    assert run().stderr.startswith("Usage: ") or run().stdout.startswith("Usage: ")
 
 
 def test_all_mistakes_of_a_configuration_come_one_a_line(tmp_path):
