@@ -18,6 +18,7 @@ from .records import Record, finite, load_record
 from .trace import EnvironmentRecord, LayerRecord
 
 AUDIT_NAME: Final = "audit.json"
+AUDIT_STUDY: Final = "audit.db"
 
 Claim = Literal["better", "worse", "equivalent", "undecided"]
 Next = Literal["method", "other arm", "uniform", "more seeds"]

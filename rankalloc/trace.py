@@ -21,6 +21,7 @@ from .records import Record, finite, load_record
 TRACE_VERSION: Final = 1
 TRACE_NAME = "trace.json"
 SWEEP_NAME = "sweep.json"
+SWEEP_STUDY = "study.db"
 
 RankChoice = Literal["adaptive", "uniform", "control", "given"]
 GIVEN = ("manual", "module-types")

@@ -29,7 +29,7 @@ def _wrong(error: Any) -> str:
     if parameter is not None:
         argument = parameter.param_type_name == "argument"
         name = parameter.metavar or parameter.name.upper() if argument else parameter.opts[0]
-        details = getattr(error.__cause__, "errors", lambda: [])()
+        details: list[dict[str, Any]] = getattr(error.__cause__, "errors", lambda: [])()
         return f"{name} {_wanted(details[0])}" if details else f"{name} is missing"
     if option is not None and hasattr(error, "possibilities"):
         known = [one for parameter in error.ctx.command.params for one in parameter.opts]

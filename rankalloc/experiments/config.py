@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import ConfigError, unknown
+from ..recognise import shape_of, what_is
 from ..storage.readers import layout_for
 from .audit_section import AuditConfig
 from .fields import Int, OneOrMapping, Section, wanted
@@ -161,9 +162,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = safe_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        tree = safe_yaml(text)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}") from None
+    except IsADirectoryError:
+        inside = path / "config.yaml"
+        way_out = f"give {inside}, which it holds" if inside.is_file() else "give a YAML file"
+        raise ConfigError(f"the configuration {path} is a folder; {way_out}") from None
     except OSError as error:
         raise ConfigError(f"could not read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -175,7 +181,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         why = getattr(error, "problem", None) or getattr(error, "reason", None) or deep
         raise ConfigError(f"the configuration {path} is not valid YAML{where}: {why}") from None
     if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(f"the configuration {path} should hold keys and values, and holds a {type(tree).__name__}")
+        raise ConfigError(f"the configuration {path} should hold keys and values, and holds {shape_of(tree)}")
+    if what := what_is(tree):
+        beside = path.parent / "config.yaml"
+        way_out = f"; the one that belongs to it is {beside}" if beside.is_file() else ""
+        raise ConfigError(f"{path} is {what} and not a configuration{way_out}")
+    if not text.strip():
+        raise ConfigError(f"the configuration {path} is empty; leave it out to train with defaults alone")
     return tree or {}
 
 

@@ -35,14 +35,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..audit_record import AUDIT_NAME
-from ..trace import SWEEP_NAME, TRACE_NAME
+from ..audit_record import AUDIT_NAME, AUDIT_STUDY
+from ..trace import SWEEP_NAME, SWEEP_STUDY, TRACE_NAME
 
 ADAPTER_NAME = "adapter"
 BEST_NAME = "best"
 CONFIG_NAME = "config.yaml"
 REPORT_NAME = "report.html"
-STUDY_NAME = "study.db"
+STUDY_NAME = SWEEP_STUDY
 TRIALS_NAME = "trials"
 _CHECKPOINTS = "checkpoint-[0-9]*"
 
@@ -143,7 +143,7 @@ class AuditFolder:
 
     @property
     def study(self) -> Path:
-        return self.path / "audit.db"
+        return self.path / AUDIT_STUDY
 
     @property
     def record(self) -> Path:

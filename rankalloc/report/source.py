@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RankallocError
+from ..recognise import RUN, what_is
 from ..records import Record, finite, read_json
 from ..trace import SWEEP_NAME, TRACE_NAME, RankTrace, SweepRecord, TrialRecord
+from .absent import no_record, nothing_in, unclaimed
 from .audited import AUDIT
 from .finished import CHECK, CUT, FRONTIER
 from .kinds import Kind, Source
@@ -119,17 +121,15 @@ def _read(source: Given) -> Source:
     if path.is_dir():
         path = next((path / name for name in names if (path / name).is_file()), path)
         if path.is_dir():
-            raise RankallocError(
-                f"no {SWEEP_NAME} and no {TRACE_NAME} in {path}; give the folder a run or a sweep wrote to, or the "
-                "file of another result"
-            )
-    if not path.exists():
-        raise RankallocError(
-            f"nothing to report on at {path}; give the folder of a run or a sweep, or one of its JSON files"
-        )
-    data = read_json(path, "trace, sweep record or report's data")
-    kind = next((kind for kind in KINDS if isinstance(data, dict) and kind.claims(data)), TRACE)
-    return kind.read(redacted(data), path)
+            raise RankallocError(nothing_in(path, names))
+    if said := no_record(path):
+        raise RankallocError(said)
+    named = next((kind.name for kind in KINDS if kind.file == path.name), None)
+    data = read_json(path, "record" if named is None else f"{'run' if named == TRACE.name else named}'s record")
+    kind = next((kind for kind in KINDS if isinstance(data, dict) and kind.claims(data)), None)
+    if kind is None and (said := unclaimed(data, path)):
+        raise RankallocError(said)
+    return (kind or TRACE).read(redacted(data), path)
 
 
 def _parse(cls: type[R], data: Any, where: str, what: str) -> tuple[R, tuple[str, ...]]:
@@ -226,7 +226,7 @@ def _run_side(source: Source) -> Side:
     )
 
 
-TRACE = Kind("trace", TRACE_NAME, lambda data: False, _read_trace, _run_side)  # takes what no other kind claims
+TRACE = Kind("trace", TRACE_NAME, lambda data: what_is(data) == RUN, _read_trace, _run_side)
 SWEEP = Kind("sweep", SWEEP_NAME, lambda data: "trials" in data, _read_sweep, _run_side)
 COMBINED = Kind("report's data", None, is_report_data, _read_combined)
 

@@ -78,6 +78,50 @@ def test_an_adapter_that_was_checked_and_what_was_cut_from_it(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("adapter_config.json", '{"peft_type": "LORA"}', "no record of its training; to look at it: rankalloc check x"),
+        ("audit.db", "", "an audit that has no record yet, so there is nothing to report on; go on with: rankalloc "
+         "audit x/config.yaml --output x"),
+        ("study.db", "", "go on with: rankalloc sweep x/config.yaml --output x"),
+        ("checkpoint-5", None, "go on with: rankalloc train x/config.yaml --resume --output x"),
+        ("notes.txt", "", "nothing to report on in x: it has no audit.json, sweep.json, trace.json, shrink.json, "),
+    ],
+)
+def test_a_folder_without_a_record_says_what_it_is_and_how_to_go_on(tmp_path, monkeypatch, name, content, said):
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
+    Path("x/config.yaml").write_text("name: a\n")
+    Path("x", name).mkdir() if content is None else Path("x", name).write_text(content)
+    done = run("x")
+    assert done.exit_code == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert len(list(Path("x").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("adapter_config.json", '{"peft_type": "LORA"}', "to look at the adapter: rankalloc check ."),
+        ("adapter_model.safetensors", "", "to look at an adapter: rankalloc check adapter_model.safetensors"),
+        ("config.json", '{"model_type": "bert"}', "is a model's configuration, which no report is made from"),
+        ("config.yaml", "name: a", "is a configuration and not a record"),
+        ("x.json", '{"a": 1}', "is no record that rankalloc wrote"),
+        ("x.json", '"words"', "holds text, not an object"),
+        ("audit.json", '{"arms": [', "may be damaged or no audit's record at all"),
+        ("sweep.json", "", "may be damaged or no sweep's record at all"),
+        ("trace.json", '{"version": 1, "layers"', "may be damaged or no run's record at all"),
+        ("shrink.json", "{", "may be damaged or no cut's record at all"),
+    ],
+)
+def test_a_file_that_is_no_record_says_what_it_is(tmp_path, monkeypatch, name, content, said):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content)
+    done = run(name)
+    assert done.exit_code == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in Path().iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
         (["a", "--format", "pdf"], 2, "there is no format 'pdf'; a report is written as html, md, json"),

@@ -196,6 +196,18 @@ def test_replaced_validates_the_new_values():
         (b"name: a\ntraining: [1,\n", "not valid YAML at line 3"),
         (b"a: b: c\n", "not valid YAML at line 1"),
         (b"- a\n- b\n", "holds a list"),
+        (b"a,b\n1,2\n", "holds text"),
+        (b'{"text": 1}\n{"text": 2}\n', "not valid YAML at line 2"),
+        (b'{"version": 1, "layers": [', "not valid YAML"),
+        (b"\n", "is empty; leave it out"),
+        (bytes(range(256)), "not UTF-8"),
+        (b'\x20\x00\x00\x00\x00\x00\x00\x00{"a": {}}', "not valid YAML"),
+        (b'{"version": 1, "layers": [], "budget": {}, "scaling": 1.0}', "is the record of a run and not a config"),
+        (b'{"version": 1, "trials": [], "space": {}}', "is the record of a sweep and not a configuration"),
+        (b'{"version": 1, "arms": [], "comparisons": [], "looks": []}', "is the record of an audit and not"),
+        (b'{"trace": null, "sweep": null, "control": null}', "is the data of a report and not"),
+        (b'{"peft_type": "LORA", "r": 8}', "is an adapter's configuration and not"),
+        (b'{"model_type": "bert"}', "is a model's configuration and not"),
         (b"name: \xff\n", "not UTF-8"),
         (b"name: \x07\n", "not valid YAML"),
     ],
@@ -209,7 +221,12 @@ def test_an_unreadable_file_is_one_sentence(tmp_path, content, words):
 
 def test_a_missing_file_or_a_folder_is_one_sentence(tmp_path):
     assert mistakes(path=tmp_path / "none.yaml") == [f"no configuration file at {tmp_path / 'none.yaml'}"]
-    assert "could not read" in mistakes(path=tmp_path)[0]
+    assert mistakes(path=tmp_path) == [f"the configuration {tmp_path} is a folder; give a YAML file"]
+    (tmp_path / "config.yaml").write_text("# all defaults\n")
+    assert mistakes(path=tmp_path)[0].endswith(f"give {tmp_path / 'config.yaml'}, which it holds")
+    load_config(tmp_path / "config.yaml")
+    (tmp_path / "trace.json").write_text('{"layers": [], "budget": {}, "scaling": 1}')
+    assert mistakes(path=tmp_path / "trace.json")[0].endswith(f"belongs to it is {tmp_path / 'config.yaml'}")
 
 
 def test_an_override_that_is_no_yaml_names_itself():

@@ -269,7 +269,7 @@ def test_bad_sources_say_so_and_write_nothing(content, words, tmp_path):
 
 def test_bad_folders_outputs_and_lists(tmp_path):
     trace = odd.bare()
-    with pytest.raises(RankallocError, match=r"no sweep\.json and no trace\.json"):
+    with pytest.raises(RankallocError, match=r"it has no audit\.json, sweep\.json, trace\.json, shrink"):
         write_report(tmp_path, tmp_path / "out.html")
     with pytest.raises(RankallocError, match=r"ending in \.html, \.md or \.json"):
         write_report(trace, tmp_path / "out.pdf")
