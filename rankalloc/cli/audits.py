@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, RankallocError
+from .audit_plan import cost_of, damage_of, show_plan
 from .options import Json, examples
-from .output import about, count, results_only, say, show_json, show_table
+from .output import about, results_only, say, show_json, show_table
 
 if TYPE_CHECKING:
     from ..audit_record import AuditRecord
-    from ..experiments.audits.running import Audit
     from .request import Request
 
 
@@ -101,6 +101,7 @@ def audit(
 
 def _run(request: Request) -> None:
     from ..experiments.audits.audit import conduct, prepared_audit
+    from ..experiments.audits.study import begun
     from ..experiments.preemption import Stop
     from ..experiments.run_folder import content
     from .runs import raise_later, report_in, resumable, training
@@ -116,16 +117,28 @@ def _run(request: Request) -> None:
     if request.dry_run:
         with results_only():
             planned = prepared_audit(config, Path(folder), request.storage, None)
-        return _show_plan(planned, refusal, request.as_json)
+        return show_plan(planned, request.storage, refusal, request.as_json)
     if refusal:
         raise RankallocError(refusal)
 
     with resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
         with training():
             planned = prepared_audit(config, Path(folder), request.storage, request.line(whole=False))
+            if begun(planned, request.storage) is not None and (damage := damage_of(planned)) is not None:
+                say(f"{damage}; it is written anew from {planned.storage}")
             goes_on = "continuing the audit in" if found == "an audit" else f"auditing {config.method} into"
-            say(f"{goes_on} {folder}: {_cost(planned)}")
-            record = conduct(planned, request.storage, request.jobs, _Told(), stop)
+            say(f"{goes_on} {folder}: {cost_of(planned)}")
+            for alert in planned.alerts:
+                say(f"alert: {alert}")
+            its_own: list[None] = []
+            try:
+                record = conduct(
+                    planned, request.storage, request.jobs, _Told(), stop, on_begin=lambda: its_own.append(None)
+                )
+            except BaseException:
+                if its_own:  # the page says how far it is, and that it is not over
+                    report_in(folder)
+                raise
         report, failure = report_in(folder)
     _show(record, folder, report, request.as_json)
     raise_later(failure, folder)
@@ -143,44 +156,6 @@ class _Told:
         each = (time.monotonic() - self._begun) / (done - self._first)
         left = f"; at most {about(each * (most - done))} left" if most > done else ""
         say(f"{done}/{most}  {line}{left}")
-
-
-def _cost(planned: Audit) -> str:
-    """What an audit will take, in words."""
-    from ..experiments.audits.audit import most_runs, running_arms
-    from ..experiments.audits.concluding import looks_of
-    from ..experiments.runner import steps_of
-
-    looks, arms, audit_section = looks_of(planned.config), running_arms(planned), planned.config.audit
-    steps = steps_of(planned.config, planned.setting.prepared.train_examples or 0)
-    most, fewest = most_runs(planned), len(arms) * (audit_section.trials + looks[0])
-    return (
-        f"{count(len(arms), 'arm')} of {planned.setting.params:,} parameters; {fewest} to {most} runs of "
-        f"{steps} steps, {fewest * steps:,} to {most * steps:,} in all"
-    )
-
-
-def _show_plan(planned: Audit, refusal: str | None, as_json: bool) -> None:
-    from ..experiments.audits.concluding import looks_of
-
-    arms = [(arm.name, arm.what if arm.skipped is None else f"left out: {arm.skipped}") for arm in planned.arms]
-    if as_json:
-        return show_json({
-            "params": planned.setting.params, "looks": looks_of(planned.config), "cost": _cost(planned),
-            "arms": [{"name": arm.name, "what": arm.what, "skipped": arm.skipped} for arm in planned.arms],
-            "note": refusal,
-        })
-    looks = looks_of(planned.config)
-    when = f"each of {looks[0]} to {looks[-1]}" if planned.config.audit.open_ended else ", ".join(map(str, looks))
-    show_table([
-        ("audit", _cost(planned)), ("metric", f"{planned.setting.prepared.metric}; a difference of "
-         f"{planned.config.audit.margin:g} counts as none"),
-        ("tuning", f"{count(planned.config.audit.trials, 'run')} an arm, on the tune split"),
-        ("comparison", f"on the report split, after {when} paired seeds"), *arms,
-        *([("note", refusal)] if refusal else []),
-    ])
-    if refusal is None:
-        say("nothing was written; run the same command without --dry-run to begin, or to go on")
 
 
 def _show(record: AuditRecord, folder: str, report: str | None, as_json: bool) -> None:
@@ -211,7 +186,8 @@ def _work(storage: str, study: str | None, output: str | None, parent: int | Non
             "--output)"
         )
     with results_only():
-        from ..experiments.audits.audit import joined, line_of, most_runs, work
+        from ..experiments.audits.audit import joined, line_of, work
+        from ..experiments.audits.progress import most_runs
         from ..experiments.preemption import Preempted, Stop
         from ..experiments.sweeps.jobs import PREEMPTED
         from .endings import INTERRUPTED

@@ -38,7 +38,7 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
             "dry_run": True, "command": request.line(whole=False), "output": folder, "refused": note,
             "config": config.model_dump(mode="json"), "model": found.model, "examples": found.examples,
             "layers": [asdict(layer) for layer in found.layers], "heads": found.heads,
-            "notes": found.notes, "params": {
+            "notes": found.notes, "alerts": found.alerts, "params": {
                 "initial": found.params_initial, "final": found.params_final, "stored": found.stored,
             },
             "budget": {
@@ -104,6 +104,7 @@ def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) 
         ("steps", f"{found.total_steps:,}"),
         ("output", folder),
         *(("note", said) for said in found.notes),
+        *(("alert", said) for said in found.alerts),
     ]
     return [*rows, ("note", f"a real run would be refused: {note}")] if note else rows
 

@@ -24,7 +24,7 @@ An audit's folder::
 
     config.yaml, report.html, .json
     audit.db            the study, unless --storage names another place
-    runs/auto/tune-0/   one run's folder per arm and rate, and seed-0/ … for the seeds that arms are compared on
+    runs/auto/tune-0/   one run's folder per arm and rate, and seed-1/ … for each seed that arms are compared on
     audit.json          the record; rewritten after every run
 """
 
@@ -153,9 +153,9 @@ class AuditFolder:
     def report(self) -> Path:
         return self.path / REPORT_NAME
 
-    def run(self, arm: str, phase: str, index: int) -> RunFolder:
-        """The folder of one run."""
-        return RunFolder(self.path / "runs" / arm / f"{phase}-{index}")
+    def run(self, arm: str, name: str) -> RunFolder:
+        """The folder of one run: its arm's name, and its own."""
+        return RunFolder(self.path / "runs" / arm / name)
 
 
 def content(path: Path) -> Content:

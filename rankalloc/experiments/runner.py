@@ -27,6 +27,7 @@ from ..storage.saving import most_stored, require_reader, save, stored_of
 from ..trace import EvaluationRecord, RankTrace, StoredRecord
 from ..training.callback import RankCallback
 from ..training.checkpoints import STATE_NAME, read_state
+from ..training.checks import hasty
 from ..training.processes import check_agreement
 from ..training.resuming import began_with
 from .config import RunConfig
@@ -248,8 +249,8 @@ def budget_from(config: RunConfig) -> RankBudget:
 class Preview:
     """What a run would do: the layers it would adapt (``rank`` is their first rank), heads with their parameters,
     the budget's plan, optimizer steps, examples by split (None: streamed), adapter parameters at the start and, where
-    the budget says, the most there can be at the end, the most numbers that can be in the file, and what is to be said
-    of the data and the model."""
+    the budget says, the most there can be at the end, the most numbers that can be in the file, what is to be said of
+    the data and the model, and what should make one wary."""
 
     layers: list[LayerShape]
     heads: dict[str, int]
@@ -261,6 +262,7 @@ class Preview:
     params_final: int | None
     stored: int
     notes: list[str]
+    alerts: list[str]
 
 
 def preview(config: RunConfig) -> Preview:
@@ -293,7 +295,7 @@ def preview(config: RunConfig) -> Preview:
         examples={s: prepared.train_examples if s == "train" else len(rows) for s, rows in prepared.splits.items()},
         model=prepared.model_name,
         params_initial=adapters.num_params(), params_final=final, stored=stored,
-        notes=[*prepared.notes, *_sizes_note(config, adapters)],
+        notes=[*prepared.notes, *_sizes_note(config, adapters)], alerts=hasty(plan, find_method(config.method)),
     )
 
 

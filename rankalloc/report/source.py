@@ -12,7 +12,7 @@ from ..errors import RankallocError
 from ..recognise import RUN, what_is
 from ..records import Record, finite, read_json
 from ..trace import SWEEP_NAME, TRACE_NAME, RankTrace, SweepRecord, TrialRecord
-from .absent import no_record, nothing_in, unclaimed
+from .absent import no_record, nothing_in, unclaimed, way_out_of
 from .audited import AUDIT
 from .finished import CHECK, CUT, FRONTIER
 from .kinds import Kind, Source
@@ -125,7 +125,10 @@ def _read(source: Given) -> Source:
     if said := no_record(path):
         raise RankallocError(said)
     named = next((kind.name for kind in KINDS if kind.file == path.name), None)
-    data = read_json(path, "record" if named is None else f"{'run' if named == TRACE.name else named}'s record")
+    try:
+        data = read_json(path, "record" if named is None else f"{'run' if named == TRACE.name else named}'s record")
+    except RankallocError as error:
+        raise RankallocError(f"{error}{way_out_of(path)}") from None
     kind = next((kind for kind in KINDS if isinstance(data, dict) and kind.claims(data)), None)
     if kind is None and (said := unclaimed(data, path)):
         raise RankallocError(said)

@@ -37,7 +37,8 @@ def hasty(plan: BudgetPlan, method: Method) -> list[str]:
         return []
     return [
         f"the run is short: all ranks are cut at once at step {plan.freeze_step} of {plan.total_steps}, by what those "
-        f"few steps showed; train longer, or allocate more often than every {plan.every} steps (RankBudget(every=...))"
+        f"few steps showed; train longer, or allocate more often than every {plan.every} steps (budget.every, or "
+        "RankBudget(every=...))"
     ]
 
 

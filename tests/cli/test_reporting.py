@@ -81,10 +81,10 @@ def test_an_adapter_that_was_checked_and_what_was_cut_from_it(tmp_path, monkeypa
     ("name", "content", "said"),
     [
         ("adapter_config.json", '{"peft_type": "LORA"}', "no record of its training; to look at it: rankalloc check x"),
-        ("audit.db", "", "an audit that has no record yet, so there is nothing to report on; go on with: rankalloc "
+        ("audit.db", "", "an audit that has no record yet, so there is nothing to report on; go on with rankalloc "
          "audit x/config.yaml --output x"),
-        ("study.db", "", "go on with: rankalloc sweep x/config.yaml --output x"),
-        ("checkpoint-5", None, "go on with: rankalloc train x/config.yaml --resume --output x"),
+        ("study.db", "", "go on with rankalloc sweep x/config.yaml --output x"),
+        ("checkpoint-5", None, "go on with rankalloc train x/config.yaml --resume --output x"),
         ("notes.txt", "", "nothing to report on in x: it has no audit.json, sweep.json, trace.json, shrink.json, "),
     ],
 )

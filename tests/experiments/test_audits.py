@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from rankalloc.audit_record import AuditRecord, TriedRate
@@ -22,15 +23,18 @@ from rankalloc.cli import app
 from rankalloc.errors import ConfigError
 from rankalloc.experiments.audit_arms import ARM_NAMES, BY_HAND
 from rankalloc.experiments.audits.arms import arms_of
-from rankalloc.experiments.audits.audit import audit, conduct, most_runs, prepared_audit, running_arms, work
-from rankalloc.experiments.audits.cells import Cell, Result, complete, wanted
+from rankalloc.experiments.audits.audit import audit, conduct, prepared_audit, remaining, work
+from rankalloc.experiments.audits.cells import Cell, Result, complete, folder_before, wanted
 from rankalloc.experiments.audits.concluding import audit_record, stability
 from rankalloc.experiments.audits.hand_patterns import PATTERNS, pattern
+from rankalloc.experiments.audits.progress import most_runs, progress_of, running_arms
 from rankalloc.experiments.audits.study import changed_plan, join_audit, located, open_audit, results_of
 from rankalloc.experiments.audits.tuning import at_edge, next_rates
 from rankalloc.experiments.audits.wording import advice_of, sentence_of
+from rankalloc.experiments.config import load_config
 from rankalloc.experiments.preemption import Preempted, Stop
 from rankalloc.experiments.run_folder import AuditFolder
+from rankalloc.experiments.sweeps.slots import queue_again, slot_of
 from rankalloc.experiments.sweeps.study import SweepSpaceError, join_study
 from rankalloc.experiments.sweeps.worker import RepeatedFailureError
 from tests.support.runs import small_config
@@ -103,6 +107,133 @@ def test_the_same_command_again_makes_no_run(record, config, home):
     again = []
     assert audit(config, home / "whole", on_run=lambda *told: again.append(told)).comparisons == record.comparisons
     assert not again
+
+
+def test_a_folder_has_the_seed_that_it_holds(record, home):
+    for run in record.arms[0].runs:
+        assert run.folder == f"runs/auto/seed-{run.seed}"
+        assert load_config(home / "whole" / run.folder / "config.yaml").seed == run.seed
+
+
+def copied(home, name):
+    """The finished audit in another folder."""
+    shutil.copytree(home / "whole", home / name)
+    return home / name
+
+
+def dry(folder, *more):
+    done = CliRunner().invoke(app, ["audit", str(folder / "config.yaml"), "-o", str(folder), "--dry-run", *more])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_dry_run_says_how_far_the_audit_in_its_folder_is(record, home):
+    folder = copied(home, "looked-at")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    said = dry(folder)
+    assert "25 runs of 6 steps, 150 in all" in said and "25 to 25" not in said
+    assert "25 runs made, and none is left: it is over" in said and "3 of 3 rates tried, 2 seeds run" in said
+    longer = json.loads(dry(folder, "--set", "audit.looks=[2, 3]", "--json"))
+    assert longer["so_far"]["done"] == 25 and longer["so_far"]["left"][1] == 5
+    assert longer["so_far"]["seconds_left"][1] > 0
+    assert any("no longer bounded by 5 %" in alert for alert in longer["alerts"])
+    (folder / "audit.json").write_text("{")
+    assert "is no JSON (line 1)" in (said := dry(folder)) and "is written anew from audit.db" in said
+    assert "would be refused" not in said
+    before[folder / "audit.json"] = b"{"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("spoil, more, said", [
+    ([], ["--set", "training.steps=7"], "training.steps was 6 and now is 7"),
+    ([], ["--set", "name=other"], "holds the audit 'small', and this one is 'other'"),
+    (["audit.db"], ["--set", "training.steps=7"], "audit.json is of an audit with other settings: training.steps was"),
+    (["audit.db", "audit.json"], [], "audit.json is no JSON (line 1)"),
+])  # fmt: skip
+def test_another_audit_in_the_folder_is_refused_and_nothing_is_written(record, home, tmp_path, spoil, more, said):
+    folder = tmp_path / "taken"
+    shutil.copytree(home / "whole", folder)
+    for name in spoil:
+        (folder / name).unlink() if name == "audit.db" else (folder / name).write_text("{")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    told = dry(folder, *more)
+    assert said in told and "would be refused" in told
+    done = CliRunner().invoke(app, ["audit", str(folder / "config.yaml"), "-o", str(folder), *more])
+    assert done.exit_code in (1, 2) and done.stderr.count("\n") == 1 and said in done.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("ending", [pytest.param(KeyboardInterrupt, marks=pytest.mark.long), Preempted])
+def test_an_audit_that_goes_on_does_not_keep_its_answer_when_it_is_stopped(record, home, tmp_path, monkeypatch, ending):
+    folder = tmp_path / "longer"
+    shutil.copytree(home / "whole", folder)
+    (folder / "report.html").write_text("an earlier answer")
+
+    def stopped(*_, **__):
+        raise ending
+
+    monkeypatch.setattr("rankalloc.experiments.audits.audit.attrs_of", stopped)
+    done = CliRunner().invoke(app, ["audit", str(folder / "config.yaml"), "-o", str(folder), "--set",
+                                    "audit.looks=[2, 3]"])
+    assert done.exit_code in (130, 143) and "to continue: rankalloc audit" in done.stderr
+    now = AuditRecord.load(folder / "audit.json")
+    assert not now.finished and now.sentence is None and now.command_next is None
+    assert now.alerts[0].startswith("the audit is not finished: 25 of at most 30 runs are made; go on with: rankalloc")
+    page = (folder / "report.html").read_text()
+    assert "an earlier answer" not in page and "the audit is not finished" in page and record.sentence not in page
+
+
+@pytest.mark.long
+def test_an_audit_begun_with_folders_by_place_goes_on_in_them(record, config, home):
+    """Until then a folder had the place of its seed in its name: what was queued so is trained and recorded there."""
+    found = prepared_audit(config, home / "older", None, None)
+    slots = open_audit(found, None)
+    cells = wanted(found.arms, {}, found.setting, 2)
+    slots.ensure({cell.slot: ({}, {"rate": rate}) for cell, rate in cells.items()})  # as it was queued then
+    old, stop = [], Stop()
+
+    def on_trial(trial, done):
+        old.append(trial)
+        stop.ask()
+
+    with pytest.raises(Preempted):
+        work(found, slots, stop, on_trial)
+    assert (home / "older" / "runs" / "auto" / folder_before(Cell(0, "tune", 0)) / "trace.json").is_file()
+    assert remaining(found, slots) and "folder" not in old[0].user_attrs
+
+
+def test_a_run_whose_machine_went_keeps_its_rate_and_its_folder(config, home):
+    found = prepared_audit(config, home / "lost", None, None)
+    slots = open_audit(found, None)
+    remaining(found, slots)
+    taken = slots.take(10**6)
+    slots.study.tell(taken.number, state=TrialState.FAIL)
+    queue_again(slots.study, taken, {})  # as storages do that keep signs of life
+    again = slots.all()[slot_of(taken)]
+    assert again.number != taken.number
+    assert {name: again.user_attrs[name] for name in ("rate", "folder")} == {
+        name: taken.user_attrs[name] for name in ("rate", "folder")
+    }
+
+
+def test_a_short_run_is_an_alert_of_the_audit_and_of_its_dry_run(home):
+    hasty = small_config(home, "budget.every=10")
+    found = prepared_audit(hasty, home / "hasty", None, None)
+    assert any("all ranks are cut at once" in alert for alert in audit_record(found, {}).alerts)
+    done = CliRunner().invoke(app, ["audit", str(home / "small.yaml"), "--set", "budget.every=10", "--dry-run", "-o",
+                                    str(home / "hasty")])
+    assert "all ranks are cut at once" in done.stdout and not (home / "hasty").exists()
+    assert not prepared_audit(small_config(home), home / "hasty", None, None).alerts
+
+
+def test_rates_are_shown_as_they_are(config, home):
+    found = prepared_audit(config.replaced({"training.learning_rate": 0.00125}), home / "x", None, None)
+    results = {Cell(0, "tune", n): Result({"rate": rate, "value": value}) for n, (rate, value) in
+               enumerate([(0.00125, 0.5), (0.000625, 0.1), (0.0025, 0.1)])}
+    results |= {Cell(1, "tune", n): Result({"rate": rate, "value": value}) for n, (rate, value) in
+                enumerate([(0.00125, 0.5), (0.000625, 0.1), (0.0003125, 0.7)])}
+    assert any("uniform (0.0003125)" in alert for alert in audit_record(found, results).alerts)
+    assert progress_of(found, results).done == 6
 
 
 @pytest.mark.long

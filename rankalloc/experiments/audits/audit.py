@@ -7,9 +7,8 @@ put back when a machine goes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -20,6 +19,7 @@ from ...errors import ConfigError, NothingFeasibleError
 from ...files import write_text
 from ...methods import find_method
 from ...methods.planners.planning import layer_shapes
+from ...training.checks import hasty
 from ..audit_arms import UNIFORM
 from ..config import RunConfig, load_config
 from ..kept_base import with_kept_base
@@ -33,9 +33,10 @@ from ..sweeps.worker import Failures, heartbeat, settled, work_through
 from ..tasks import prepare
 from ..tasks.base import base_of
 from ..trainer import require_length
-from .arms import Arm, Setting, arms_of
-from .cells import Cell, complete, wanted
-from .concluding import audit_record, is_over, looks_of
+from .arms import Setting, arms_of
+from .cells import FOLDER, complete, folder_of, seed_of, wanted
+from .concluding import audit_record, seeds_by_now
+from .progress import most_runs, unfinished
 from .running import Audit, attrs_of
 from .study import ALL, cell_of, changed_plan, join_audit, located, matters, open_audit, results_of, shown
 
@@ -78,17 +79,24 @@ def audit(
 
 
 def conduct(
-    found: Audit, storage: str | None, jobs: int = 1, on_run: OnRun | None = None, stop: Stop | None = None
+    found: Audit, storage: str | None, jobs: int = 1, on_run: OnRun | None = None, stop: Stop | None = None,
+    on_begin: Callable[[], None] | None = None,
 ) -> AuditRecord:
     """The same for an audit that is prepared; ``stop`` is asked after every step, and where it says so the run in hand
-    is put back with a checkpoint (Preempted)."""
+    is put back with a checkpoint (Preempted). ``on_begin`` is called once the folder is this audit's."""
     slots = open_audit(found, storage)
     # the commands of the arms train from it, into folders of their own
     write_text(found.folder.config, found.config.replaced({"output": None}).to_yaml())
     most = most_runs(found)
+    if remaining(found, slots):  # an earlier answer, and its page, must not outlive that there is more to come
+        _so_far(found, slots).save(found.folder.record)
+        for page in (found.folder.report, found.folder.report.with_suffix(".json")):
+            page.unlink(missing_ok=True)
+    if on_begin is not None:
+        on_begin()
 
     def after(trial: FrozenTrial, done: int) -> None:
-        audit_record(found, results_of(slots), changed=changed_plan(slots)).save(found.folder.record)
+        _so_far(found, slots).save(found.folder.record)
         if on_run is not None:
             on_run(line_of(found, trial), done, most)
 
@@ -109,6 +117,14 @@ def conduct(
     return record
 
 
+def _so_far(found: Audit, slots: Slots) -> AuditRecord:
+    """The record of an audit that is not over, which says so."""
+    results = results_of(slots)
+    record = audit_record(found, results, changed=changed_plan(slots))
+    record.alerts.insert(0, unfinished(found, results))
+    return record
+
+
 def work(found: Audit, slots: Slots, stop: Stop, on_trial: Callable[[FrozenTrial, int], None] | None = None) -> None:
     """Make runs until the audit is over, here or elsewhere."""
 
@@ -116,7 +132,8 @@ def work(found: Audit, slots: Slots, stop: Stop, on_trial: Callable[[FrozenTrial
         trial = optuna.trial.Trial(slots.study, taken._trial_id)
 
         def train() -> Sequence[float]:
-            attrs = attrs_of(found, cell_of(taken), taken.user_attrs["rate"], stop, (Saved(trial),))
+            cell, kept = cell_of(taken), taken.user_attrs
+            attrs = attrs_of(found, cell, kept["rate"], stop, (Saved(trial),), kept.get(FOLDER))
             for name, value in attrs.items():
                 trial.set_user_attr(name, value)
             return [attrs["value"]]
@@ -133,19 +150,13 @@ def remaining(found: Audit, slots: Slots) -> int:
         results = results_of(slots)
         seeds = seeds_by_now(found, results)
         cells = wanted(found.arms, results, found.setting, seeds)
-        left = slots.ensure({cell.slot: ({}, {"rate": rate}) for cell, rate in cells.items()})
+        left = slots.ensure({
+            cell.slot: ({}, {"rate": rate, FOLDER: folder_of(found.config, cell)}) for cell, rate in cells.items()
+        })
         if left or complete(found.arms, results, found.setting, seeds):
             return left
         if results == results_of(slots):  # a result came in between, or an arm failed for good
             return 0
-
-
-def seeds_by_now(found: Audit, results: Mapping[Cell, Any]) -> int:
-    """The number of seeds at the look that is being come to, or at the one where the audit ended."""
-    for seeds in looks_of(found.config):
-        if not complete(found.arms, results, found.setting, seeds) or is_over(found, results, seeds):
-            return seeds
-    return looks_of(found.config)[-1]
 
 
 def joined(storage: str, study: str | None, output: str | None) -> tuple[Audit, Slots]:
@@ -179,25 +190,14 @@ def prepared_audit(config: RunConfig, folder: Path, storage: str | None, command
     for arm in arms:
         if arm.skipped is None:
             arm.configured(setting, config.training.learning_rate, config.seed)  # refuses what its run would
-    return Audit(setting, arms, AuditFolder(folder), shown(storage), command)
-
-
-def most_runs(found: Audit) -> int:
-    """How many runs the audit makes if it goes on to its last look."""
-    arms, audit_section = running_arms(found), found.config.audit
-    return len(arms) * (audit_section.trials + looks_of(found.config)[-1])
-
-
-def running_arms(found: Audit) -> list[Arm]:
-    """The arms that apply."""
-    return [arm for arm in found.arms if arm.skipped is None]
+    return Audit(setting, arms, AuditFolder(folder), shown(storage), command, hasty(plan, method))
 
 
 def line_of(found: Audit, trial: FrozenTrial) -> str:
     """One line on a run that has ended."""
     cell, attrs = cell_of(trial), trial.user_attrs
     arm, metric = found.arms[cell.arm].name, found.setting.prepared.metric
-    what = f"tuning at {attrs['rate']:.2g}" if cell.phase == "tune" else f"seed {cell.index + 1}"
+    what = f"tuning at {attrs['rate']:.6g}" if cell.phase == "tune" else f"seed {seed_of(found.config, cell)}"
     if "message" in attrs:
         return f"{arm}, {what}: {attrs['message']}"
     return f"{arm}, {what}: {metric} {attrs['value']:.4f} on the {'tune' if cell.phase == 'tune' else 'report'} split"

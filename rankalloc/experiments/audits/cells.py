@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...audit_record import TriedRate
+from ..config import RunConfig
 from .arms import Arm, Setting, first_rate
 from .tuning import best_of, next_rates
 
@@ -36,6 +37,25 @@ class Cell:
         """The cell of a number."""
         arm, rest = divmod(slot, _AN_ARM)
         return cls(arm, "seed" if rest >= _A_PHASE else "tune", rest % _A_PHASE)
+
+
+FOLDER = "folder"
+"""The attribute of a trial that names the folder of its run, in that of its arm."""
+
+
+def seed_of(config: RunConfig, cell: Cell) -> int:
+    """The seed of a cell's run: the configuration's own for tuning, and the ones after it for the comparison."""
+    return (config.seed + (0 if cell.phase == "tune" else 1 + cell.index)) % 2**32
+
+
+def folder_of(config: RunConfig, cell: Cell) -> str:
+    """The name of the folder of a cell's run: by its seed, or by the place of its rate."""
+    return f"{cell.phase}-{cell.index if cell.phase == 'tune' else seed_of(config, cell)}"
+
+
+def folder_before(cell: Cell) -> str:
+    """The name that the folder had in audits that were begun before folders had the name of their seed."""
+    return f"{cell.phase}-{cell.index}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..audit_arms import UNIFORM
 from ..config import RunConfig
 from ..sweeps.trial_runs import train_command
 from .arms import Arm
-from .cells import Cell, Result, Results, chosen_rate, complete, failed, tried
+from .cells import FOLDER, Cell, Result, Results, chosen_rate, complete, failed, folder_before, seed_of, tried
 from .examples import example_interval
 from .judgements import Design, Judgement, judge
 from .judgements import is_over as all_judged
@@ -44,6 +44,14 @@ def is_over(audit: Audit, results: Results, seeds: int) -> bool:
     """Whether nothing waits for more seeds than these, all of which have been run."""
     judged = judged_at(audit, results, seeds)
     return not judged or all_judged(judged)
+
+
+def seeds_by_now(audit: Audit, results: Results) -> int:
+    """The number of seeds at the look that is being come to, or at the one where the audit ended."""
+    for seeds in looks_of(audit.config):
+        if not complete(audit.arms, results, audit.setting, seeds) or is_over(audit, results, seeds):
+            return seeds
+    return looks_of(audit.config)[-1]
 
 
 def judged_at(audit: Audit, results: Results, seeds: int) -> dict[str, Judgement]:
@@ -94,7 +102,7 @@ def audit_record(
         seconds=sum(float(r.attrs.get("seconds") or 0) for r in results.values()),
         command=audit.command, config=config.model_dump(mode="json"),
         data_fingerprint=setting.prepared.fingerprint, environment=describe(), notes=list(setting.prepared.notes),
-        alerts=[*_replanned(changed), *_alerts(arms, audit)], finished=finished,
+        alerts=[*_replanned(changed), *audit.alerts, *_alerts(arms, audit)], finished=finished,
     )
     if finished and record.comparison(UNIFORM) is not None:
         record.sentence, record.details = sentence_of(record), details_of(record)
@@ -108,10 +116,10 @@ def _arm(audit: Audit, results: Results, place: int, arm: Arm) -> ArmRecord:
     have, rate = tried(results, place), chosen_rate(results, place, setting)
     runs = []
     for index in itertools.count():
-        one = results.get(Cell(place, "seed", index))
-        if one is None:
+        cell = Cell(place, "seed", index)
+        if cell not in results:
             break
-        runs.append(_run(audit, arm, index, one))
+        runs.append(_run(audit, arm, cell, results[cell]))
     return ArmRecord(
         name=arm.name, what=arm.what, skipped=arm.skipped or failed(results, place, setting), tried=have, rate=rate,
         at_edge=rate is not None and at_edge(have, setting.prepared.direction == "maximize"), runs=runs,
@@ -119,13 +127,15 @@ def _arm(audit: Audit, results: Results, place: int, arm: Arm) -> ArmRecord:
     )
 
 
-def _run(audit: Audit, arm: Arm, index: int, result: Result) -> ArmRun:
+def _run(audit: Audit, arm: Arm, cell: Cell, result: Result) -> ArmRun:
     attrs = result.attrs
     names = ("loss", "tune", "params", "peak_params", "ranks")
     return ArmRun(
-        seed=attrs.get("seed", audit.config.seed + 1 + index), value=result.value, message=result.message,
+        seed=attrs.get("seed", seed_of(audit.config, cell)), value=result.value, message=result.message,
         steps=attrs.get("steps") or 0, seconds=attrs.get("seconds") or 0.0,
-        folder=audit.folder.run(arm.name, "seed", index).path.relative_to(audit.folder.path).as_posix(),
+        folder=audit.folder.run(arm.name, attrs.get(FOLDER) or folder_before(cell)).path.relative_to(
+            audit.folder.path
+        ).as_posix(),
         **{name: attrs.get(name) for name in names},
     )
 
@@ -208,7 +218,7 @@ def _replanned(plan: dict[str, Any] | None) -> list[str]:
 
 def _alerts(arms: Sequence[ArmRecord], audit: Audit) -> list[str]:
     found = []
-    edges = [f"{arm.name} ({arm.rate:.2g})" for arm in arms if arm.at_edge]
+    edges = [f"{arm.name} ({arm.rate:.6g})" for arm in arms if arm.at_edge]
     if edges:
         found.append(
             f"the best learning rate is the lowest or the highest tried, so that a better one may lie beyond, of "

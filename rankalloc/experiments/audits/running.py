@@ -26,7 +26,7 @@ from ..runner import evaluate_saved, steps_of, train
 from ..sweeps.trial_runs import continued
 from ..tasks.base import evaluate
 from .arms import Arm, Setting
-from .cells import Cell
+from .cells import Cell, folder_before, seed_of
 from .peft_adalora import train_adalora
 
 BLOCKS = 40
@@ -38,13 +38,14 @@ _LAST = 0.25  # share of the steps that an adapter is trained on after it was cu
 
 @dataclass(frozen=True)
 class Audit:
-    """What all workers of an audit share. ``storage`` is named as records name it."""
+    """What all workers of an audit share. ``storage`` is named as records name it; ``alerts`` are known beforehand."""
 
     setting: Setting
     arms: Sequence[Arm]
     folder: AuditFolder
     storage: str
     command: str | None
+    alerts: Sequence[str] = ()
 
     @property
     def config(self) -> RunConfig:
@@ -65,9 +66,10 @@ class _Adapter:
 
 
 def attrs_of(
-    audit: Audit, cell: Cell, rate: float, stop: Callable[[], bool], callbacks: Sequence[TrainerCallback] = ()
+    audit: Audit, cell: Cell, rate: float, stop: Callable[[], bool], callbacks: Sequence[TrainerCallback] = (),
+    folder: str | None = None,
 ) -> dict[str, Any]:
-    """Make one run, or go on with it; its attributes as the study keeps them.
+    """Make one run, or go on with it; its attributes as the study keeps them. ``folder`` is the name of its folder.
 
     ``value`` is the task's metric on the tune split while an arm is tuned, and on the report split afterwards.
 
@@ -76,9 +78,8 @@ def attrs_of(
         RankallocError: the run is at fault, or its training diverged.
     """
     setting, arm = audit.setting, audit.arms[cell.arm]
-    seed = setting.config.seed + (0 if cell.phase == "tune" else 1 + cell.index)
-    run = arm.configured(setting, rate, seed % 2**32)
-    place = audit.folder.run(arm.name, cell.phase, cell.index)
+    run = arm.configured(setting, rate, seed_of(setting.config, cell))
+    place = audit.folder.run(arm.name, folder or folder_before(cell))
     before = time.perf_counter()
     made = _WAYS[arm.way](audit, run, place, stop, callbacks)
     found: dict[str, Any] = {

@@ -35,7 +35,7 @@ FRESH = 10_000
 SLOT, LAST, OWNER, DEATHS, DRAW = "slot", "last", "owner", "deaths", "draw"
 _UNSIGNED = 600  # seconds
 _FIXED = "fixed_params"  # Optuna's own name for the parameters of a queued trial
-_PASSED_ON = (SLOT, LAST, DEATHS, DRAW, "role", "match_params")
+_PASSED_ON = (SLOT, LAST, DEATHS, DRAW, "role", "match_params", "rate", "folder")
 
 
 def slot_of(trial: FrozenTrial | optuna.Trial) -> int:

@@ -26,7 +26,7 @@ from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from ...errors import ConfigError, RankallocError
+from ...errors import ConfigError, RankallocError, first_line
 from ...trace import SweepRecord
 from ..run_folder import STUDY_NAME, SweepFolder
 from .slots import queue_again
@@ -57,6 +57,11 @@ class StudyStorage(ABC):
     def guard(self, name: str) -> AbstractContextManager[Any]:
         """A lock for what the storage itself cannot grant to one process alone."""
         return nullcontext()
+
+    def exists(self, name: str) -> bool:
+        """Whether anything was kept in it yet; looking makes nothing."""
+        file = self.file(name)
+        return file is None or Path(file).is_file()
 
     def shown(self, name: str) -> str:
         """The name as records show it: without a password."""
@@ -115,6 +120,17 @@ class Database(StudyStorage):
 
         url = make_url(name)
         return url.database if url.get_backend_name() == "sqlite" and url.database else None
+
+    def exists(self, name: str) -> bool:
+        from sqlalchemy import create_engine, inspect
+
+        if self.file(name) is not None:
+            return super().exists(name)
+        engine = create_engine(name)
+        try:
+            return inspect(engine).has_table("studies")
+        finally:
+            engine.dispose()
 
     def shown(self, name: str) -> str:
         from sqlalchemy.engine import make_url
@@ -179,6 +195,18 @@ def file_of(name: str) -> str | None:
         return _storage_of(name).file(name)
     except ArgumentError:
         return None
+
+
+def exists(name: str) -> bool:
+    """Whether anything was kept in the storage of this name yet.
+
+    Raises:
+        RankallocError: it cannot be reached, or the name is none.
+    """
+    try:
+        return _storage_of(name).exists(name)
+    except Exception as error:  # sqlalchemy and the database drivers have their own exception families
+        raise RankallocError(f"could not open the storage {shown(name)}: {first_line(error)}") from error
 
 
 def shown(name: str | None) -> str:

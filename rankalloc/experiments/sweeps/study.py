@@ -5,6 +5,7 @@ A study says by itself all that a worker has to know: the configuration and the 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from .record import Sweep
 from .slots import Slots
 from .space import first_points, given_by_trials, search_space
 
-CONFIG, WANTED, KIND = "config", "trials wanted", "kind"
+CONFIG, WANTED, KIND, IDENTITY = "config", "trials wanted", "kind", "identity"
 
 
 class SweepSpaceError(ConfigError):
@@ -37,10 +38,7 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> Slots:
     folder.path.mkdir(parents=True, exist_ok=True)
     slots = connected(
         storages.located(storage, folder), f"{sweep.storage} of {folder.path}",
-        lambda kept: optuna.create_study(
-            study_name=config.name, storage=kept, load_if_exists=True,
-            directions=directions(config, sweep.prepared.direction),
-        ),
+        functools.partial(_own_study, sweep, storage is None),
     )
     with slots.guard:
         require_same(slots.study, _identity(config, sweep.prepared))
@@ -49,6 +47,17 @@ def open_study(sweep: Sweep, storage: str | None, wanted: int) -> Slots:
     points = first_points(config)[: max(2, wanted - 1)]  # the last trial is the matched control
     slots.fill(wanted, points)
     return slots
+
+
+def _own_study(sweep: Sweep, in_folder: bool, kept: BaseStorage) -> optuna.Study:
+    """The sweep's study in an open storage, or a new one."""
+    config = sweep.config
+    if in_folder:
+        require_own(kept, config.name, "sweep", sweep.folder.path)
+    return optuna.create_study(
+        study_name=config.name, storage=kept, load_if_exists=True,
+        directions=directions(config, sweep.prepared.direction),
+    )
 
 
 def join_study(storage: str, name: str | None, command: str = "sweep") -> tuple[Slots, RunConfig, int]:
@@ -103,21 +112,33 @@ def connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.Stu
     except RankallocError:
         raise
     except Exception as error:  # sqlalchemy and the database drivers have their own exception families
-        raise RankallocError(f"could not open the study in {shown}: {first_line(error)}") from error
+        damaged = any(words in str(error) for words in ("malformed", "not a database"))  # as SQLite has it
+        way_out = "; the file is damaged: begin in another folder" if damaged else ""
+        raise RankallocError(f"could not open the study in {shown}: {first_line(error)}{way_out}") from error
     return Slots(study, kept, guard)
+
+
+def require_own(kept: BaseStorage, name: str, what: str, folder: Path) -> None:
+    """Raise SweepSpaceError when the folder's own storage is of another sweep or audit, whose runs would be mixed."""
+    others = [study.study_name for study in kept.get_all_studies()]
+    if others and name not in others:
+        raise SweepSpaceError(
+            f"{folder} holds the {what} {others[0]!r}, and this one is {name!r}; give --output another folder, or "
+            "name it the same to go on with it"
+        )
 
 
 def require_same(study: optuna.Study, identity: dict[str, Any], what: str = "sweep") -> None:
     """Raise SweepSpaceError, with what differs, when the study was begun as another one of what it is."""
     now = json.loads(json.dumps(identity))
-    before = study.user_attrs.get("identity")
+    before = study.user_attrs.get(IDENTITY)
     if before is None:
-        study.set_user_attr("identity", now)
+        study.set_user_attr(IDENTITY, now)
         return
     if _SHARE in now:
         before.setdefault(_SHARE, "ranks")  # of which it was a share when nobody said so
     before = {**{name: _BEFORE.get(name, now[name]) for name in now if name.startswith("sweep.")}, **before}
-    changes = list(_differences(before, now))
+    changes = list(differences(before, now))
     if changes:
         more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
         raise SweepSpaceError(
@@ -155,9 +176,10 @@ def _identity(config: RunConfig, prepared: PreparedTask) -> dict[str, Any]:
     }
 
 
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """What differs between two trees, a line each."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(k for k in now if k not in before)]:
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:
         yield f"{path} was {json.dumps(before)} and now is {json.dumps(now)}"
