@@ -48,6 +48,10 @@ class NotAdaptedError(RankallocError, RuntimeError):
     """Adaptation was requested and did not happen, which is never silently ignored."""
 
 
+class NotWrittenError(RankallocError):
+    """A file could not be written: no space, no permission. The place is at fault, and not the run that writes."""
+
+
 class NothingFeasibleError(RankallocError):
     """No trial was feasible, or none was completed. Exit code 3."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import RankallocError
+from .errors import NotWrittenError
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success rename it over ``path``, else remove it.
 
     Raises:
-        RankallocError: the folder cannot be created or written to, or the disk is full; the target is unchanged.
+        NotWrittenError: the folder cannot be created or written to, or the disk is full; the target is unchanged.
     """
     target = Path(path)
     temporary: Path | None = None
@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise RankallocError(
+        raise NotWrittenError(
             f"could not write {target}: {error.strerror or error}; the file was left as it was"
         ) from error
     finally:

@@ -8,9 +8,9 @@ from ..errors import RankallocError
 from .output import about, count, say, show_json, show_table
 
 if TYPE_CHECKING:
-    from ..experiments.audits.cells import Results
     from ..experiments.audits.progress import Progress
     from ..experiments.audits.running import Audit
+    from ..experiments.sweeps.slots import Slots
 
 PLAN_CHANGES = (
     "looks, margin or end were changed after seeds had been seen, so that a wrong claim is no longer bounded by 5 %"
@@ -36,36 +36,36 @@ def _between(low: int, high: int) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def damage_of(planned: Audit) -> str | None:
-    """What is wrong with the record in the audit's folder; None where nothing is."""
+def told_before(planned: Audit, slots: Slots | None) -> tuple[list[str], list[str]]:
+    """(notes, alerts) on an audit that is to begin, or to go on with ``slots``."""
     from ..audit_record import AuditRecord
+    from ..experiments.audits.study import changes_plan
 
-    try:
-        if planned.folder.record.exists():
-            AuditRecord.load(planned.folder.record)
-    except RankallocError as error:
-        return str(error)
-    return None
+    notes, alerts = [], list(planned.alerts)
+    if slots is not None:
+        if changes_plan(slots, planned):
+            alerts.append(PLAN_CHANGES)
+        try:
+            if planned.folder.record.exists():
+                AuditRecord.load(planned.folder.record)
+        except RankallocError as error:
+            notes.append(f"{error}; it is written anew from {planned.storage}")
+    return notes, alerts
 
 
 def show_plan(planned: Audit, storage: str | None, refusal: str | None, as_json: bool) -> None:
     """Print it. ``refusal``: why the folder would be refused, or None."""
     from ..experiments.audits.concluding import looks_of
     from ..experiments.audits.progress import arm_text, progress_of
-    from ..experiments.audits.study import begun, changes_plan, results_of
+    from ..experiments.audits.study import begun, results_of
 
-    results: Results | None = None
-    notes, alerts = [], list(planned.alerts)
+    slots: Slots | None = None
     try:
-        if refusal is None:
-            slots = begun(planned, storage)
-            if slots is not None:
-                results = results_of(slots)
-                alerts += [PLAN_CHANGES] if changes_plan(slots, planned) else []
-                if (damage := damage_of(planned)) is not None:
-                    notes.append(f"{damage}; it is written anew from {planned.storage}")
+        slots = begun(planned, storage) if refusal is None else None
     except RankallocError as error:
         refusal = str(error)
+    results = None if slots is None else results_of(slots)
+    notes, alerts = told_before(planned, slots)
     far = None if results is None else progress_of(planned, results)
     looks = looks_of(planned.config)
     if as_json:

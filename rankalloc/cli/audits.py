@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, RankallocError
-from .audit_plan import cost_of, damage_of, show_plan
+from .audit_plan import cost_of, show_plan, told_before
 from .options import Json, examples
 from .output import about, results_only, say, show_json, show_table
 
@@ -124,12 +124,11 @@ def _run(request: Request) -> None:
     with resumable(lambda: f"to continue: {request.line()}"), Stop().on_sigterm() as stop, results_only():
         with training():
             planned = prepared_audit(config, Path(folder), request.storage, request.line(whole=False))
-            if begun(planned, request.storage) is not None and (damage := damage_of(planned)) is not None:
-                say(f"{damage}; it is written anew from {planned.storage}")
+            notes, alerts = told_before(planned, begun(planned, request.storage))
             goes_on = "continuing the audit in" if found == "an audit" else f"auditing {config.method} into"
             say(f"{goes_on} {folder}: {cost_of(planned)}")
-            for alert in planned.alerts:
-                say(f"alert: {alert}")
+            for line in [*notes, *(f"alert: {alert}" for alert in alerts)]:
+                say(line)
             its_own: list[None] = []
             try:
                 record = conduct(
@@ -169,7 +168,8 @@ def _show(record: AuditRecord, folder: str, report: str | None, as_json: bool) -
         rows.append((f"over {one.arm}", f"{difference(one.mean, metric, True)} ({limits(one, metric)})  {one.claim}"))
     rows += [("", line) for line in record.details]
     rows += [("alert", line) for line in record.alerts]
-    rows.append(("next", record.advice or ""))
+    if record.advice:
+        rows.append(("next", record.advice))
     if record.command_next:
         rows.append(("command", record.command_next))
     rows.append(("cost", f"{record.steps:,} steps, {about(record.seconds)} of training and evaluation"))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from rankalloc.audit_record import AuditRecord, TriedRate
 from rankalloc.budget import LayerShape
 from rankalloc.cli import app
-from rankalloc.errors import ConfigError
+from rankalloc.errors import ConfigError, NotWrittenError
 from rankalloc.experiments.audit_arms import ARM_NAMES, BY_HAND
 from rankalloc.experiments.audits.arms import arms_of
 from rankalloc.experiments.audits.audit import audit, conduct, prepared_audit, remaining, work
@@ -30,7 +30,7 @@ from rankalloc.experiments.audits.hand_patterns import PATTERNS, pattern
 from rankalloc.experiments.audits.progress import most_runs, progress_of, running_arms
 from rankalloc.experiments.audits.study import changed_plan, join_audit, located, open_audit, results_of
 from rankalloc.experiments.audits.tuning import at_edge, next_rates
-from rankalloc.experiments.audits.wording import advice_of, sentence_of
+from rankalloc.experiments.audits.wording import advice_of, no_answer_of, sentence_of
 from rankalloc.experiments.config import load_config
 from rankalloc.experiments.preemption import Preempted, Stop
 from rankalloc.experiments.run_folder import AuditFolder
@@ -214,6 +214,28 @@ def test_a_run_whose_machine_went_keeps_its_rate_and_its_folder(config, home):
     assert {name: again.user_attrs[name] for name in ("rate", "folder")} == {
         name: taken.user_attrs[name] for name in ("rate", "folder")
     }
+
+
+def test_a_place_that_takes_no_files_is_no_failure_of_an_arm(config, home):
+    found = prepared_audit(config, home / "full", None, None)
+    (found.folder.run("auto", "tune-0").config / "in the way").mkdir(parents=True)
+    with pytest.raises(NotWrittenError, match="could not write"):
+        conduct(found, None)
+    assert results_of(open_audit(found, None)) == {}
+
+
+@pytest.mark.parametrize("place, phase, name", [(0, "seed", "auto"), (1, "seed", "uniform"), (1, "tune", "uniform")])
+def test_without_the_method_or_uniform_lora_there_is_no_answer_and_the_reason_is_said(config, home, place, phase, name):
+    found, results = prepared_audit(config, home / "lost", None, None), {}
+    for _ in range(3):
+        for cell, rate in wanted(found.arms, results, found.setting, 2).items():
+            lost = (cell.arm, cell.phase) == (place, phase) and (cell.index == 1 or phase == "tune")
+            message = "training diverged: f1 is nan" if lost else None
+            results.setdefault(cell, Result({"rate": rate, "value": 0.1 * cell.index, "seed": cell.index}, message))
+    record = audit_record(found, results, finished=True)
+    why = "training failed at every rate" if phase == "tune" else "it failed on seed 1"
+    assert no_answer_of(record) == f"{name} cannot be compared: {why}: training diverged: f1 is nan"
+    assert record.sentence == f"This audit has no answer: {no_answer_of(record)}" and record.command_next is None
 
 
 def test_a_short_run_is_an_alert_of_the_audit_and_of_its_dry_run(home):

@@ -50,6 +50,13 @@ def whole(config, home):
     return run_sweep(config, home / "whole")
 
 
+def test_another_sweep_in_the_folder_is_refused(whole, config, home):
+    before = sorted((home / "whole").rglob("*"))
+    with pytest.raises(SweepSpaceError, match="holds the sweep 'small', and this one is 'other'; give --output"):
+        run_sweep(config.replaced({"name": "other"}), home / "whole")
+    assert sorted((home / "whole").rglob("*")) == before
+
+
 def weights(folder: Path, slot: int) -> bytes:
     return (SweepFolder(folder).trial(slot).adapter / WEIGHTS).read_bytes()
 

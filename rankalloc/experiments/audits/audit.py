@@ -39,6 +39,7 @@ from .concluding import audit_record, seeds_by_now
 from .progress import most_runs, unfinished
 from .running import Audit, attrs_of
 from .study import ALL, cell_of, changed_plan, join_audit, located, matters, open_audit, results_of, shown
+from .wording import no_answer_of
 
 OnRun = Callable[[str, int, int], None]
 """Called with a line on a run that has ended, how many runs have, and how many there are at most."""
@@ -111,9 +112,8 @@ def conduct(
         )
     record = audit_record(found, results_of(slots), finished=True, changed=changed_plan(slots))
     record.save(found.folder.record)
-    for arm in record.arms[:2]:
-        if arm.skipped is not None:
-            raise NothingFeasibleError(f"{arm.name} cannot be compared: {arm.skipped}")
+    if (why := no_answer_of(record)) is not None:
+        raise NothingFeasibleError(why)
     return record
 
 

@@ -26,7 +26,7 @@ from .judgements import Design, Judgement, judge
 from .judgements import is_over as all_judged
 from .running import Audit
 from .tuning import at_edge
-from .wording import advice_of, details_of, sentence_of
+from .wording import advice_of, details_of, no_answer_of, sentence_of
 
 
 def design_of(config: RunConfig) -> Design:
@@ -104,7 +104,9 @@ def audit_record(
         data_fingerprint=setting.prepared.fingerprint, environment=describe(), notes=list(setting.prepared.notes),
         alerts=[*_replanned(changed), *audit.alerts, *_alerts(arms, audit)], finished=finished,
     )
-    if finished and record.comparison(UNIFORM) is not None:
+    if finished and (why := no_answer_of(record)) is not None:
+        record.sentence = f"This audit has no answer: {why}"
+    elif finished and record.comparison(UNIFORM) is not None:
         record.sentence, record.details = sentence_of(record), details_of(record)
         follow, arm, record.advice = advice_of(record)
         record.follow, record.command_next = follow, record.arm(arm).command if arm else record.command

@@ -20,6 +20,18 @@ def sentence_of(record: AuditRecord) -> str:
     return _answer_of(record) + probe
 
 
+def no_answer_of(record: AuditRecord) -> str | None:
+    """Why the method and uniform LoRA cannot be compared; None where they are, or where nothing is known against it."""
+    if record.comparison(UNIFORM) is not None:
+        return None
+    for arm in record.arms[:2]:
+        lost = next((run for run in arm.runs if run.message is not None), None)
+        if arm.skipped is not None or lost is not None:
+            why = arm.skipped if lost is None else f"it failed on seed {lost.seed}: {lost.message}"
+            return f"{arm.name} cannot be compared: {why}"
+    return None
+
+
 def _answer_of(record: AuditRecord) -> str:
     main = record.comparison(UNIFORM)
     assert main is not None, "an audit has uniform LoRA"

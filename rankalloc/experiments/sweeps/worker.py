@@ -14,7 +14,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from ...errors import RankallocError, first_line
+from ...errors import NotWrittenError, RankallocError, first_line
 from ..config import RunConfig
 from ..preemption import Preempted, Stop
 from .finals import left
@@ -139,8 +139,8 @@ def _one(sweep: Sweep, slots: Slots, taken: FrozenTrial, stop: Stop) -> FrozenTr
 def settled(
     slots: Slots, taken: FrozenTrial, trial: optuna.Trial, train: Callable[[], Sequence[float]]
 ) -> FrozenTrial:
-    """Have a slot trained, and tell its study what came out: values, or why there are none. What was interrupted is put
-    back, and raised."""
+    """Have a slot trained, and tell its study what came out: values, or why there are none. What was interrupted, or
+    found no place for its files, is put back, and raised."""
     before = time.perf_counter()
 
     def spent() -> float:
@@ -154,7 +154,7 @@ def settled(
         if out_of_memory(error):  # not a failure: a place that does not fit, which the sampler then avoids
             trial.set_constraint(OUT_OF_MEMORY, 1.0)
             state, message = TrialState.PRUNED, f"out of memory: {first_line(error)}"
-        elif isinstance(error, RankallocError) and not isinstance(error, Preempted):
+        elif isinstance(error, RankallocError) and not isinstance(error, (Preempted, NotWrittenError)):
             state, message = TrialState.FAIL, str(error)
         else:
             trial.set_user_attr(SPENT, spent())
