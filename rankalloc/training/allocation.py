@@ -29,7 +29,10 @@ def allocate(state: RunState, step: int, optimizer: torch.optim.Optimizer | None
     demand = _of_reached(Demand.of(schedule, rule.asked(step), state.settings.seed), state)
     masks = [adapter.kept.clone() for adapter in adapters]
     before = [mask.cpu().numpy() for mask in masks]
-    kept = state.settings.allocator(rule.preferences(flat if scores is None else scores, before, step), demand)
+    preferences = rule.preferences(flat if scores is None else scores, before, step)
+    if state.settings.shrink == "events" and not last:
+        demand = _looking_ahead(demand, state, preferences)
+    kept = state.settings.allocator(preferences, demand)
     _drop(state, kept)
     rule.allocated(masks, step, optimizer)
     averages.drop(state.averages, adapters, masks, rule.pins_dropped)
@@ -76,6 +79,19 @@ def _of_reached(demand: Demand, state: RunState) -> Demand:
     idle = set(state.idle)
     caps = zip(state.adapters.modules, demand.floors, demand.caps, strict=True)
     return replace(demand, caps=tuple(floor if name in idle else cap for name, floor, cap in caps))
+
+
+def _looking_ahead(demand: Demand, state: RunState, preferences: Sequence[np.ndarray]) -> Demand:
+    """A demand that also keeps what the budget at its end would keep by today's scores.
+
+    Where ranks differ in cost, the last of a small budget buys none of the dear ranks but a few cheap ones. A larger
+    budget, earlier in the course, spends the same amount on dear ranks and would have thrown the cheap ones out by
+    then: what was left to buy came back untrained.
+    """
+    if len(set(demand.costs)) == 1:
+        return demand  # a smaller budget keeps a part of what a larger one does
+    at_the_end = state.settings.allocator(preferences, replace(demand, amount=state.schedule.target))
+    return replace(demand, floors=tuple(int(mask.sum()) for mask in at_the_end))
 
 
 def _canonicalize(state: RunState, optimizer: torch.optim.Optimizer | None) -> None:

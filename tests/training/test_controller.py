@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import rankalloc as ra
 from rankalloc.errors import BudgetError
+from rankalloc.methods.allocators import ALLOCATORS, global_topk
 from tests.support.models import assert_same, logits_of, make_mlp, tensors_of
 from tests.support.training import BUDGET, STEPS, begin_mlp, train_mlp
 
@@ -98,6 +101,40 @@ def test_a_dropped_triplet_may_come_back():
     for (dropped, returned), record in zip(churn, controller.trace.allocations, strict=True):
         live += returned - dropped
         assert live == sum(record.ranks)
+
+
+def test_what_the_budget_at_its_end_would_keep_is_never_dropped(monkeypatch):
+    """Ranks of unlike cost: dear ranks that a larger budget affords must not drive out what the rest of the final
+    budget can still buy."""
+    asked = []
+
+    def spy(scores, demand):
+        asked.append((scores, demand, global_topk.allocate(scores, demand)))
+        return asked[-1][2]
+
+    monkeypatch.setitem(ALLOCATORS, "global", spy)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*[torch.nn.Linear(*sides) for sides in ((12, 48), (48, 12), (12, 12), (12, 12))])
+    adapters = ra.attach(model, rank=4)
+    optimizer = torch.optim.Adam(adapters.parameters(), lr=1e-2)
+    controller = ra.RankController(adapters, ra.RankBudget(params=144, warmup=0, every=2), STEPS)
+    would_have_dropped = 0
+    for step in range(1, STEPS + 1):
+        model(torch.randn(8, 12)).square().mean().backward()
+        controller.observe()
+        optimizer.step()
+        asked.clear()
+        controller.update(optimizer)
+        optimizer.zero_grad()
+        if asked:
+            scores, demand, kept = asked[-1]
+            open_demand = replace(demand, floors=(0,) * 4)
+            end = global_topk.allocate(scores, replace(open_demand, amount=controller.schedule.target))
+            assert all((~wanted | mask).all() for wanted, mask in zip(end, kept, strict=True)), step
+            alone = global_topk.allocate(scores, open_demand)
+            would_have_dropped += any((wanted & ~mask).any() for wanted, mask in zip(end, alone, strict=True))
+    assert would_have_dropped  # else this test could not fail
+    assert controller.finish().adapter_params_final == 144
 
 
 def test_the_same_seed_gives_the_same_run():
