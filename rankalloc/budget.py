@@ -81,7 +81,7 @@ class RankBudget:
     min_rank: int = 0
     max_rank: int | None = None
     multiple_of: int = 1
-    warmup: float = 0.1
+    warmup: float = 0.05
     freeze: float = 0.3
     every: int = 10
     shape: str = "cubic"

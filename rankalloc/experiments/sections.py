@@ -74,7 +74,7 @@ class BudgetConfig(Section):
     min_rank: Annotated[Int, Field(ge=0)] = 0
     max_rank: Count | None = None
     multiple_of: Count = 1
-    warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.1
+    warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.05
     freeze: Annotated[Float, Field(ge=0, lt=1)] = 0.3
     every: Count = 10
     shape: Literal["cubic", "linear", "constant"] = "cubic"

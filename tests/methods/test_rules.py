@@ -204,7 +204,7 @@ def moving(method, ranks=6, steps=40, **options):
     model = make_mlp()
     torch.manual_seed(1)
     adapters = ra.attach(model, rank=6, init=ra.METHODS[method].init)
-    budget = ra.RankBudget(ranks=ranks, every=4, freeze=0.2)
+    budget = ra.RankBudget(ranks=ranks, every=4, warmup=0.1, freeze=0.2)
     controller = ra.RankController(adapters, budget, steps, method, **options)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=8e-2 if method == "l1ra" else 2e-2)
     return model, adapters, controller, optimizer

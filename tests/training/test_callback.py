@@ -47,7 +47,7 @@ def test_a_trainer_run_ends_on_the_budget_with_its_trace(tmp_path):
     trace = ra.RankTrace.load(tmp_path / "trace.json")
     assert sum(adapters.ranks().values()) == 20 == sum(trace.final_ranks)
     assert {a.rank for a in adapters} != {4} and trace.finished and trace.steps_done == 20
-    assert [a.step for a in trace.allocations] == [4, 6, 8, 10, 12, 14]
+    assert [a.step for a in trace.allocations] == [3, 5, 7, 9, 11, 13, 14]
     assert trace.seed == 11 and trace.heads == {"classifier": 33 * LABELS}
     assert trace.allocations == callback.trace.allocations
     losses = [log.values["loss"] for log in trace.logs if "loss" in log.values]

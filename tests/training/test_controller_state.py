@@ -107,7 +107,7 @@ parameters."""
 
 def test_a_run_whose_fraction_was_one_of_ranks_goes_on_with_it():
     tensors, header = load_file(OF_RANKS), read_header(OF_RANKS)
-    model, adapters, controller, optimizer = begin_mlp(ra.RankBudget(fraction=0.4, min_rank=1))
+    model, adapters, controller, optimizer = begin_mlp(ra.RankBudget(fraction=0.4, min_rank=1, warmup=0.1))
     assert controller.schedule.unit == "params"
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     scores = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
@@ -117,7 +117,7 @@ def test_a_run_whose_fraction_was_one_of_ranks_goes_on_with_it():
     trace = controller.finish()
     assert (trace.budget.unit, trace.budget.target, trace.budget.given) == ("ranks", 4, {"fraction": 0.4})
     assert sum(adapters.ranks().values()) == 4 and min(adapters.ranks().values()) >= 1
-    other, _, resumed, _ = begin_mlp(ra.RankBudget(fraction=0.5, min_rank=1))
+    other, _, resumed, _ = begin_mlp(ra.RankBudget(fraction=0.5, min_rank=1, warmup=0.1))
     other.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     with pytest.raises(RankallocError, match="target was 4 and now is 6"):
         resumed.load_state_dict(saved)

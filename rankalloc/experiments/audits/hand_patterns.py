@@ -21,7 +21,13 @@ _QUERY_VALUE = re.compile(r"(^|\.)(query|value|[qv]_proj|q_lin|v_lin|q|v|c_attn|
 def pattern(name: str, shapes: Sequence[LayerShape], params: int) -> dict[str, int]:
     """{layer: rank} of the pattern ``name`` (a key of :data:`PATTERNS`) with ``params`` parameters at most; layers
     without a rank have 0."""
-    order, ranks, left = PATTERNS[name](shapes), {shape.name: 0 for shape in shapes}, params
+    return filled(PATTERNS[name](shapes), shapes, params)
+
+
+def filled(order: Sequence[LayerShape], shapes: Sequence[LayerShape], params: int) -> dict[str, int]:
+    """{layer: rank} of all ``shapes``: the layers of ``order`` get a rank each in turn, again and again, as long as
+    one of them fits into ``params`` parameters."""
+    ranks, left = {shape.name: 0 for shape in shapes}, params
     while True:
         before = left
         for shape in order:
