@@ -1,0 +1,1 @@
+"""Where should a budget below one rank a layer go?"""
