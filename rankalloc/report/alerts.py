@@ -10,6 +10,7 @@ from ..trace import BASELINES, SweepRecord
 from .audited import audit_of
 from .facts import Facts, Subject
 from .outcome import budget_phrase, budget_state, moved_at_freeze
+from .sweeps import to_come
 from .wording import count, plural, some
 
 MOVING_SHARE = 0.05  # ranks count as still moving when more than this share of them changed layer
@@ -89,7 +90,7 @@ def _sweep_alerts(sweep: SweepRecord) -> list[Alert]:
     if failed:
         why = some([f"{t.number}" + (f" ({t.message})" if t.message else "") for t in failed])
         made.append(Alert("problem", f"{plural(len(failed), 'trial')} of {len(sweep.trials)} failed: {why}."))
-    unfinished = sum(t.state in ("running", "waiting") for t in sweep.trials)
+    unfinished = to_come(sweep)
     if unfinished:
         made.append(Alert("problem", f"The sweep is not finished: {plural(unfinished, 'trial')} still to come."))
     return made

@@ -18,6 +18,7 @@ from .audited import audit_of
 from .compare import Comparison
 from .facts import Subject
 from .side import Side
+from .sweeps import to_come
 from .verdict import verdict
 from .wording import Outcome, count
 
@@ -62,8 +63,11 @@ def after_run(trace: RankTrace) -> list[Step]:
 def after_sweep(sweep: SweepRecord) -> list[Step]:
     """Go on, look at what failed, or use the best adapter, and find out with more seeds whether its ranks helped."""
     folder = _folder(sweep.config, sweep.name)
-    if any(trial.state in ("running", "waiting") for trial in sweep.trials):
-        return [Step("Go on: the same command finishes the trials that are left.", _again(sweep, folder))]
+    if to_come(sweep) and any(trial.state in ("complete", "running", "waiting") for trial in sweep.trials):
+        storage = "" if sweep.storage in ("", "study.db") else ", with the --storage that it had"
+        return [Step(f"Go on: the same command finishes the trials that are left{storage}.", _again(sweep, folder))]
+    if sweep.best is None and any(trial.state == "complete" for trial in sweep.trials):
+        return [Step("Every trial is beyond a limit: allow more (sweep.limits), or search smaller budgets and ranks.")]
     if sweep.best is None:
         return [Step(
             "Read under Trials why they failed; a single run of the same configuration shows more.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -121,6 +122,16 @@ def slices(sweep: SweepRecord) -> list[Slice]:
         log = numeric and min(p.x for p in points) > 0 and max(p.x for p in points) >= 8 * min(p.x for p in points)
         made.append(Slice(name, numeric, log, points))
     return made
+
+
+def to_come(sweep: SweepRecord) -> int:
+    """How many trials are still to be made: those that are queued or under way, and what is left of the number that the
+    command or the configuration asks for."""
+    begun = sum(trial.state in ("running", "waiting") for trial in sweep.trials)
+    told = re.search(r"--trials[ =](\d+)", sweep.command or "")
+    plan = sweep.config.get("sweep")
+    wanted = int(told[1]) if told else plan.get("trials") if isinstance(plan, dict) else None
+    return max(begun, wanted - len(sweep.trials) + begun) if isinstance(wanted, int) else begun
 
 
 def control_of(sweep: SweepRecord) -> TrialRecord | None:

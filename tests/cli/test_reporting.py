@@ -56,8 +56,6 @@ def test_figures_alone_write_no_page(two):
     done = run("a", "--figures", "figures")
     assert done.exit_code == 0 and done.stdout == "wrote the figures to figures\n"
     assert len(list(Path("figures").iterdir())) > 0 and [path.name for path in Path("a").iterdir()] == ["trace.json"]
-    text = run("a", "--figures", "more", "--format", "md")
-    assert text.stdout.startswith("## a\n") and Path("more").is_dir()  # a format asks for the report, too
 
 
 def test_an_adapter_that_was_checked_and_what_was_cut_from_it(tmp_path, monkeypatch):

@@ -126,6 +126,7 @@ def test_the_page_of_a_comparison_and_the_data_beside_it(tmp_path):
     path = made.paths["comparison"]
     text = path.read_text(encoding="utf-8")
     page = Page(text)
+    assert "What next" in page.text and "next-1" in page.ids
     assert page.twice == [] and page.sections == [
         "verdict", "alerts", "change", "agreement", "maps", "quality", "cost", "settings", "table", "provenance",
     ]

@@ -8,12 +8,13 @@ import pytest
 import typer
 
 from rankalloc.cli import app
+from rankalloc.report.alerts import alerts
 from rankalloc.report.compare import Comparison
 from rankalloc.report.facts import Subject
 from rankalloc.report.following import after_comparison, after_run, after_sweep, steps_of
 from rankalloc.report.kinds import Source
+from rankalloc.report.sweeps import to_come
 from tests.support import report_samples as samples
-from tests.support.report_pages import pages
 
 from .test_compare import side
 
@@ -50,14 +51,24 @@ def test_a_sweep_of_equal_ranks_needs_no_audit():
 
 
 def test_a_sweep_that_is_not_over_goes_on():
-    sweep = samples.sweep()
-    waiting = sweep.trials[3].model_copy(update={"state": "waiting", "value": None})
-    sweep = sweep.model_copy(update={"trials": [*sweep.trials[:3], waiting], "best": None})
-    assert lines(after_sweep(sweep)) == ["rankalloc sweep punctuation --trials 24"]
-    there = sweep.model_copy(update={"config": {"output": "my out"}})
+    cut = samples.sweep()  # of 24 trials that the command asks for, each of which was saved when it ended
+    cut = cut.model_copy(update={"trials": cut.trials[:7], "pair": None})
+    assert lines(after_sweep(cut)) == ["rankalloc sweep punctuation --trials 24"]
+    assert after_sweep(cut)[0].advice.endswith("that are left, with the --storage that it had.")
+    assert alerts(None, cut)[0].text == "The sweep is not finished: 17 trials still to come."
+    there = cut.model_copy(update={"config": {"output": "my out"}, "storage": "study.db"})
     assert lines(after_sweep(there)) == ["rankalloc sweep punctuation --trials 24 --output 'my out'"]
-    failed = sweep.model_copy(update={"trials": [waiting.model_copy(update={"state": "failed"})]})
-    assert lines(after_sweep(failed)) == [
+    planned = cut.model_copy(update={"command": None, "config": {"sweep": {"trials": 8}}})
+    assert to_come(planned) == 1 and to_come(planned.model_copy(update={"config": {}})) == 0
+
+
+def test_a_sweep_without_a_best_trial_says_what_to_look_at():
+    sweep = samples.sweep().model_copy(update={"best": None, "pair": None})
+    beyond = [trial.model_copy(update={"over": ["params"]}) for trial in sweep.trials]
+    (step,) = after_sweep(sweep.model_copy(update={"trials": beyond}))
+    assert step.command == "" and "beyond a limit" in step.advice
+    failed = [trial.model_copy(update={"state": "failed", "value": None}) for trial in sweep.trials[:3]]
+    assert lines(after_sweep(sweep.model_copy(update={"trials": failed}))) == [
         "rankalloc train 'runs/punctuation sweep/config.yaml' --output 'runs/punctuation sweep-alone'"
     ]
 
@@ -120,9 +131,6 @@ def test_beside_an_audit_a_run_is_audited():
     assert step.command == "rankalloc audit a.yaml --output runs/mine-audit" and "paired seeds" in step.advice
 
 
-def test_pages_show_it():
-    made = pages()
-    for name in ("sweep", "comparison"):
-        page = made.pages[name]
-        assert "What next" in page.text and "next-1" in page.ids
+def test_a_page_of_any_kind_is_asked():
+    assert steps_of(Subject.of(Source(None, samples.sweep()))) == after_sweep(samples.sweep())
     assert steps_of(Subject.of(Source(samples.uniform_run()))) == []

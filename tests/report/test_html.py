@@ -49,7 +49,8 @@ def test_ids_are_unique_and_nothing_is_loaded(made, name):
 
 
 def test_sections_are_in_order(made):
-    assert made.pages["sweep"].sections == SECTIONS
+    page = made.pages["sweep"]
+    assert page.sections == SECTIONS and "What next" in page.text and {"next-1", "next-2"} <= set(page.ids)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "reports").glob("*.html")), ids=lambda p: p.stem)
