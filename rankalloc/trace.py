@@ -182,6 +182,8 @@ class RankTrace(Record):
     nonfinite_steps: list[int] = Field(default_factory=list)
     adapter_params_initial: int = 0
     adapter_params_final: int | None = None
+    trained_params_initial: int | None = None
+    trained_params_final: int | None = None
     stored: StoredRecord | None = None
     allocator_state_bytes: int | None = None
     wall_seconds: float | None = None

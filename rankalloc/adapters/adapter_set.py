@@ -79,8 +79,10 @@ class Adapters:
         return iter(self.modules.values())
 
     def __repr__(self) -> str:
-        live = sum(self.ranks().values())
-        return f"Adapters({len(self)} layers, {live} live ranks, {self.num_params():,} parameters, init={self.init!r})"
+        live, trained = sum(self.ranks().values()), self.trainable_params()
+        of_them = f", {trained:,} trained" if trained < self.num_params() else ""
+        size = f"{self.num_params():,} parameters{of_them}"
+        return f"Adapters({len(self)} layers, {live} live ranks, {size}, init={self.init!r})"
 
     @property
     def scaling(self) -> float:
@@ -119,7 +121,7 @@ class Adapters:
 
     def trainable_params(self) -> int:
         """Numbers that the optimizer trains in the adapters now, heads apart: fewer than :meth:`num_params` where
-        factors are frozen (LoRA-FA, VeRA), and more by λ where it is trained."""
+        factors are frozen (LoRA-FA, VeRA, LoRA-XS), and more by λ where it is trained."""
         return sum(p.numel() for adapter in self for p in adapter.trained())
 
     def parameter_groups(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..budget import BudgetPlan, LayerShape
 from ..layer_names import places
-from .output import count, number, results_only, show, show_json, show_table
+from .output import count, number, results_only, show, show_json, show_table, trained_row
 
 if TYPE_CHECKING:
     from ..experiments.config import RunConfig
@@ -39,7 +39,8 @@ def dry_run(config: RunConfig, request: Request, folder: str, note: str | None) 
             "config": config.model_dump(mode="json"), "model": found.model, "examples": found.examples,
             "layers": [asdict(layer) for layer in found.layers], "heads": found.heads,
             "notes": found.notes, "alerts": found.alerts, "params": {
-                "initial": found.params_initial, "final": found.params_final, "stored": found.stored,
+                "initial": found.params_initial, "final": found.params_final, "trained": found.trained,
+                "stored": found.stored,
             },
             "budget": {
                 "unit": found.plan.unit, "initial": found.plan.initial, "target": found.plan.target,
@@ -100,6 +101,7 @@ def _overview(config: RunConfig, found: Preview, folder: str, note: str | None) 
         ("adapts", f"{count(len(found.layers), 'layer')}, {sum(s.rank for s in found.layers):,} ranks at the start"),
         ("heads", heads or "none"),
         ("parameters", params),
+        *trained_row(found.trained, found.params_initial),
         ("in the file", _file_text(found, config.reader)),
         ("steps", f"{found.total_steps:,}"),
         ("output", folder),

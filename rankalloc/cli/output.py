@@ -119,6 +119,13 @@ def about(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def trained_row(trained: int | None, params: int | None) -> list[tuple[str, str]]:
+    """How many numbers train where that is fewer than the adapter has, whose other factors are frozen."""
+    if trained is None or params is None or trained >= params:
+        return []
+    return [("trained", f"{trained:,} numbers of the adapter; its other factors are frozen")]
+
+
 def stored_text(trained: int, stored: int, padding_bytes: int | None, reader: str | None = None) -> str:
     """How many numbers a file holds, and what padding costs: ``trained`` is without zeros."""
     if stored == trained:

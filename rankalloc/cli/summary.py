@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .output import count, number, show_json, show_table, stored_text
+from .output import count, number, show_json, show_table, stored_text, trained_row
 from .progress import trial_line
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
             "name": trace.name, "method": trace.method, "folder": folder, "steps": trace.steps_done,
             "budget": {"unit": budget.unit, "asked": budget.target, "reached": reached, "initial": budget.initial},
             "ranks": {layer.name: rank for layer, rank in zip(trace.layers, trace.final_ranks, strict=True)},
-            "adapter_params": trace.adapter_params_final, "metric": metric,
-            "stored": trace.stored.model_dump() if trace.stored else None,
+            "adapter_params": trace.adapter_params_final, "trained_params": trace.trained_params_final,
+            "metric": metric, "stored": trace.stored.model_dump() if trace.stored else None,
             "evaluations": {e.split: {"examples": e.examples, **e.metrics} for e in trace.evaluations},
             "alerts": trace.alerts, "notes": trace.notes, "seconds": trace.wall_seconds, "command": trace.command,
             **paths,
@@ -42,6 +42,7 @@ def show_run(trace: RankTrace, config: RunConfig, folder: str, report: str | Non
     rows = [
         ("budget", f"{asked:,} {unit} asked, {reached:,} reached (of {initial:,} at the start)"),
         ("layers", f"{count(len(trace.layers), 'layer')}, ranks {min(trace.final_ranks)} to {max(trace.final_ranks)}"),
+        *trained_row(trace.trained_params_final, trace.adapter_params_final),
         *([("in the file", _stored(trace))] if trace.stored else []),
         *((e.split, _metrics(e.metrics, metric) + f"  ({count(e.examples, 'example')})") for e in trace.evaluations),
         *(("note", said) for said in (*trace.alerts, *trace.notes)),

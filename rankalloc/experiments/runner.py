@@ -249,8 +249,8 @@ def budget_from(config: RunConfig) -> RankBudget:
 class Preview:
     """What a run would do: the layers it would adapt (``rank`` is their first rank), heads with their parameters,
     the budget's plan, optimizer steps, examples by split (None: streamed), adapter parameters at the start and, where
-    the budget says, the most there can be at the end, the most numbers that can be in the file, what is to be said of
-    the data and the model, and what should make one wary."""
+    the budget says, the most there can be at the end, the numbers that train at the start, the most numbers that can be
+    in the file, what is to be said of the data and the model, and what should make one wary."""
 
     layers: list[LayerShape]
     heads: dict[str, int]
@@ -260,6 +260,7 @@ class Preview:
     model: str
     params_initial: int
     params_final: int | None
+    trained: int
     stored: int
     notes: list[str]
     alerts: list[str]
@@ -294,7 +295,7 @@ def preview(config: RunConfig) -> Preview:
         layers=adapters.shapes(), heads=adapters.head_params(), plan=plan, total_steps=total_steps,
         examples={s: prepared.train_examples if s == "train" else len(rows) for s, rows in prepared.splits.items()},
         model=prepared.model_name,
-        params_initial=adapters.num_params(), params_final=final, stored=stored,
+        params_initial=adapters.num_params(), params_final=final, trained=adapters.trainable_params(), stored=stored,
         notes=[*prepared.notes, *_sizes_note(config, adapters)], alerts=hasty(plan, find_method(config.method)),
     )
 

@@ -109,6 +109,7 @@ class WandbCallback(TrainerCallback):
         })  # fmt: skip
         self.run.summary["ranks"] = ranks
         self.run.summary["adapter_params"] = trace.adapter_params_final
+        self.run.summary["trained_params"] = trace.trained_params_final
         artifact = wandb.Artifact(f"rank-report-{self.run.id}", type="rank-report")
         artifact.add_file(str(page))
         self.run.log_artifact(artifact)

@@ -33,7 +33,8 @@ def new_trace(
             max_rank=budget.max_rank, multiple_of=plan.multiple_of, shape=plan.shape, total_steps=plan.total_steps,
             warmup_steps=plan.warmup_steps, freeze_step=plan.freeze_step, allocate_every=plan.every,
         ),
-        adapter_params_initial=adapters.num_params(), allocator_state_bytes=state_bytes,
+        adapter_params_initial=adapters.num_params(), trained_params_initial=adapters.trainable_params(),
+        allocator_state_bytes=state_bytes,
         environment=describe(next(iter(adapters)).P.device.type), alerts=list(adapters.notes),
     )
 
@@ -74,7 +75,7 @@ def _falling(values: Sequence[float] | np.ndarray) -> list[float]:
 def close_trace(trace: RankTrace, adapters: Adapters, steps: int) -> None:
     """Add what is known at the end of a run: steps, sizes and the singular values of every update."""
     trace.steps_done = steps
-    trace.adapter_params_final = adapters.num_params()
+    trace.adapter_params_final, trace.trained_params_final = adapters.num_params(), adapters.trainable_params()
     broken = [name for name, adapter in adapters.modules.items() if not adapter.is_finite()]
     if broken:
         trace.alerts.append(
