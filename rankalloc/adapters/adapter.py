@@ -19,6 +19,8 @@ LoRA's variants are the same adapter with fewer factors trained (:data:`rankallo
   not x, so an adapter beside a frozen linear layer keeps r numbers a token instead of d_in.
 - "vera" (Kopiczko et al., arXiv 2310.11454): P and Q stay as drawn, and an output scale joins them; see
   :mod:`rankalloc.adapters.vera`.
+- "lora-xs" (Bałazy et al., arXiv 2405.17604): P and Q are singular vectors of the layer's own weight, and a core R
+  (r, r) between them is trained; see :mod:`rankalloc.adapters.lora_xs`.
 """
 
 from __future__ import annotations
@@ -37,8 +39,12 @@ from ..layers.families import Family, output
 from ..layers.fused import Layer, compute_dtype, frozen_linear, fused_linear
 from ..layers.kinds import LAYER_KINDS, Kind
 from ..layers.replicas import why_no_parameters
+from .lora_xs import singular_pair
 from .triplets import TRAINED, Triplets
 from .vera import shared_pair
+
+_OF_FEW = ("lam_out", "core")
+"""Factors that only the parametrisations have which train them."""
 
 COPIES: WeakSet[Adapter] = WeakSet()
 """Living adapters that are copies of another one; :mod:`rankalloc.training.averages` looks for averages among them."""
@@ -55,11 +61,12 @@ class Adapter(Triplets, nn.Module):
             "lora": P = 0, Q kaiming-uniform with a = √5, lam = 1 and not trained, which is plain
             LoRA (arXiv 2106.09685). "gate": like "lora" with a trained lam ~ N(0, 1) between the two
             factors (SoRA, arXiv 2311.11696). "lora-fa": like "lora" with Q not trained. "vera": lam and an output
-            scale alone. All start at ΔW = 0.
+            scale alone. "lora-xs": a core between P and Q alone. All start at ΔW = 0.
         dropout: probability of zeroing an input of the adapter while training; token ids are not dropped.
         dtype: of P, lam and Q.
         exponent: e of s = α / rank^e, for rules that use fewer triplets at the scale of their number.
-        pair: the (A, B) of :func:`rankalloc.adapters.vera.shared_pair` for "vera"; None draws one for this layer alone.
+        pair: the (A, B) of :func:`rankalloc.adapters.vera.shared_pair` for "vera", or of
+            :func:`rankalloc.adapters.lora_xs.singular_pair` for "lora-xs"; None makes one for this layer alone.
 
     Shapes: input (..., d_in), output (..., d_out) beside a linear layer; the layer's own beside an embedding or a
     convolution, whose weight is read as a matrix (d_out, d_in).
@@ -103,10 +110,11 @@ class Adapter(Triplets, nn.Module):
         self.family: Family | None = None  # adapters called with the same tensor; None before the first training step
         self.register_module("dropout", nn.Dropout(dropout) if dropout else None)
         place: dict[str, Any] = {"device": base_layer.weight.device, "dtype": dtype}
-        shapes = {"P": (self.d_out, rank), "lam": (rank,), "Q": (rank, self.d_in), "lam_out": (self.d_out,)}
+        shapes: dict[str, tuple[int, ...]] = {"P": (self.d_out, rank), "lam": (rank,), "Q": (rank, self.d_in)}
+        shapes |= {"lam_out": (self.d_out,), "core": (rank, rank)}
         for name, shape in shapes.items():
             trained = name in TRAINED[init]
-            held = trained or name != "lam_out"
+            held = trained or name not in _OF_FEW
             factor = nn.Parameter(torch.zeros(shape, **place), requires_grad=trained) if held else None
             self.register_parameter(name, factor)
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=place["device"]))
@@ -126,6 +134,11 @@ class Adapter(Triplets, nn.Module):
             self.P.copy_(b[: self.d_out, : self.rank])
             self.Q.copy_(a[: self.rank, : self.d_in])
             self.lam.fill_(0.1)
+        elif self.init == "lora-xs":
+            a, b = pair or singular_pair(self.base_layer, self.rank)
+            self.P.copy_(b)
+            self.Q.copy_(a)
+            self.lam.fill_(1.0)
         else:
             if self.init == "gate":
                 self.lam.normal_()
@@ -189,7 +202,7 @@ class Adapter(Triplets, nn.Module):
             p, lam, q = parameters["P"], parameters["lam"], parameters["Q"]
         except KeyError:
             raise RankallocError(why_no_parameters(self)) from None
-        if parameters["lam_out"] is not None:
+        if parameters["lam_out"] is not None or parameters["core"] is not None:
             p = self.left()
         if self.training and self.drawn:
             rank = min(self.drawn, lam.numel())

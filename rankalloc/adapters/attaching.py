@@ -27,8 +27,8 @@ from .ddp import leave_out_empty
 from .experts import ExpertAdapter, unwrap_experts, wrap_experts
 from .mixed import Gated
 from .plan import RankPlan, initialise
+from .starts import OWN_START, pairs_of
 from .triplets import BOTTLENECK, INITS, Triplets
-from .vera import shared_pair
 
 
 def attach(
@@ -66,8 +66,9 @@ def attach(
             (classifier, score, ...) that the model has, for what its checkpoint lacked, and for normalisation layers
             with running statistics; () for none.
         dropout: input dropout of the adapters while training.
-        init: "svd", "lora", "gate", "lora-fa" or "vera", see :class:`rankalloc.adapters.adapter.Adapter`; or
-            "bottleneck" (:mod:`rankalloc.adapters.bottleneck`), which is no LoRA; None for the plan's, and else "svd".
+        init: "svd", "lora", "gate", "lora-fa", "vera" or "lora-xs", see :class:`rankalloc.adapters.adapter.Adapter`;
+            or "bottleneck" (:mod:`rankalloc.adapters.bottleneck`), which is no LoRA; None for the plan's, and else
+            "svd".
         scale: "lora" for alpha / rank, "rslora" for alpha / √rank (arXiv 2312.03732).
 
     Returns:
@@ -79,6 +80,7 @@ def attach(
             above min(d_in, d_out).
         ConfigError: a number is out of its range, ``init`` or ``scale`` is unknown, or the plan begins with factors
             that ``init`` does not have.
+        RankallocError: a weight is not finite, and ``init`` is "lora-xs", which takes its singular vectors.
 
     Example:
         >>> import torch, rankalloc as ra
@@ -99,10 +101,10 @@ def attach(
     dropout = number("dropout", dropout, 0, 1, ends="low")
     choice("init", init, (*INITS, BOTTLENECK))
     choice("scale", scale, SCALES)
-    if init == "vera" and plan is not None and plan.factors:
+    if init in OWN_START and plan is not None and plan.factors:
         raise ConfigError(
-            f"the plan of method {plan.method!r} begins with factors of its own, and init='vera' with the same random "
-            "ones in every layer; pass ranks=dict(plan) for its ranks alone"
+            f"the plan of method {plan.method!r} begins with factors of its own, and init={init!r} with "
+            f"{OWN_START[init]}; pass ranks=dict(plan) for its ranks alone"
         )
     heads = find_heads(model) if modules_to_save is None else named_heads(model, modules_to_save)
     statistics = with_running_statistics(model, heads)
@@ -127,16 +129,18 @@ def attach(
     for note in notes:
         warnings.warn(note, stacklevel=3)  # past the attach that everyone calls
 
+    layers = {name: (base, layer_ranks[name]) for name, base in targets.items()}
+    pairs = pairs_of(layers, init)  # before anything is changed: a weight may have none
     trainable_before = {name for name, p in model.named_parameters() if p.requires_grad}
     model.requires_grad_(False)
     modules: dict[str, Triplets] = {}
-    shared = shared_pair([shape_of(b) for b in targets.values()], max(layer_ranks.values())) if init == "vera" else None
     parents = parents_in(model)
     for name, base in targets.items():
         exponent = SCALES[scale]
         kind = ExpertAdapter if isinstance(base, ExpertMatrix) else BottleneckAdapter if init == BOTTLENECK else Adapter
         adapter = kind(
-            base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=shared, exponent=exponent
+            base, layer_ranks[name], alpha / rank**exponent, init=init, dropout=dropout, pair=pairs.get(name),
+            exponent=exponent,
         )
         adapter.train(base.training)
         for parent, attribute in parents.get(id(base), ()):

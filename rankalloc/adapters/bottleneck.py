@@ -77,7 +77,7 @@ class BottleneckAdapter(Adapter):
         return out + F.linear(units, self.P, self.b_up).to(out.dtype)
 
     def factors(self) -> tuple[Factor, ...]:
-        return (*super().factors(), Factor("b_down", self.b_down, 0))
+        return (*super().factors(), Factor("b_down", self.b_down, (0,)))
 
     def biases(self) -> list[nn.Parameter]:
         return [self.b_down, self.b_up]

@@ -51,7 +51,7 @@ class DrivenLayer(Triplets):
         else:
             self._a, self._b = (side._parameters for side in (layer.lora_embedding_A, layer.lora_embedding_B))
             self._key = adapter_name
-        self.lam_out = None
+        self.lam_out = self.core = None
         self.init = "lora"
         self.exponent = 0.5 if layer.use_rslora.get(adapter_name) else 1.0
         self.drawn = 0

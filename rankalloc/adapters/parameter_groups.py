@@ -3,8 +3,8 @@
 Hayou et al., ICML 2024 (arXiv 2402.12354): in a wide layer both factors of B A learn their features at an equal pace
 only when B's rate is the larger one, by a constant; 16 was good in their runs. Here
 
-    P and Λ (and "vera"'s output scale)     plus_ratio · lr
-    Q, and the task heads                   lr
+    P and Λ (and "vera"'s output scale, "lora-xs"'s core)     plus_ratio · lr
+    Q, and the task heads                                     lr
 
 Λ goes with P because P Λ is the B of the exported file: in every parametrisation that trains it, the product that
 begins at zero, or next to it, holds Λ. A ratio other than 1 wants a lower lr than plain LoRA's best.
@@ -42,7 +42,7 @@ def parameter_groups(
     Args:
         adapters, heads: what trains; usually called as ``adapters.parameter_groups(lr)``.
         lr: rate of Q and of the heads.
-        plus_ratio: rate of P and Λ, in multiples of ``lr``; 1 for plain LoRA.
+        plus_ratio: rate of P, Λ and the core, in multiples of ``lr``; 1 for plain LoRA.
         weight_decay: of matrices; vectors have none.
 
     Returns:
@@ -65,6 +65,7 @@ def parameter_groups(
     groups: list[tuple[str, float, float, list[Any]]] = [
         ("P", plus_ratio * lr, weight_decay, [a.P for a in adapters]),
         ("lam", plus_ratio * lr, 0.0, [p for a in adapters for p in (a.lam, a.lam_out) if p is not None]),
+        ("core", plus_ratio * lr, weight_decay, [a.core for a in adapters if a.core is not None]),
         ("Q", lr, weight_decay, [a.Q for a in adapters]),
         ("biases", lr, 0.0, [bias for a in adapters for bias in a.biases()]),
         ("heads", lr, weight_decay, [p for p in of_heads if p.dim() > 1]),

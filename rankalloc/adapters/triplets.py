@@ -11,6 +11,7 @@ LoRA begins: it has no part in ΔW any more, and can grow back until it leaves m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ TRAINED = {
     "gate": ("P", "lam", "Q"),
     "lora-fa": ("P",),
     "vera": ("lam", "lam_out"),
+    "lora-xs": ("core",),
     BOTTLENECK: ("P", "Q", "biases"),
 }
 """{init: the factors it trains}."""
@@ -39,15 +41,16 @@ FIXED_Q = tuple(init for init, trained in TRAINED.items() if "Q" not in trained)
 """Parametrisations whose basis must stay as it is."""
 
 TRIPLET_DIMS = {"P": 1, "lam": 0, "Q": 0}
-"""{factor: the dimension that counts triplets}."""
+"""{factor: the dimension that counts triplets}; both do in "lora-xs"'s core."""
 
 
 class Factor(NamedTuple):
-    """One factor of an adapter: its name, the tensor, and the dimension that counts triplets."""
+    """One factor of an adapter: its name, the tensor, and the dimensions that count triplets, both of "lora-xs"'s
+    core."""
 
     name: str
     parameter: torch.Tensor
-    dim: int
+    dims: tuple[int, ...]
 
 
 class Triplets:
@@ -56,6 +59,7 @@ class Triplets:
     Attributes:
         P, lam, Q: the factors, (d_out, r), (r,) and (r, d_in).
         lam_out: the output scale (d_out,) of "vera"; None for all others.
+        core: R (r, r) of "lora-xs" (:mod:`.lora_xs`); None for all others.
         kept: (r,) bool, the triplets that the last allocation kept.
         base_layer: the frozen layer.
         layout: its kind, :mod:`rankalloc.layers.kinds`.
@@ -80,6 +84,7 @@ class Triplets:
 
     kept: torch.Tensor
     lam_out: nn.Parameter | None
+    core: nn.Parameter | None
     base_layer: nn.Module
     layout: Kind
     d_in: int
@@ -136,7 +141,10 @@ class Triplets:
         return (self.initial_rank / max(1, rank)) ** self.exponent
 
     def left(self) -> torch.Tensor:
-        """P, (d_out, r), with the output scale of "vera" in it."""
+        """P, (d_out, r), with the output scale of "vera" or the core of "lora-xs" in it."""
+        if self.core is not None:
+            with torch.autocast(self.P.device.type, enabled=False):  # rounded once, with the product it is part of
+                return self.P @ self.core
         return self.P if self.lam_out is None else self.P * self.lam_out[:, None]
 
     def scaled(self) -> torch.Tensor:
@@ -145,12 +153,15 @@ class Triplets:
         return self.left() * (self.lam * self.scaling)
 
     def factors(self) -> tuple[Factor, ...]:
-        """P, lam and Q, trained or not, each with the dimension that counts triplets."""
-        return tuple(Factor(name, getattr(self, name), dim) for name, dim in TRIPLET_DIMS.items())
+        """P, lam and Q, and the core where there is one, trained or not, each with the dimensions that count
+        triplets."""
+        core = () if self.core is None else (Factor("core", self.core, (0, 1)),)
+        return (*(Factor(name, getattr(self, name), (dim,)) for name, dim in TRIPLET_DIMS.items()), *core)
 
     def is_finite(self) -> bool:
         """Whether every number of the adapter is finite."""
-        return all(bool(torch.isfinite(p).all()) for p in (self.P, self.lam, self.Q, self.lam_out) if p is not None)
+        parts = (self.P, self.lam, self.Q, self.lam_out, self.core)
+        return all(bool(torch.isfinite(part).all()) for part in parts if part is not None)
 
     @torch.no_grad()
     def sizes(self) -> torch.Tensor:
@@ -190,11 +201,15 @@ class Triplets:
 
         Their λ becomes zero; where Λ is not trained, their column of P does. They keep their Q (and P), so a dropped
         triplet can come back at a later allocation; with ``erase`` P and Q become zero, and with them every gradient
-        the triplet would have. Where neither lam nor Q is trained ("lora-fa"), a triplet that comes back begins again
-        with P = 0.
+        the triplet would have. Where neither lam nor Q is trained ("lora-fa", "lora-xs"), a triplet that comes back
+        begins again with P = 0, or with a row and a column of the core that are zero.
         """
-        if self.init == "lora-fa":
-            self.P.mul_(self.kept & kept.to(self.kept.device))
+        if self.init in ("lora-fa", "lora-xs"):
+            stays = self.kept & kept.to(self.kept.device)
+            if self.core is None:
+                self.P.mul_(stays)
+            else:
+                self.core.mul_(stays[:, None] & stays)
             self.lam.copy_(kept)
         self.kept.copy_(kept)
         if self.sized_by_factors:
@@ -208,20 +223,26 @@ class Triplets:
     @torch.no_grad()
     def select(self, index: torch.Tensor) -> None:
         """Hold only the triplets ``index`` (k,) from now on; the parameters stay the same objects."""
-        for _, parameter, dim in self.factors():
-            replace_data(parameter, parameter.data.index_select(dim, index))
+        for _, parameter, dims in self.factors():
+            replace_data(parameter, selected(parameter.data, dims, index))
         self.kept = self.kept.index_select(0, index)
         self.resized()
 
     @torch.no_grad()
     def resize(self, rank: int) -> None:
         """Hold exactly ``rank`` triplets, contents undefined: room for loaded weights."""
-        for _, parameter, dim in self.factors():
-            shape = [*parameter.shape]
-            shape[dim] = rank
+        for _, parameter, dims in self.factors():
+            shape = [rank if dim in dims else size for dim, size in enumerate(parameter.shape)]
             replace_data(parameter, parameter.data.new_empty(shape))
         self.kept = self.kept.new_ones(rank)
         self.resized()
+
+
+def selected(tensor: torch.Tensor, dims: Iterable[int], index: torch.Tensor) -> torch.Tensor:
+    """The triplets ``index`` (k,) of a tensor whose dimensions ``dims`` count triplets."""
+    for dim in dims:
+        tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor
 
 
 def replace_data(parameter: torch.Tensor, data: torch.Tensor) -> None:

@@ -51,12 +51,13 @@ class ModelConfig(Section):
 
 class AdapterConfig(Section):
     """The adapter at the start: ``rank`` triplets per layer, scaled by ``alpha / rank`` (``scale: rslora``: by
-    ``alpha / √rank``). ``init`` null means the method's own parametrisation; "lora-fa" and "vera" freeze factors."""
+    ``alpha / √rank``). ``init`` null means the method's own parametrisation; "lora-fa", "vera" and "lora-xs"
+    freeze factors."""
 
     rank: Count = 12
     alpha: Positive = 24.0
     scale: Literal["lora", "rslora"] = "lora"
-    init: Literal["svd", "lora", "gate", "lora-fa", "vera"] | None = None
+    init: Literal["svd", "lora", "gate", "lora-fa", "vera", "lora-xs"] | None = None
     target_modules: OneOrMore[str] = "all-linear"
     exclude_modules: Choices[str] | None = None
     modules_to_save: list[str] | None = None

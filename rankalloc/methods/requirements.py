@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..adapters.starts import OWN_START
 from ..adapters.triplets import BOTTLENECK, FIXED_Q
 from ..errors import ConfigError
 from ..options import flag, number
@@ -23,10 +24,16 @@ def require_trainable(method: Method, init: str) -> None:
             f"method {method.name!r} trains {'low-rank updates' if method.lora else 'bottlenecks'}, and these adapters "
             f"were attached with init={init!r}; attach with init={method.init!r}, or with the method's own plan"
         )
-    if init == "vera" and method.planner and PLANNERS[method.planner].initial is not Planner.initial:
+    if init in OWN_START and method.planner and PLANNERS[method.planner].initial is not Planner.initial:
         raise ConfigError(
-            f"method {method.name!r} starts adapters from factors it computes, and init='vera' from the same random "
-            "ones in every layer; choose ranks by another method, or attach with another init"
+            f"method {method.name!r} starts adapters from factors it computes, and init={init!r} from "
+            f"{OWN_START[init]}; choose ranks by another method, or attach with another init"
+        )
+    if init == "lora-xs" and method.when == "during":
+        raise ConfigError(
+            f"method {method.name!r} chooses ranks while it trains, and every entry of the core that init='lora-xs' "
+            "trains joins two of them, so none can be scored alone; use 'uniform', or another method that chooses "
+            "before training"
         )
     if init in FIXED_Q:
         if _fits_any_basis(method):

@@ -134,10 +134,11 @@ def drop(
 @torch.no_grad()
 def _take_over(copy: Triplets, adapter: Triplets, fresh: torch.Tensor) -> None:
     """Triplets that have just come have no past to be averaged; nor has a factor that is not trained."""
-    for (name, own, dim), (_, theirs, _) in zip(copy.factors(), adapter.factors(), strict=True):
+    for (name, own, dims), (_, theirs, _) in zip(copy.factors(), adapter.factors(), strict=True):
         where = fresh.nonzero().flatten() if name in TRAINED[adapter.init] else torch.arange(adapter.rank)
         where = where.to(own.device)
-        own.index_copy_(dim, where, theirs.index_select(dim, where.to(theirs.device)).to(own))
+        for dim in dims:
+            own.index_copy_(dim, where, theirs.index_select(dim, where.to(theirs.device)).to(own))
 
 
 def shrink(followed: Iterable[Adapters], in_memory: Sequence[torch.Tensor]) -> None:

@@ -223,7 +223,7 @@ class RankController:
 
     def _gradients_arrived(self) -> bool:
         """Whether there is anything to observe; False only when no triplet is left."""
-        if any(p.grad is not None for a in self.adapters for p in (a.P, a.lam, a.Q)):
+        if any(p.grad is not None for a in self.adapters for p in a.trained()):
             return True
         if not any(a.rank for a in self.adapters):
             return False

@@ -274,10 +274,10 @@ def weights_key(adapters: Adapters) -> str:
 
 
 def factors_key(adapters: Adapters) -> str | None:
-    """As :func:`weights_key`, over P and Q where Λ stays 1 and tells nothing; None where it is trained."""
+    """As :func:`weights_key`, over P and Q, or the core between them, where Λ stays 1 and tells nothing; None where it
+    is trained."""
     digest = hashlib.sha256()
-    plain = [adapter for adapter in adapters if adapter.sized_by_factors]
-    for adapter in plain:
-        for factor in (adapter.P, adapter.Q):
-            digest.update(factor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest() if plain else None
+    parts = [part for a in adapters for part in ((a.P, a.Q) if a.sized_by_factors else (a.core,)) if part is not None]
+    for part in parts:
+        digest.update(part.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest() if parts else None

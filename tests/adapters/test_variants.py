@@ -78,7 +78,7 @@ def test_parameter_groups_hold_everything_that_trains_once(bert):
 def test_groups_leave_out_what_is_frozen(init):
     adapters = ra.attach(make_mlp(), rank=2, init=init)
     names = [group["name"] for group in adapters.parameter_groups(1e-3)]
-    wanted = {"P": "P", "lam": "lam", "lam_out": "lam", "Q": "Q", "biases": "biases"}
+    wanted = {"P": "P", "lam": "lam", "lam_out": "lam", "core": "core", "Q": "Q", "biases": "biases"}
     assert set(names) == {wanted[factor] for factor in TRAINED[init]}
     trained = sum(p.numel() for group in adapters.parameter_groups(1e-3) for p in group["params"])
     assert trained == adapters.trainable_params() == sum(p.numel() for p in adapters.parameters())

@@ -249,12 +249,13 @@ def test_a_configuration_names_the_variants(config, home):
         "plain": {}, "plus": {"training.plus_ratio": 8}, "rslora": {"adapter.scale": "rslora"},
         "fa": {"adapter.init": "lora-fa", "method": "magnitude"},
         "vera": {"adapter.init": "vera", "method": "first-order"}, "decay": {"training.weight_decay": 0.5},
+        "xs": {"adapter.init": "lora-xs", "method": "uniform"},
     }.items():
         trace = train(plain.replaced(values), home / name, prepared=prepared, splits=())
         assert meets_budget(trace)
         assert trace.scaling == (4.0 if name == "rslora" else 2.0)
         tensors = load_file(home / name / "adapter" / "adapter_model.safetensors")
         sizes[name] = sum(float(t.square().sum()) for key, t in tensors.items() if "lora_B" in key)
-    assert sizes["plus"] > 4 * sizes["plain"] and len(set(sizes.values())) == 6
+    assert sizes["plus"] > 4 * sizes["plain"] and len(set(sizes.values())) == 7
     with pytest.raises(ConfigError, match="adapter.init: .*did you mean 'lora-fa'"):
         plain.replaced({"adapter.init": "lorafa"})

@@ -67,6 +67,18 @@ def test_experts_are_chosen_by_the_names_of_their_parameters(targets, expected):
     assert torch.equal(logits_of(model), before) and not any(isinstance(m, AdaptedExperts) for m in model.modules())
 
 
+def test_lora_xs_has_a_core_for_every_expert():
+    model = make_mixtral()
+    adapters = ra.attach(model, rank=2, target_modules=["experts"], init="lora-xs")
+    model.train()(token_ids(), labels=token_ids()).loss.backward()
+    assert adapters.trainable_params() == 4 * len(adapters) and any(a.core.grad.any() for a in adapters)
+    for adapter in adapters:
+        nn.init.normal_(adapter.core)
+    before = logits_of(model)
+    torch.testing.assert_close(logits_of(ra.merge(adapters)), before, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, logits_of(make_mixtral()))
+
+
 def test_experts_that_are_excluded_stay_frozen():
     for names in (["experts"], ["gate_up_proj", "down_proj"]):
         assert roles(ra.attach(make_mixtral(), rank=2, exclude_modules=names)) == {

@@ -121,6 +121,18 @@ def test_an_adapter_stands_beside_a_quantised_layer(quantise, scheme, error):
 
 
 @each_scheme
+def test_lora_xs_stands_between_singular_vectors_of_the_dequantised_weight(quantise, scheme, error):
+    adapters = ra.attach(quantise(make_mlp()), rank=3, init="lora-xs")
+    for adapter in adapters:
+        values = torch.linalg.svdvals(full_weight(adapter.base_layer).float())[:3]
+        torch.testing.assert_close(adapter.P.norm(dim=0), values)
+        torch.testing.assert_close(full_weight(adapter.base_layer).float() @ adapter.Q.T, adapter.P, **CLOSE)
+    model = adapters.model.train()
+    model(torch.randn(5, 64)).square().sum().backward()
+    assert all(a.core.grad.any() and a.Q.grad is None for a in adapters)
+
+
+@each_scheme
 def test_it_trains_to_its_budget_and_the_base_stays_as_it_was(quantise, scheme, error):
     model = quantise(make_mlp())
     packed = {name: full_weight(layer).clone() for name, layer in model.named_children() if hasattr(layer, "weight")}

@@ -102,11 +102,11 @@ def forget(adapter: Triplets, optimizer: torch.optim.Optimizer, triplets: torch.
 
 def _entries(adapter: Triplets, optimizer: torch.optim.Optimizer) -> Iterator[Entry]:
     optimizer = unwrap(optimizer)
-    for name, parameter, dim in adapter.factors():
+    for name, parameter, dims in adapter.factors():
         state = optimizer.state.get(parameter, {})
         for key, value in list(state.items()):
             if isinstance(value, torch.Tensor):
-                yield Entry(optimizer, state, key, name, parameter, dim)
+                yield Entry(optimizer, state, key, name, parameter, dims)
 
 
 def _format_of(entry: Entry, verb: Verb) -> Format:

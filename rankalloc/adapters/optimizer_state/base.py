@@ -23,9 +23,10 @@ class Entry:
     Attributes:
         optimizer: whose state it is.
         state: everything the optimizer keeps for the parameter; ``state[key]`` is the tensor.
-        factor: "P", "lam" or "Q".
+        factor: "P", "lam", "Q" or "core".
         parameter: the factor itself.
-        dim: the dimension of the parameter that counts triplets.
+        dims: the dimensions of the parameter that count triplets: one, or both of the core, which can neither turn nor
+            forget.
     """
 
     optimizer: torch.optim.Optimizer
@@ -33,7 +34,7 @@ class Entry:
     key: str
     factor: str
     parameter: torch.Tensor
-    dim: int
+    dims: tuple[int, ...]
 
     @property
     def value(self) -> torch.Tensor:
@@ -45,7 +46,7 @@ class Entry:
 
     def along_triplets(self, triplets: torch.Tensor) -> tuple[slice | torch.Tensor, ...]:
         """An index that takes ``triplets`` (r,) bool from a tensor of the parameter's shape."""
-        return (*[slice(None)] * self.dim, triplets.to(self.value.device))
+        return (*[slice(None)] * self.dims[0], triplets.to(self.value.device))
 
 
 class Format(ABC):

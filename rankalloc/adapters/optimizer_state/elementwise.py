@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..triplets import selected
 from .base import Entry, Format, Turn, Verb, multiplied
 
 Moment = Literal["first", "second"]
@@ -44,7 +45,7 @@ class Elementwise(Format):
         return type(entry.value) in (torch.Tensor, nn.Parameter)
 
     def select(self, entry: Entry, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {entry.key: entry.value.index_select(entry.dim, index.to(entry.value.device))}
+        return {entry.key: selected(entry.value, entry.dims, index)}
 
     def turned(self, entry: Entry, turn: Turn) -> dict[str, torch.Tensor]:
         old = entry.value.to(torch.promote_types(entry.value.dtype, torch.float32))

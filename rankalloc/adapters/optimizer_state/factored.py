@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from ..triplets import selected
 from .base import Entry, Format, Turn
 
 # transformers' names, and torch's
@@ -25,8 +26,8 @@ class Factored(Format):
     def select(self, entry: Entry, index: torch.Tensor) -> dict[str, torch.Tensor]:
         if not self._counts_triplets(entry):
             return {}
-        dim = entry.dim if entry.value.dim() == 2 else 0
-        return {entry.key: entry.value.index_select(dim, index.to(entry.value.device))}
+        own = 0 if entry.key in _ROWS else 1
+        return {entry.key: selected(entry.value, (own if entry.value.dim() == 2 else 0,), index)}
 
     def turned(self, entry: Entry, turn: Turn) -> dict[str, torch.Tensor]:
         if not self._counts_triplets(entry):
@@ -40,5 +41,5 @@ class Factored(Format):
             entry.value.view(-1)[triplets.to(entry.value.device)] = 0
 
     def _counts_triplets(self, entry: Entry) -> bool:
-        """Triplets are the rows of Q and the columns of P."""
-        return (entry.key in _ROWS) == (entry.dim == 0)
+        """Triplets are the rows of Q, the columns of P, and both of the core."""
+        return (0 if entry.key in _ROWS else 1) in entry.dims

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import RankallocError
+from ..triplets import selected
 from .base import Entry, Format, Turn, Verb, multiplied
 from .elementwise import moment_of
 
@@ -36,7 +37,7 @@ class Packed(Format):
         if _belongs_to_codes(entry):
             return {}
         values = unpacked(entry.state, entry.key)
-        return _packed(entry.state, entry.key, values.index_select(entry.dim, index.to(values.device)))
+        return _packed(entry.state, entry.key, selected(values, entry.dims, index))
 
     def turned(self, entry: Entry, turn: Turn) -> dict[str, torch.Tensor]:
         if _belongs_to_codes(entry):
