@@ -25,7 +25,7 @@ reports: demo ## what is committed under reports/: the demo's page and picture, 
 	$(BIN)/rankalloc report runs/demo -o reports/demo.html
 	$(BIN)/python -m studies.planted --report
 	$(BIN)/python -m rankalloc.report.index reports
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=960,1530 --screenshot=reports/demo.png file://$(CURDIR)/reports/demo.html
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=960,1930 --screenshot=reports/demo.png file://$(CURDIR)/reports/demo.html
 
 test: $(VENV)/.ready-test ## the test suite (under 4 minutes)
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -55,8 +55,8 @@ def after_run(trace: RankTrace) -> list[Step]:
     if not words:
         return []
     return [Step(
-        "Find out whether adaptive ranks help here: an audit tunes them and uniform LoRA alike, and compares the two "
-        "over several seeds.", _audit(words, _folder(trace.config, trace.name)), _lacking(words[2], _AT_THE_END),
+        "Find out whether adaptive ranks help: an audit tunes them and uniform LoRA alike, and compares the two over "
+        "several seeds.", _audit(words, _folder(trace.config, trace.name)), _lacking(words[2], _AT_THE_END),
     )]  # fmt: skip
 
 
@@ -80,16 +80,16 @@ def after_sweep(sweep: SweepRecord) -> list[Step]:
         trace = sweep.trial(sweep.pair.uniform).trace or f"trials/{sweep.pair.uniform:04d}/trace.json"
         where, whose = f"{folder}/{PurePosixPath(trace).parent}/adapter", "uniform trial"
     steps = [Step(
-        f"Use the adapter of the {whose}, {where}: PEFT loads that folder as it is, and this tells which other tools "
-        "read it right.", _line("rankalloc", "check", where),
+        f"Use the {whose}'s adapter, {where}, with PEFT; this tells which other tools read it right.",
+        _line("rankalloc", "check", where),
     )]  # fmt: skip
     best = next((trial for trial in sweep.trials if trial.number == sweep.best), None)
     if best is not None and any(sweep.rank_choice(trial) == "adaptive" for trial in sweep.trials):
         own = sweep.rank_choice(best) == "adaptive"
         name = "best.yaml" if own else "config.yaml"
         steps.append(Step(
-            "Find out whether adaptive ranks help here, which takes more seeds and equal tuning: an audit gives every "
-            "side the same number of learning rates, and compares them over several seeds.",
+            "Find out whether adaptive ranks help: an audit tries as many learning rates on either side, and compares "
+            "them over several seeds.",
             _audit(["rankalloc", "train", f"{folder}/{name}"], folder),
             _lacking(f"{folder}/{name}", f"{_AT_THE_END}, of the {'best trial' if own else 'sweep'}"),
         ))  # fmt: skip
@@ -121,8 +121,8 @@ def after_comparison(pair: Comparison) -> list[Step]:
     for side, found in zip(sides, words, strict=True):
         if side.choice == "adaptive" and found and {one.choice for one in sides} != {"adaptive"}:
             return [Step(
-                "One seed each shows little: an audit tunes both kinds of ranks alike, and compares them over several "
-                "seeds.", _audit(found, _folder(side.config, side.name)),
+                "One seed each shows little: an audit tunes both kinds of ranks alike, and compares them over several.",
+                _audit(found, _folder(side.config, side.name)),
             )]  # fmt: skip
     return _another_seed(pair, words)
 
@@ -218,8 +218,8 @@ def _lacking(file: str, where: str) -> str:
     if not file:
         return ""
     return (
-        f"It reads {file}. Where you have this page only, save the resolved configuration ({where}) under that name, "
-        "with the paths of your own data in it."
+        f"It reads {file}. With this page alone, save the resolved configuration ({where}) under that name, and set "
+        "the paths of your data in it."
     )
 
 

@@ -58,7 +58,7 @@ def test_the_answer_comes_first_and_every_arm_is_in_the_numbers(record, tmp_path
     assert page.index("auto gains 1.0 points F1.") < page.index("Use auto.") < page.index("<figure")
     for key in ("forest", "seeds", "tuning", "map"):
         assert f'id="figure-{key}"' in page
-    assert "It reads a.yaml. Where you have this page only, save the resolved configuration" in page
+    assert "It reads a.yaml. With this page alone, save the resolved configuration" in page
     for name in ("uniform", "twin"):
         assert page.count(f'<th scope="row">{name}</th>') >= 3
     assert "post (there is nothing to cut)" in page

@@ -36,7 +36,7 @@ def test_a_sweep_ends_with_its_adapter_and_an_audit():
         "rankalloc check 'runs/punctuation sweep/best/adapter'",
         "rankalloc audit 'runs/punctuation sweep/best.yaml' --output 'runs/punctuation sweep-audit'",
     ]
-    assert "best.yaml. Where you have this page only, save" in steps[1].lacking
+    assert "best.yaml. With this page alone, save" in steps[1].lacking
 
 
 def test_where_uniform_ranks_won_theirs_is_the_adapter_to_use():
