@@ -101,7 +101,7 @@ def report(runs: Sequence[dict], rates: Sequence[float] | None) -> tuple[str, li
         for size in SIZES:
             own = [row for row in rows if (row.task, row.size) == (task, size)]
             if own:
-                parts += [f"## {task}, {size} rank a layer" if size != "one" else f"## {task}, one rank a layer",
+                parts += [f"## {task}, {size} {'' if size == 'one' else 'of a '}rank a layer",
                           _table(own), _verdict(own), _patterns(runs, task, size)]
     return "\n\n".join(part for part in parts if part), rows
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankalloc.files import write_text
+from rankalloc.files import write_json, write_text
 
 from ..common.arguments import QUICK, at_least_one, parse, study_parser
 from ..common.grid import Grid
@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text, rows = report(mine(), args.rates)
     print(text)
     write_text(args.output.with_name("findings.md"), text + "\n")
+    write_json(args.output.with_name("rows.json"), [row._asdict() for row in rows])
     draw(rows, args.output.with_name("tight"))
 
 
