@@ -22,7 +22,7 @@ from rankalloc.cli import app
 from rankalloc.errors import ConfigError, NothingFeasibleError
 from rankalloc.experiments.preemption import Preempted, Stop
 from rankalloc.experiments.run_folder import SweepFolder
-from rankalloc.experiments.sweeps import storages
+from rankalloc.experiments.sweeps import jobs, storages
 from rankalloc.experiments.sweeps.record import Sweep
 from rankalloc.experiments.sweeps.slots import Slots, ended, of_slots, slot_of
 from rankalloc.experiments.sweeps.study import SweepSpaceError, join_study
@@ -48,6 +48,22 @@ def config(home):
 @pytest.fixture(scope="module")
 def whole(config, home):
     return run_sweep(config, home / "whole")
+
+
+def test_runs_that_end_together_are_counted_one_by_one(whole, home):
+    slots, _, _ = join_study(storages.named(str(home / "whole")), None)
+    counted = []
+    told = set()
+    for _ in jobs._news(slots, told, lambda trial, done: counted.append(done)):
+        pass
+    assert counted == list(range(1, len(slots.all()) + 1)) and len(told) >= len(counted)
+
+
+def test_a_query_that_is_interrupted_logs_no_traceback(whole, home, capfd):
+    slots, _, _ = join_study(storages.named(str(home / "whole")), None)
+    engine = slots.storage._backend.engine
+    engine.pool.logger.error("Error closing cursor")  # as SQLAlchemy does at Ctrl-C
+    assert capfd.readouterr().err == ""
 
 
 def test_another_sweep_in_the_folder_is_refused(whole, config, home):

@@ -21,7 +21,7 @@ from ...errors import RankallocError
 from ..preemption import Preempted, Stop
 from .finals import left
 from .record import Sweep
-from .slots import Slots, ended
+from .slots import FRESH, Slots, ended
 from .worker import Failures, take_up
 
 _POLL = 0.2
@@ -106,7 +106,7 @@ def _news(slots: Slots, told: set[int], on_trial: Callable[[FrozenTrial, int], N
     for slot, trial in _runs(slots).items():
         if ended(trial) and slot not in told:
             told.add(slot)
-            on_trial(trial, sum(map(ended, slots.all().values())))
+            on_trial(trial, sum(slot < FRESH for slot in told))
             yield trial
 
 

@@ -105,6 +105,8 @@ def connected(storage: str, shown: str, open: Callable[[BaseStorage], optuna.Stu
     """The slots of the study that ``open`` finds or makes in a storage; RankallocError where that cannot be opened."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Ctrl-C in the middle of a query: it logs a traceback of its own about the cursor
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         kept, guard = storages.opened(storage)
         with guard:
