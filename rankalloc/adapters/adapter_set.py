@@ -53,6 +53,8 @@ class Adapters:
         on_detach: called when the adapters leave the model, to undo what their training set up.
         beyond: what else trains in the model that :func:`rankalloc.save` cannot write, in a few words; "" for nothing.
         on_resize: called when ranks have left memory, so that what others record of them can follow.
+        nested_exponent: e of nested ones, whose first b of r triplets are used at (r / b)^e times their scale; None for
+            that of ``scale``.
     """
 
     model: nn.Module
@@ -71,6 +73,7 @@ class Adapters:
     on_detach: list[Callable[[], None]] = field(repr=False, default_factory=list)
     on_resize: list[Callable[[], None]] = field(repr=False, default_factory=list)
     beyond: str = field(repr=False, default="")
+    nested_exponent: float | None = None
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -88,6 +91,11 @@ class Adapters:
     def scaling(self) -> float:
         """alpha / rank, or alpha / √rank: s of every layer, unless an alpha_pattern of PEFT's gives some their own."""
         return self.alpha / self.rank ** SCALES[self.scale]
+
+    @property
+    def cut_exponent(self) -> float:
+        """e of the scale (r / b)^e that the first b of r triplets are used at, where they are nested."""
+        return SCALES[self.scale] if self.nested_exponent is None else self.nested_exponent
 
     def ranks(self) -> dict[str, int]:
         """{module name: live rank}."""

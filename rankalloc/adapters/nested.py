@@ -1,4 +1,4 @@
-"""Using nested adapters, which method "dylora" trains, at a lower rank than they have."""
+"""Using nested adapters, which methods "dylora" and "matryoshka" train, at a lower rank than they have."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
     Evaluating, saving or merging inside the block uses the smaller adapter; afterwards all ranks are back.
 
     Args:
-        adapters: nested ones: trained by method "dylora", or loaded from what such a run saved. The first triplets of
-            any others are not an adapter.
+        adapters: nested ones: trained by method "dylora" or "matryoshka", or loaded from what such a run saved. The
+            first triplets of any others are not an adapter.
         rank: for every layer, or {module name: rank}; a layer of a lower rank keeps all it has.
 
     Raises:
@@ -41,8 +41,8 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
     """
     if not adapters.nested:
         raise RankallocError(
-            "only nested adapters can be cut from the end: train with method='dylora' on adapters attached with "
-            "init='lora', or load what such a run saved"
+            "only nested adapters can be cut from the end: train with method='dylora' or 'matryoshka' on adapters "
+            "attached with init='lora', or load what such a run saved"
         )
     wanted = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(adapters.modules, rank)
     for name, value in wanted.items():
@@ -57,9 +57,10 @@ def at_rank(adapters: Adapters, rank: int | Mapping[str, int]) -> Iterator[Adapt
         with torch.no_grad():
             for name, value in wanted.items():
                 adapter = adapters.modules[name]
-                live, own = min(value, adapter.live_rank), adapter.lam / adapter.stretch(adapter.live_rank)
+                whole = adapter.live_rank
+                live = min(value, whole)
                 adapter.kept.copy_(adapter.kept & (torch.arange(adapter.rank, device=adapter.kept.device) < live))
-                adapter.lam.copy_(adapter.kept * own * adapter.stretch(live))
+                adapter.lam.mul_(adapter.kept * (max(1, whole) / max(1, live)) ** adapters.cut_exponent)
         yield adapters
     finally:
         with torch.no_grad():

@@ -63,7 +63,7 @@ def shrink(
         typer.Option("--learning-rate", metavar="X", help="Of --recover. [default: a quarter of the task's]"),
     ] = None,
     cut: Annotated[
-        str, typer.Option("--cut", help="svd, or nested: the first ranks of every layer of a dylora run.")
+        str, typer.Option("--cut", help="svd, or nested: the first ranks of every layer of a dylora or matryoshka run.")
     ] = "svd",
     as_json: Json = False,
 ) -> None:
@@ -104,7 +104,9 @@ def frontier(
     batches: Batches = None,
     cut: Annotated[
         str | None,
-        typer.Option("--cut", help="svd, or nested: the first ranks of a dylora run. [default: as it was trained]"),
+        typer.Option(
+            "--cut", help="svd, or nested: the first ranks of a dylora or matryoshka run. [default: as it was trained]"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

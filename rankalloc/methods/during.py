@@ -124,4 +124,13 @@ DURING = (
         cost="no score state; a copy of the adapter during each optimizer step",
         weakness="late triplets learn in few of the steps",
     ),
+    Method(
+        name="matryoshka",
+        summary="nested ranks: fixed scales that fall along the triplets, so every rank works afterwards",
+        score="magnitude", rule="matryoshka", init="lora", canonical=False, orthogonal=0.0,
+        options={"weights": "of the ranks that are mixed: one, inverse or root (root)", **_PLACED},
+        source="Modoranu et al., 2026, arXiv 2605.07850",
+        cost="none",
+        weakness="no step looks at a cut adapter: low ranks are far from what they could be",
+    ),
 )

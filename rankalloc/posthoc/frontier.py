@@ -128,7 +128,8 @@ def frontier(
     """Evaluate one adapter at several budgets, and uncut.
 
     Args:
-        adapter: as in :func:`rankalloc.shrink`; one trained at a high rank, or by method "dylora", shows the most.
+        adapter: as in :func:`rankalloc.shrink`; one trained at a high rank, or by a method that nests ("dylora",
+            "matryoshka"), shows the most.
         budgets: to shrink to; with nested cuts, None for every rank.
         evaluate: turns an adapter's folder into a finite number.
         out: folder for the JSON, the figures, and ``points.json``, which keeps any point from being evaluated twice.
@@ -136,7 +137,7 @@ def frontier(
         metric: weighs the layers when shrinking.
         cut: "svd" keeps the largest singular triplets; "nested" keeps the first triplets of each layer, as many as the
             budget has room for, at the scale they were trained at (:mod:`rankalloc.posthoc.nested_cut`); budgets with
-            the same rank share a point. None is "nested" for what method "dylora" trained, else "svd".
+            the same rank share a point. None is "nested" for what such a method trained, else "svd".
 
     Raises:
         ConfigError: no budget is given, a nested cut is asked of an adapter that is not nested, or it is given a

@@ -5,8 +5,9 @@ A DyLoRA run (Valipour et al., EACL 2023, arXiv 2210.07558; :mod:`rankalloc.meth
     ΔW_b = (α / b^e) · P[:, :b] Q[:b]          (e = 1, or ½ with scale="rslora")
 
 as a separate adapter. A file of rank r holds ΔW_r, whose factor α / r^e is in lora_B, so a cut to b multiplies lora_B
-by (r / b)^e. All layers get the same b, as in training; a layer of a lower rank keeps all it has. The file's metadata
-marks it as nested, which other readers ignore; operations that reorder or mix triplets drop the mark.
+by (r / b)^e. After a run of method "matryoshka" (:mod:`rankalloc.methods.rules.matryoshka`) the first b triplets are
+used as they are, e = 0. All layers get the same b, as in training; a layer of a lower rank keeps all it has. The file's
+metadata marks it as nested, which other readers ignore; operations that reorder or mix triplets drop the mark.
 
 Cost: one pass over the file per cut, no decomposition of what is written. Known weakness: there are only as many points
 as ranks, and no choice between layers. The largest singular triplets of the same file (``cut="svd"``) were not trained
@@ -62,7 +63,7 @@ def cut_of(adapter: FinishedAdapter, cut: str | None) -> str:
     if cut == "nested" and not is_nested(adapter):
         raise ConfigError(
             f"{adapter.label} is not known to be nested, so its first triplets are not an adapter: only what rankalloc "
-            "saved from a run with method='dylora' is nested; use cut='svd'"
+            "saved from a run with method='dylora' or 'matryoshka' is nested; use cut='svd'"
         )
     return cut
 

@@ -42,8 +42,8 @@ def shrink(
             counts d_in + d_out parameters for each rank kept.
         out: folder to write; None only chooses. ``shrink.json`` is written beside the adapter.
         metric: weighs the layers, such as the result of :func:`rankalloc.calibrate`; None for ‖·‖_F.
-        cut: "svd"; or "nested" for what method "dylora" trained: the first triplets of every layer, as many as the
-            budget has room for.
+        cut: "svd"; or "nested" for what method "dylora" or "matryoshka" trained: the first triplets of every layer, as
+            many as the budget has room for.
         layout, pad_multiple, reader: as for :func:`rankalloc.save`; the default is as small as the budget says.
         progress: called with (layers done, layers in all, newest values).
 

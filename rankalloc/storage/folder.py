@@ -45,7 +45,8 @@ PREFIX = "base_model.model."
 """What PEFT puts before every module's name in the weights file."""
 NESTED_KEY = "rankalloc_nested"
 """Marks a nested adapter in the weights file's metadata; its value is e. The first b of a layer's r triplets are then
-an adapter too, at (r / b)^e times the scale (:mod:`rankalloc.adapters.nested`)."""
+an adapter too, at (r / b)^e times the scale (:mod:`rankalloc.adapters.nested`): e is 1 or ½ after method "dylora", as
+its scale was, and 0 after "matryoshka"."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """(lora_A, lora_B) of one layer."""

@@ -35,8 +35,8 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
     bottlenecks that method "bottleneck" trained.
 
     Zero padding is removed, so ``ranks()`` gives the ranks that were saved, 0 among them; a rank above min(d_in, d_out)
-    becomes that rank, with the same ΔW. λ is trainable; it is 1, or AdaLoRA's own. What method "dylora" trained stays
-    nested: :func:`rankalloc.at_rank` cuts it, and :func:`rankalloc.save` marks it again.
+    becomes that rank, with the same ΔW. λ is trainable; it is 1, or AdaLoRA's own. What method "dylora" or
+    "matryoshka" trained stays nested: :func:`rankalloc.at_rank` cuts it, and :func:`rankalloc.save` marks it again.
 
     Args:
         check_base: refuse a model that is not the base whose fingerprint the file carries
@@ -79,6 +79,7 @@ def load(model: nn.Module, path: str | os.PathLike, *, check_base: bool = True) 
         ranks={name: part.rank for name, part in factors.items()}, modules_to_save=heads, scale=scale,
     )
     # the singular triplets of a layer whose rank was lowered are mixtures of those that were trained to be nested
+    adapters.nested_exponent = exponent
     adapters.nested = exponent is not None and all(factors[name] is part for name, part in read.items())
     with torch.no_grad():
         for name, part in factors.items():

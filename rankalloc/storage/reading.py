@@ -40,7 +40,7 @@ PEFT_TYPES = {
 }
 """{peft_type: (the pattern of its keys, the parts that make a layer)}."""
 
-_EXPONENTS = {f"{exponent:g}": exponent for exponent in SCALES.values()}
+_EXPONENTS = {f"{exponent:g}": exponent for exponent in (*SCALES.values(), 0.0)}
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters.adapter_set import SCALES, Adapters
+from ..adapters.adapter_set import Adapters
 from ..adapters.triplets import BOTTLENECK, Triplets
 from ..budget import BudgetPlan
 from ..errors import ConfigError, RankallocError
@@ -87,7 +87,7 @@ def save(
     base = fingerprint.fingerprint(adapters)
     about = {} if base is None else {fingerprint.KEY: base.encode()}
     if adapters.nested:
-        about[NESTED_KEY] = f"{SCALES[adapters.scale]:g}"
+        about[NESTED_KEY] = f"{adapters.cut_exponent:g}"
     return write_folder(
         path, layers, factors.__getitem__, heads, lambda names, rank: _config(adapters, names, rank), written, about
     )

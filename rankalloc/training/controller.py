@@ -110,7 +110,7 @@ class RankController:
         self.clock = StepClock()
         self._observed = False
         adapters.adaptation = self
-        adapters.nested = self.state.rule.nested
+        adapters.nested, adapters.nested_exponent = self.state.rule.nested, self.state.rule.nested_exponent
         if fresh:
             allocation.begin(self.state)
 

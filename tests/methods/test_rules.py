@@ -317,7 +317,8 @@ def test_a_fresh_triplet_is_orthogonal_changes_nothing_and_is_unknown_to_the_opt
     ("sora", {"threshold": -1.0}), ("sora", {"canonical": True}), ("l1ra", {"weight": -0.1}),
     ("elalora", {"move": 2.0}), ("elalora", {"per_layer": 0}), ("sora", {"threshold": "big"}),
     ("l1ra", {"weight": None}),
-    ("dylora", {"frozen": "no"}), ("auto", {"canonical": "no"}), ("auto", {"beta": "x"}), ("adalora", {"beta1": True}),
+    ("dylora", {"frozen": "no"}), ("matryoshka", {"weights": 1}),
+    ("auto", {"canonical": "no"}), ("auto", {"beta": "x"}), ("adalora", {"beta1": True}),
     ("adalora", {"orthogonal": -1}),
 ])
 def test_options_out_of_range_are_named(method, option):

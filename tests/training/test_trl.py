@@ -237,6 +237,7 @@ def test_methods_end_on_the_budget(base, tmp_path, method):
 
 @pytest.mark.parametrize(("method", "words"), [
     ("sora", "trained Λ"), ("l1ra", "trained Λ"), ("dylora", "PEFT's own layers"),
+    ("matryoshka", "PEFT's own layers"),
 ])
 def test_methods_that_need_layers_of_our_own_are_refused_by_name(base, tmp_path, method, words):
     with pytest.raises(ConfigError, match=f"method '{method}' .*{words}"):

@@ -7,6 +7,7 @@ from .dylora import Dylora
 from .elalora import Elalora
 from .increlora import Increlora
 from .l1ra import L1ra
+from .matryoshka import Matryoshka
 from .sora import Sora
 
 RULES: dict[str, type[Rule]] = {
@@ -16,6 +17,7 @@ RULES: dict[str, type[Rule]] = {
     Increlora.name: Increlora,
     L1ra.name: L1ra,
     Dylora.name: Dylora,
+    Matryoshka.name: Matryoshka,
 }
 
 __all__ = ["RULES", "Rule"]

@@ -34,7 +34,9 @@ class Rule:
     changes_forward: ClassVar[bool] = False
     """Whether it changes what adapters compute in a step, which layers of PEFT's cannot follow."""
     nested: ClassVar[bool] = False
-    """Whether, for every b, the first b triplets at scale α / b are trained to be an adapter."""
+    """Whether, for every b, the first b triplets are trained to be an adapter (:mod:`.nested`)."""
+    nested_exponent: ClassVar[float | None] = None
+    """e of the (r / b)^e that the first b of r triplets are then multiplied by; None for that of the scale, α / r^e."""
 
     def __init__(self, adapters: Sequence[Triplets], plan: BudgetPlan, seed: int = 0) -> None:
         self.adapters, self.plan, self.seed = list(adapters), plan, seed

@@ -12,9 +12,8 @@ With ``frozen`` only triplet b learns in that step. Triplets outside do not move
 decay would do to them is undone, unlike in the published code. Outside training mode every rank is used, where
 the published code evaluates at the last one drawn.
 
-At the freeze each layer is cut to a rank of its own that meets the budget, from the end (‖P_i‖‖Q_i‖, made falling
-along the triplets, says where); drawing goes on to the end, so that every rank below stays usable:
-:func:`rankalloc.at_rank`. A budget of everything (fraction=1) cuts nothing.
+At the freeze each layer is cut to a rank of its own, from the end (:mod:`.nested`); drawing goes on to the end, so that
+every rank below stays usable: :func:`rankalloc.at_rank`.
 
 Cost: a copy of P and Q during the optimizer's step. Known weakness: late triplets learn in few of the steps, so
 at full rank it learns more slowly than LoRA; one b for all layers cannot know which layers need more.
@@ -30,10 +29,10 @@ import torch
 
 from ...errors import NotAdaptedError
 from ...options import flag
-from .base import Arrays, Rule
+from .nested import Nested
 
 
-class Dylora(Rule):
+class Dylora(Nested):
     """Nested ranks; the formula is in the module docstring.
 
     Args:
@@ -44,8 +43,6 @@ class Dylora(Rule):
     """
 
     name = "dylora"
-    changes_forward = True
-    nested = True
 
     def __init__(self, *args: Any, frozen: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,12 +53,6 @@ class Dylora(Rule):
         """b of optimizer step ``step``."""
         highest = max((adapter.initial_rank for adapter in self.adapters), default=1)
         return int(np.random.default_rng([self.seed, step]).integers(1, max(1, highest) + 1))
-
-    def asked(self, step: int) -> int:
-        return self.plan.target if step >= self.plan.freeze_step else self.plan.initial
-
-    def allocates(self, step: int) -> bool:
-        return step == self.plan.freeze_step
 
     def prepare(self, step: int) -> None:
         rank = self.drawn(step)
@@ -91,9 +82,6 @@ class Dylora(Rule):
                 adapter.P[:, part] = p[:, part]
                 adapter.Q[part] = q[part]
         self._copies = []
-
-    def preferences(self, values: Arrays, live: Sequence[np.ndarray], step: int) -> Arrays:
-        return [np.minimum.accumulate(v) if len(v) else v for v in values]
 
     @torch.no_grad()
     def allocated(
