@@ -1,0 +1,1 @@
+"""Which rule places a tight budget best? Many short runs at once, on one frozen BERT."""
