@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from studies.tight.search.rules import Rule
 from studies.tight.search.runs import Job, Outcome
 from studies.tight.search.table import report, row_of
 from studies.tight.search.training import Data, Fleet, Spec
-from studies.tight.search.tried import HERE, Tried
+from studies.tight.search.tried import FIRST_LOOK, HERE, TRIED, Tried
 from studies.tight.search.variants import ADOPTED, BASE, VARIANTS
 from tests.support.models import LABELS, VOCAB, make_bert
 
@@ -130,16 +132,16 @@ def test_a_run_of_the_fleet_is_the_packages(model, data, init, dtype):
     assert len({str(now) for now in ranks}) > 3 and max(losses) - min(losses) > 0.3  # something was cut, and learnt
     assert sum(memory > live > 0 for now in ranks for memory, live in now) > 3  # there were spares
     exact = dtype == torch.float64
-    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-12 if exact else 1e-5)
+    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-10 if exact else 1e-5)
     model.eval()
     with torch.no_grad():
         found = model(data.ids, attention_mask=data.mask.long(), labels=data.labels).loss.item()
-    assert fleet.losses(data, batch=10)[0] == pytest.approx([found], abs=1e-12 if exact else 1e-5)
+    assert fleet.losses(data, batch=10)[0] == pytest.approx([found], abs=1e-10 if exact else 1e-5)
     for layer, adapter in enumerate(adapters if exact else []):
         for name in NAMES:
             own = fleet.factors.of(name)[layer].detach()[0]
             own = own[:, : adapter.rank] if name == "P" else own[: adapter.rank]
-            torch.testing.assert_close(own, getattr(adapter, name).detach(), rtol=0, atol=1e-12)
+            torch.testing.assert_close(own, getattr(adapter, name).detach(), rtol=0, atol=1e-10)
 
 
 def test_runs_of_a_batch_do_not_touch_one_another(model, data):
@@ -154,9 +156,9 @@ def test_runs_of_a_batch_do_not_touch_one_another(model, data):
     judged = together.losses(data)[0]
     for at, (seed, rule) in enumerate(runs.items()):
         own = fleet_of(model, {seed: rule})
-        torch.testing.assert_close(own.train(data, rows[at : at + 1])[:, 0], losses[:, at], rtol=0, atol=1e-12)
+        torch.testing.assert_close(own.train(data, rows[at : at + 1])[:, 0], losses[:, at], rtol=0, atol=1e-10)
         assert torch.equal(own.factors.held[0], together.factors.held[at])
-        assert own.losses(data)[0] == pytest.approx([judged[at]], abs=1e-12)
+        assert own.losses(data)[0] == pytest.approx([judged[at]], abs=1e-10)
     assert together.factors.held[2].tolist() == [at % 3 for at in range(12)]
     assert len({tuple(held) for held in together.factors.held.tolist()}) == len(runs)
 
@@ -207,3 +209,15 @@ def test_the_command_trains_what_is_missing_and_prints_a_table(tmp_path, monkeyp
     diverged = next(cell for cell in cells if cell["variant"] == BASE)
     assert (diverged["mean"], diverged["n"]) == (None, 3) and "null" in output.read_text(encoding="utf-8")
     assert row_of(cells, "punctuation", "a quarter", BASE) is None
+
+
+def test_the_committed_table_is_that_of_the_committed_record():
+    record = Tried(Path(command.__file__).with_name("tried.json"))
+    assert report(record) == record.path.with_name("tried.md").read_text(encoding="utf-8")
+    for name in (TRIED, FIRST_LOOK):
+        for cell in record.cells(name):
+            losses = list(cell["losses"].values())
+            assert cell["n"] == len(losses) and cell["mean"] == pytest.approx(statistics.fmean(losses), abs=1e-6)
+    assert {cell["variant"] for cell in record.cells(TRIED)} <= VARIANTS.keys()
+    row = row_of(record.cells(TRIED), "pos", "an eighth", ADOPTED)
+    assert row.seeds == 8 and row.difference[2] < 0
