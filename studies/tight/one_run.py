@@ -36,7 +36,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     ranks = {layer.name: rank for layer, rank in zip(trace.layers, trace.final_ranks, strict=True) if rank}
     return {
         **record, "loss": metrics["loss"], "metric": metrics[task.metric], "params": trace.adapter_params_final,
-        "ranks": ranks, "seconds": round(time.perf_counter() - started, 2),
+        "trained": trace.trained_params_final, "ranks": ranks, "seconds": round(time.perf_counter() - started, 2),
     }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Can one run answer every budget?"""
