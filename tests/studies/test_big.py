@@ -27,6 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 FOLDER = Path(big.__path__[0])
 CONFIGS = {path.stem: load_config(path) for path in sorted(FOLDER.glob("*.yaml"))}
 AUDITS = [name for name in CONFIGS if not name.startswith("sweep-")]
+ONE_OF_EACH = ("gsm8k-1b", "sweep-metamath-3b")
+"""Run dry in the short suite; the others take the same road."""
 FIVE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 # {configuration: the anchor's rank and modules}
 ANCHORS = {
@@ -121,7 +123,9 @@ def test_the_same_in_four_bits_is_otherwise_the_same(name):
     assert CONFIGS[name] == plain.replaced({"name": name, "model.load_in_4bit": True})
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ONE_OF_EACH else pytest.mark.long) for name in CONFIGS]
+)
 def test_every_configuration_runs_dry(name, home):
     config = CONFIGS[name]
     data = home / "made" / Path(config.task.train).parent.name
