@@ -56,7 +56,7 @@ def routing_table(measured: Measured, share: float) -> str:
     for arm in every[0] if every else ():
         runs = [arms[arm] for arms in every]
         losses = {name: statistics.fmean(run["report"]["loss"][name] for run in runs) for name in DOMAINS}
-        closed = [_closed(arms, arm) for arms in every]
+        closed = [gap_closed(arms, arm) for arms in every]
         gates = [statistics.fmean(run["gates"].values()) for run in runs if "gates" in run]
         rows.append([
             arm, f"{runs[0]['params']:,}", *(f"{losses[name]:.4f}" for name in DOMAINS),
@@ -99,7 +99,7 @@ def _best(measured: Measured, begins: str, ends: str, domains: tuple[str, ...] |
     return measured[min(tried, key=lambda name: sum(measured[name]["tune"]["loss"][one] for one in domains))]
 
 
-def _closed(arms: Mapping[str, Mapping[str, Any]], arm: str) -> float:
+def gap_closed(arms: Mapping[str, Mapping[str, Any]], arm: str) -> float:
     """0 for the average of the adapters, 1 for the oracle."""
     mean = {name: statistics.fmean(arms[name]["report"]["loss"].values()) for name in ("average", "oracle", arm)}
     return (mean["average"] - mean[arm]) / (mean["average"] - mean["oracle"])
