@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..trace import BASELINES, SweepRecord
+from ..trace import BASELINES, RankTrace, SweepRecord
 from .audited import audit_of
 from .facts import Facts, Subject
 from .outcome import budget_phrase, budget_state, moved_at_freeze
@@ -66,6 +66,7 @@ def _run_alerts(run: Facts) -> list[Alert]:
             f"Ranks were still moving at the freeze: {count(moved)} of {count(total)} changed layer at one of the last "
             "two allocations. A later freeze may settle them.",
         ))
+    made += _learned_nothing(trace)
     if trace.nonfinite_steps:
         at = some([count(s) for s in trace.nonfinite_steps])
         steps = plural(len(trace.nonfinite_steps), "step")
@@ -82,6 +83,17 @@ def _run_alerts(run: Facts) -> list[Alert]:
         ))
     made += [Alert("note", text) for text in trace.notes]
     return made + [Alert("problem", text) for text in trace.alerts]
+
+
+def _learned_nothing(trace: RankTrace) -> list[Alert]:
+    """A metric of exactly zero: every class but the most frequent one, say, is missed."""
+    zero = {name: row.split for row in trace.evaluations for name, value in row.metrics.items()
+            if name in ("f1", "accuracy", "token_accuracy") and value == 0}  # fmt: skip
+    return [Alert(
+        "problem",
+        f"{name} on the {split} split is 0: the run has not learned its task, so it is no control either; try another "
+        "learning rate, or more steps.",
+    ) for name, split in zero.items()]  # fmt: skip
 
 
 def _sweep_alerts(sweep: SweepRecord) -> list[Alert]:

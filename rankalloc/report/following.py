@@ -81,7 +81,7 @@ def after_sweep(sweep: SweepRecord) -> list[Step]:
         where, whose = f"{folder}/{PurePosixPath(trace).parent}/adapter", "uniform trial"
     steps = [Step(
         f"Use the {whose}'s adapter, {where}, with PEFT; this tells which other tools read it right.",
-        _line("rankalloc", "check", where),
+        _line("rankalloc", "check", where), f"The sweep wrote {where}; a page alone does not hold it.",
     )]  # fmt: skip
     best = next((trial for trial in sweep.trials if trial.number == sweep.best), None)
     if best is not None and any(sweep.rank_choice(trial) == "adaptive" for trial in sweep.trials):
@@ -181,12 +181,17 @@ def _training(command: str | None, config: Mapping[str, Any]) -> list[str]:
     except ValueError:
         words = []
     if words[:2] == ["rankalloc", "train"]:
-        kept, skip = [], False
+        kept, output, skip = [], "", False
         for word in words:
+            output = word if skip else output
             if not skip and word not in ("--output", "-o", "--resume", "--overwrite", "--json"):
                 kept.append(word)
             skip = not skip and word in ("--output", "-o")
-        return kept if len(kept) > 2 and not kept[2].startswith("-") else []
+        if len(kept) > 2 and not kept[2].startswith("-"):
+            return kept
+        # all of its settings were given on the command line: its folder has them in a file
+        folder = output or ("name" in config and _folder(config, ""))
+        return ["rankalloc", "train", f"{folder}/config.yaml"] if folder else []
     if "name" not in config:
         return []
     return ["rankalloc", "train", f"{_folder(config, '')}/config.yaml"]

@@ -166,7 +166,7 @@ def _pair_verdict(sweep: SweepRecord, pair: PairRecord, run: Facts | None) -> Ve
         "for that, compare with the same method forced to equal ranks (placement=uniform)."
     )
     notes += _fresh_notes(next((trial for trial in sweep.trials if trial.number == sweep.best), None))
-    probe = _why_only_a_probe(sweep, pair)
+    probe = _why_only_a_probe(sweep, pair, {"helped": "adaptive", "hurt": "uniform"}.get(outcome))
     return Verdict(f"{sentence} Read it as a probe: {probe}." if probe else sentence, outcome, notes)
 
 
@@ -197,8 +197,9 @@ def _matched(sweep: SweepRecord, pair: PairRecord) -> list[str]:
     ]
 
 
-def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
-    """Why this pair is no tuned comparison: too few learning rates, or a best one at the edge. Empty when it is one."""
+def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord, winner: str | None) -> str:
+    """Why this pair is no tuned comparison: too few learning rates, or a best one at the edge. Empty when it is one,
+    and where only the side that won was tuned too little: more rates would not have made it worse."""
     tried: dict[RankChoice, set[float]] = {"adaptive": set(), "uniform": set()}
     best: dict[RankChoice, float] = {}
     in_pair: dict[int, RankChoice] = {pair.adaptive: "adaptive", pair.uniform: "uniform"}
@@ -212,6 +213,8 @@ def _why_only_a_probe(sweep: SweepRecord, pair: PairRecord) -> str:
                 best[in_pair[trial.number]] = rate
     reasons = []
     for side, rates in tried.items():
+        if side == winner:
+            continue
         if 0 < len(rates) < LEAST_RATES:
             reasons.append(
                 f"{side} ranks were tried at {plural(len(rates), 'learning rate')}, and a tuned comparison takes "

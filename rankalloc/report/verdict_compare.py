@@ -78,12 +78,24 @@ def _ranks(pair: Comparison) -> str:
         return "They have no layer in common."
     moved = sum(a != b for a, b in pair.common)
     total = len(pair.common)
-    text = f"Of {plural(total, 'common layer')}, {count(moved)} {'has' if moved == 1 else 'have'} another rank"
+    text = f"Of {plural(total, 'common layer')}, {count(moved)} {'differs' if moved == 1 else 'differ'} in rank"
     if pair.rank_overlap is not None:
         text += f"; of all ranks that either keeps, {percent(pair.rank_overlap)} are kept by both"
     if pair.correlation is not None:
         text += f". Spearman's correlation of the ranks is {fixed(pair.correlation, 2)}"
     return text + "."
+
+
+def _untuned(pair: Comparison) -> list[str]:
+    """That nothing here was tuned, with the learning rates where the records have them."""
+    rates = [(side.config.get("training") or {}).get("learning_rate") for side in (pair.one, pair.other)]
+    if not all(isinstance(rate, int | float) for rate in rates):
+        return []
+    at = f"learning rate {rates[0]:g}" if rates[0] == rates[1] else f"learning rates {rates[0]:g} and {rates[1]:g}"
+    return [
+        f"Each was run at one rate ({at}), and methods differ in the rate that suits them: a difference may be the "
+        "rate's."
+    ]
 
 
 def _notes(pair: Comparison) -> list[str]:
@@ -97,6 +109,7 @@ def _notes(pair: Comparison) -> list[str]:
             "The difference is the first minus the second, so a negative one speaks for the first. It comes from one "
             "training run each, and the interval covers the data only: another seed may move it by more."
         )
+        notes += _untuned(pair)
         notes += [
             f"On the {split} split {name} is {number(one)} for {printable(pair.names[0])} and {number(other)} for "
             f"{printable(pair.names[1])}."

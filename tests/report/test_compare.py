@@ -121,6 +121,16 @@ def test_a_metric_that_contradicts_the_loss_is_said_and_nothing_is_claimed():
     assert said[1].notes[-1] == "On the report split f1 is 0.6 for one and 0.5 for two."
 
 
+def test_one_learning_rate_each_is_said_to_be_untuned():
+    def notes(one, other):
+        sides = [side(name, 4, losses=[1.0, 2.0 + place], config={"training": {"learning_rate": rate}})
+                 for place, (name, rate) in enumerate((("one", one), ("two", other)))]
+        return " ".join(compared(Comparison(*sides)).notes)
+
+    assert "(learning rate 0.00125), and methods differ" in notes(1.25e-3, 1.25e-3)
+    assert "(learning rates 0.001 and 0.008)" in notes(1e-3, 8e-3) and "one rate" not in notes(None, 1e-3)
+
+
 def test_the_page_of_a_comparison_and_the_data_beside_it(tmp_path):
     made = pages()
     path = made.paths["comparison"]

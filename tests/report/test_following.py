@@ -80,6 +80,9 @@ def test_a_sweep_without_a_best_trial_says_what_to_look_at():
          "rankalloc audit a.yaml --set seed=1 --output runs/run-audit"),
         ("rankalloc train a.yaml", CONFIG, "rankalloc audit a.yaml --output runs/mine-audit"),
         (None, CONFIG | {"output": "~/x y"}, "rankalloc audit ~/'x y/config.yaml' --output ~/'x y-audit'"),
+        ("rankalloc train --set seed=1 -o runs/one", {},
+         "rankalloc audit runs/one/config.yaml --output runs/run-audit"),
+        ("rankalloc train --set seed=1", CONFIG, "rankalloc audit runs/mine/config.yaml --output runs/mine-audit"),
         ("python train.py", {}, None), ("rankalloc train --set seed=1", {}, None), ("a 'b", {}, None),
     ],
 )  # fmt: skip

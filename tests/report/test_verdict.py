@@ -93,9 +93,10 @@ def test_a_sweep_names_its_best_trial_by_how_its_ranks_were_chosen(placement, me
     assert (sweeps.control_of(record) is not None) == (words == "(uniform, ")
 
 
-def test_learning_rates_of_controls_do_not_make_a_side_look_tuned():
-    """Three rates of a random placement are no search for a good adaptive run."""
-    record = samples.sweep(low=-0.02, high=-0.01)
+@pytest.mark.parametrize("low, high, probe", [(0.01, 0.02, True), (-0.01, 0.02, True), (-0.02, -0.01, False)])
+def test_learning_rates_of_controls_do_not_make_a_side_look_tuned(low, high, probe):
+    """Three rates of a random placement are no search for a good adaptive run; one that won with less tuning won."""
+    record = samples.sweep(low=low, high=high)
     rates = {"adalora": (4e-3,), "adalora random": (1e-3, 2e-3, 8e-3), "uniform": (1e-3, 2e-3, 4e-3)}
     trials = [
         record.trials[0].model_copy(update={"number": n, "adapter_params": 1000, "params": {
@@ -105,7 +106,7 @@ def test_learning_rates_of_controls_do_not_make_a_side_look_tuned():
     ]
     pair = record.pair.model_copy(update={"adaptive": 0, "uniform": 5})
     sentence = verdict(None, record.model_copy(update={"trials": trials, "pair": pair})).sentence
-    assert "adaptive ranks were tried at 1 learning rate," in sentence
+    assert ("adaptive ranks were tried at 1 learning rate," in sentence) == probe
 
 
 def same_size(record, adaptive=30_000, uniform=30_000):
@@ -176,6 +177,12 @@ def test_verdict_of_a_sweep_without_a_pair():
     assert "cannot say" in verdict(None, record).sentence
     empty = record.model_copy(update={"best": None})
     assert "None of the 24 trials" in verdict(None, empty).sentence
+
+
+def test_a_metric_of_zero_is_an_alert(trace):
+    rows = [row.model_copy(update={"metrics": {"loss": 0.9, "f1": 0.0}}) for row in trace.evaluations]
+    said = [a.text for a in alerts(Facts(trace.model_copy(update={"evaluations": rows})), None)]
+    assert any("split is 0: the run has not learned its task" in text for text in said)
 
 
 def test_alerts_say_what_is_wrong(trace):

@@ -143,7 +143,9 @@ def _by_hand(name: str, setting: Setting) -> Arm:
         return Arm(name, ARM_NAMES[name], _plain(setting), skipped="the size is one rank a layer or more")
     ranks = pattern(name, setting.shapes, setting.params)
     skipped = None if any(ranks.values()) else "no layer of this kind fits the size"
-    return Arm(name, ARM_NAMES[name], _plain(setting, "manual", rank_pattern=ranks), skipped=skipped)
+    # whole ranks of these layers may leave a part of the size unspent
+    spent = {"budget.params": sum(shape.params_per_rank * ranks[shape.name] for shape in setting.shapes)}
+    return Arm(name, ARM_NAMES[name], _plain(setting, "manual", rank_pattern=ranks) | spent, skipped=skipped)
 
 
 _MADE: dict[str, Callable[[str, Setting], Arm]] = {
