@@ -366,7 +366,8 @@ def test_arms_that_do_not_apply_say_why(home):
     tight = small_config(home, "budget.fraction=0.1")
     below = {arm.name: arm for arm in prepared_audit(tight, home / "x", None, None).arms}
     assert all(below[name].skipped is None for name in BY_HAND) and "mean rank" in below["peft-adalora"].skipped
-    costs = {shape.name: shape.params_per_rank for shape in prepared_audit(tight, home / "x", None, None).setting.shapes}
+    shapes = prepared_audit(tight, home / "x", None, None).setting.shapes
+    costs = {shape.name: shape.params_per_rank for shape in shapes}
     for name in BY_HAND:  # a run refuses a pattern that does not cost what its budget says
         ranks = below[name].values["method_options"]["rank_pattern"]
         assert below[name].values["budget.params"] == sum(costs[layer] * rank for layer, rank in ranks.items())
