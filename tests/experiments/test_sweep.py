@@ -63,7 +63,8 @@ def test_the_first_trial_is_uniform_and_the_second_adaptive_at_the_same_point(wh
     assert control.params["method"] == "uniform" and start.params["method"] == "auto"
     assert {**control.params, "method": "", "learning_rate": 0} == {**start.params, "method": "", "learning_rate": 0}
     assert control.params["learning_rate"] == pytest.approx(start.params["learning_rate"] / 2)
-    assert control.ranks == start.ranks
+    # ranks differ in cost, so that one budget buys other numbers of them; it leaves less than the cheapest
+    assert abs(control.adapter_params - start.adapter_params) < 32
     assert [(t.number, done, total) for t, done, total in seen] == [(i, i + 1, 4) for i in range(4)]
 
 

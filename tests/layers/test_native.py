@@ -207,12 +207,13 @@ def test_gradient_checkpointing(kernel, library, reentrant):
 
 
 def test_a_run_with_siblings_and_shrinking_equals_itself_and_python_s(kernel, library, monkeypatch):
+    assert native.fused_linear() is not None  # on some processors it rounds exactly as Python's does
     losses, weights, ranks = trained_llama()
     again = trained_llama()
     assert losses == again[0] and all(torch.equal(weights[name], again[1][name]) for name in weights)
     monkeypatch.setattr(native, "fused_linear", lambda: None)
     other = trained_llama()
-    assert losses == pytest.approx(other[0], rel=1e-4) and losses != other[0] and ranks == other[2]
+    assert losses == pytest.approx(other[0], rel=1e-4) and ranks == other[2]
 
 
 def test_a_run_that_goes_on_with_other_sums_says_so(kernel, monkeypatch, caplog):
