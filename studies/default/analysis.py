@@ -25,10 +25,10 @@ Run = dict
 @dataclass(frozen=True)
 class Comparison:
     """An arm beside another at one task and budget, over paired seeds on the report split. ``mean`` is the arm's
-    own; ``difference`` its advantage, in the measure's unit. ``task`` is "all" where cells are pooled."""
+    own; ``difference`` its advantage, in the measure's unit."""
 
     task: str
-    budget: int | None
+    budget: int
     arm: str
     against: str
     measure: str
@@ -60,8 +60,7 @@ def compare(runs: Sequence[Run], measure: str, rate_seeds: int) -> list[Comparis
 
     Args:
         runs: records of both phases, of one setting.
-        measure: "metric" for the task's own, or "loss" (nats a word), which is also pooled over all tasks and
-            budgets.
+        measure: "metric" for the task's own, or "loss".
 
     Raises:
         RankallocError: the runs of one task saw different data.
@@ -76,7 +75,7 @@ def compare(runs: Sequence[Run], measure: str, rate_seeds: int) -> list[Comparis
             name = run["metric"] if measure == "metric" else measure
             values.setdefault(cell, {})[run["seed"]] = run["report"][name]
     metrics = {run["task"]: (run["metric"], run["direction"]) for run in runs}
-    found, pooled = [], {}
+    found = []
     for (task, budget, arm), own in sorted(values.items()):
         name, direction = metrics[task] if measure == "metric" else (measure, "minimize")
         sign = -1.0 if direction == "minimize" else 1.0
@@ -89,13 +88,6 @@ def compare(runs: Sequence[Run], measure: str, rate_seeds: int) -> list[Comparis
             pair = [sign * own[seed] for seed in seeds], [sign * other[seed] for seed in seeds]
             mean = statistics.fmean(own[seed] for seed in seeds)
             found.append(Comparison(task, budget, arm, against, name, len(seeds), mean, **paired_difference(*pair)))
-            first, second = pooled.setdefault((arm, against), ([], []))
-            first += pair[0]
-            second += pair[1]
-    if measure == "loss" and len({(c.task, c.budget) for c in found}) > 1:
-        for (arm, against), pair in pooled.items():
-            mean = -statistics.fmean(pair[0])
-            found.append(Comparison("all", None, arm, against, measure, len(pair[0]), mean, **paired_difference(*pair)))
     return found
 
 
@@ -103,7 +95,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """All comparisons as Markdown."""
     header = ("task", "rank", "arm", "against", "measure", "seeds", "mean", "advantage", "95 % interval", "p")
     return markdown(header, [
-        (c.task, str(c.budget or "–"), c.arm, c.against, c.measure, str(c.seeds), f"{c.mean:.4f}",
+        (c.task, str(c.budget), c.arm, c.against, c.measure, str(c.seeds), f"{c.mean:.4f}",
          f"{c.difference:+.4f}", interval(c.low, c.high), p_text(c.p_value))
         for c in comparisons
     ])  # fmt: skip
@@ -135,7 +127,7 @@ def sentences(comparisons: Sequence[Comparison]) -> list[str]:
     """One plain sentence for each comparison."""
     found = []
     for c in comparisons:
-        where = "over all tasks and budgets" if c.task == "all" else f"on {c.task} at mean rank {c.budget}"
+        where = f"on {c.task} at mean rank {c.budget}"
         span = interval(c.low, c.high)
         if c.covers_zero:
             verdict = f"no difference in {c.measure} was shown, the interval covers zero ({span})"

@@ -24,20 +24,9 @@ from ..common.grid import Grid
 
 SCALING = 2.0
 PEAK, HIGHEST_PEAK = 4, 12
-CANDIDATE = "singular-value"
-"""The candidate that gets every control; ``auto`` differs from it in the score alone."""
-
-ARMS = (
-    "uniform",
-    "adalora", "adalora/uniform",
-    "first-order", "first-order/uniform",
-    CANDIDATE, f"{CANDIDATE}/uniform", f"{CANDIDATE}/random", f"{CANDIDATE}/shuffled",
-    "uniform/truncated",
-)  # fmt: skip
-RATES = {"lora": (1.4e-3, 2.8e-3, 5.6e-3), "svd": (8e-3, 1.6e-2, 3.2e-2), "gate": (1.4e-3, 2.8e-3, 5.6e-3)}
+ARMS = ("uniform", "auto", "auto/uniform", "uniform/truncated")
+RATES = {"lora": (2e-3, 4e-3, 8e-3), "svd": (4e-3, 8e-3, 1.6e-2), "gate": (2e-3, 4e-3, 8e-3)}
 """First rates by parametrisation; B·A learns faster than P·Λ·Q from Λ = 0."""
-REFINED = ("uniform", CANDIDATE, f"{CANDIDATE}/uniform")
-"""Arms that also get the two rates half a step beside their best: the one to beat, the candidate, and its twin."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +51,8 @@ class Arm:
 
     @property
     def rates_of(self) -> Arm:
-        """The arm whose best rate this one trains at.
-
-        That is itself, except for the controls that differ from their method in the placement alone, and for ``auto``,
-        which differs from the candidate in the score alone.
-        """
-        if self.method == "auto":
-            return Arm(CANDIDATE, self.control if self.control == "uniform" else "")
+        """The arm whose best rate this one trains at: its own, but for the controls that differ from their method in
+        the placement alone."""
         return Arm(self.method) if self.control in ("random", "shuffled") else self
 
     @property
@@ -94,7 +78,7 @@ def peak_rank(rank: int) -> int:
 
 def grid_of(arm: Arm) -> Grid:
     """The rates ``arm`` is tried at."""
-    return Grid(RATES[find_method(arm.method).init], refine=str(arm) in REFINED)
+    return Grid(RATES[find_method(arm.method).init])
 
 
 def configured(base: RunConfig, arm: Arm, rank: int, params_per_rank: int, rate: float, seed: int) -> RunConfig:

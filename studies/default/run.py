@@ -1,10 +1,10 @@
 """Which method should be rankalloc's default? See README.md in this folder.
 
     python -m studies.default [--tasks punctuation brown] [--budgets 1 3] [--arms uniform adalora ...]
-                              [--phase rates|seeds|both] [--steps 48] [--workers 2] [--minutes 60] [--report] [--quick]
+                              [--phase rates|seeds|both] [--steps 160] [--workers 2] [--minutes 60] [--report] [--quick]
 
-Phase "rates" runs every arm at three rates or more and two seeds, judged on the tune split. Phase "seeds" runs every
-arm at its best rate and five other seeds, judged on the report split, which no choice has seen. Finished runs are kept
+Phase "rates" runs every arm at three rates or more, judged on the tune split. Phase "seeds" runs every arm at its best
+rate and six other seeds, judged on the report split, which no choice has seen. Finished runs are kept
 in results.json and never repeated, so the study can be stopped at any moment and resumed.
 """
 
@@ -40,6 +40,7 @@ from .one_run import Cell, run_cell, settings, settings_id
 HERE = Path(__file__).parent
 FIRST_SEED = 100
 """The seeds that judge differ from those that choose a rate, which count from 0."""
+TASKS = ("punctuation", "brown", "genre", "valence", "sentiment", "pronunciation")
 SPLITS = {"rates": ("tune",), "seeds": ("report",)}
 
 
@@ -119,11 +120,11 @@ def findings(args: argparse.Namespace, results: TaskResults) -> str:
     parts = ["# Findings", "", "Written by `python -m studies.default --report` from results.json.", ""]
     for measure in ("metric", "loss"):
         found = [c for c in compare(runs, measure, args.rate_seeds) if c.arm in order]
-        found.sort(key=lambda c: (c.task == "all", c.task, c.budget or 0, order[c.arm]))
+        found.sort(key=lambda c: (c.task, c.budget, order[c.arm]))
         if not found:
             parts += [f"No arm shares two seeds with uniform LoRA, so nothing can be compared in {measure} yet.", ""]
             continue
-        title = "By the task's own metric" if measure == "metric" else "By loss, nats a word"
+        title = "By the task's own metric" if measure == "metric" else "By loss"
         parts += [f"## {title}", "", comparison_table(found), "", *(f"- {s}" for s in sentences(found)), ""]
         if measure == "metric":
             forest_plot(found, args.output.parent / "forest")
@@ -133,16 +134,16 @@ def findings(args: argparse.Namespace, results: TaskResults) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = study_parser(HERE, __doc__)
-    parser.add_argument("--tasks", nargs="+", default=["punctuation", "brown"], help="YAML files here, or paths")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="YAML files here, or paths")
     parser.add_argument(
-        "--budgets", nargs="+", type=at_least_one, default=[1, 3], help="rank of the uniform LoRA of equal size"
+        "--budgets", nargs="+", type=at_least_one, default=[1], help="rank of the uniform LoRA of equal size"
     )
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help="METHOD or METHOD/CONTROL; see arms.py")
     parser.add_argument("--phase", choices=[*SPLITS, "both"], default="both")
     parser.add_argument("--rates", nargs="+", type=float, help="try these alone (default: a grid for each arm)")
     parser.add_argument("--steps", type=at_least_one, help="optimizer steps of a run (default: the task's file)")
-    parser.add_argument("--seeds", type=at_least_one, default=5, help="paired seeds that judge")
-    parser.add_argument("--rate-seeds", type=at_least_one, default=2, help="seeds that choose a rate")
+    parser.add_argument("--seeds", type=at_least_one, default=6, help="paired seeds that judge")
+    parser.add_argument("--rate-seeds", type=at_least_one, default=1, help="seeds that choose a rate")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no run is begun after this time")
     args = parse(
         parser, argv, tasks=["punctuation"], budgets=[1], arms=["uniform", "singular-value"], rates=[8e-3], steps=5,

@@ -114,7 +114,8 @@ def test_a_trials_value_is_the_mean_over_its_seeds(config, tmp_path):
         assert len(trial.values) == 2 and trial.value == statistics.fmean(trial.values) and trial.steps == 8
 
 
-@pytest.mark.parametrize("pruner", [pytest.param(name, marks=() if name == "halving" else LONG) for name in PRUNERS])
+@LONG
+@pytest.mark.parametrize("pruner", PRUNERS)
 def test_poor_trials_are_stopped_and_those_for_comparison_never(config, pruner, tmp_path):
     settings = config.replaced({
         "training.steps": 20, "sweep.pruner": pruner, "sweep.trials": 9, "sweep.sampler": "random",

@@ -50,7 +50,9 @@ def column(tab, table, place):
     )
 
 
-@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+@pytest.mark.parametrize(
+    ("scheme", "width"), [VIEWS[0], *(pytest.param(*view, marks=pytest.mark.long) for view in VIEWS[1:])]
+)
 def test_a_comparison_is_silent_alone_and_accessible(chromium, made, scheme, width):
     with chromium.page(made.paths["comparison"], scheme=scheme, width=width) as tab:
         assert findings(tab) == []

@@ -237,17 +237,19 @@ def together() -> None:
 
 
 def runs(folder: Path, part: str) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Each run that two processes and one must end alike, by name; ``part`` is "whole" or "sharded". The command line,
-    whose order of the data is another with two, is for two alone."""
+    """Each run that two processes and one must end alike, by name; ``part`` is "whole", "further" or "sharded". The
+    command line, whose order of the data is another with two, is for two alone."""
     if part == "whole":
-        for method in ("auto", "adalora", "dylora"):
-            yield method, plain_loop(method)
+        yield "auto", plain_loop("auto")
         yield "trainer", trainer(folder)
+        if WORLD > 1:
+            yield "command", command(folder)
+    elif part == "further":
+        for method in ("adalora", "dylora"):
+            yield method, plain_loop(method)
         yield "task trainer", task_trainer(folder)
         yield "peft loop", peft_loop()
         yield "peft trainer", peft_trainer(folder)
-        if WORLD > 1:
-            yield "command", command(folder)
     else:
         for name in ("bert", "gpt2"):
             yield name, sharded(folder, name)

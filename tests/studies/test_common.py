@@ -43,14 +43,6 @@ def test_a_grid_does_not_grow_for_ever(grid, slope):
     assert best_rate(losses) in (min(losses), max(losses))
 
 
-def test_a_refined_grid_also_has_the_rates_half_a_step_beside_its_best():
-    grid, losses = Grid((1.0, 2.0, 4.0), refine=True), {1.0: 0.5, 2.0: 0.4, 4.0: 0.6}
-    low, high = grid.wanted(losses)
-    assert (low, high) == pytest.approx((2**0.5, 2**1.5), rel=1e-5)
-    assert grid.wanted(losses | {low: 0.3}) == [high], "the best of all, and no edge of the grid"
-    assert grid.wanted(losses | {low: 0.3, high: 0.5}) == []
-
-
 def test_a_fixed_grid_never_grows():
     assert Grid.fixed([4.0, 1.0]).wanted({}) == [1.0, 4.0]
     assert Grid.fixed([4.0, 1.0]).wanted({1.0: 0.1, 4.0: 0.2}) == []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import tarfile
+import zipfile
 
 import pytest
 
 from rankalloc.errors import ConfigError, DataError, RankallocError
 from rankalloc.methods import find_method
 from studies.common.grid import Grid
-from studies.default import analysis, arms, brown, run
+from studies.default import analysis, arms, brown, run, valence
 from tests.support.runs import WORDS, tiny_model
 
 
@@ -40,9 +44,9 @@ def test_a_whole_study_and_its_resuming(task, tmp_path, monkeypatch, capsys):
     rates = {"lora": (4e-3,), "svd": (8e-3,)}
     monkeypatch.setattr(
         run, "grid_of",
-        lambda arm: Grid(rates[find_method(arm.method).init], extensions=0, refine=str(arm) == "uniform"),
+        lambda arm: Grid(rates[find_method(arm.method).init], extensions=0),
     )  # fmt: skip
-    compared = ["uniform", "singular-value", "singular-value/uniform", "uniform/truncated"]
+    compared = ["uniform", "auto", "auto/uniform", "uniform/truncated"]
     output = tmp_path / "results.json"
     command = ["--tasks", str(task), "--budgets", "1", "--arms", *compared, "--rate-seeds", "1", "--workers", "1",
                "--output", str(output)]  # fmt: skip
@@ -50,7 +54,7 @@ def test_a_whole_study_and_its_resuming(task, tmp_path, monkeypatch, capsys):
     assert not output.exists(), "no time, no run"
     run.main([*command, "--seeds", "2"])
     runs = json.loads(output.read_text())["runs"]
-    assert [sum(r["phase"] == phase for r in runs) for phase in ("rates", "seeds")] == [3 + 1 + 1 + 1, 2 * 4]
+    assert [sum(r["phase"] == phase for r in runs) for phase in ("rates", "seeds")] == [4, 2 * 4]
     for each in runs:
         params = each["budget_params"]
         adaptive = each["arm"] != "uniform"
@@ -62,7 +66,7 @@ def test_a_whole_study_and_its_resuming(task, tmp_path, monkeypatch, capsys):
     rate = {arm: {r["rate"] for r in runs if r["arm"] == arm and r["phase"] == "seeds"} for arm in compared}
     assert all(len(rates) == 1 for rates in rate.values()), "every arm is judged at one rate"
     assert (tmp_path / "forest.png").stat().st_size > 1000 and "<svg" in (tmp_path / "forest.svg").read_text()
-    assert "singular-value against singular-value/uniform" in (tmp_path / "findings.md").read_text()
+    assert "auto against auto/uniform" in (tmp_path / "findings.md").read_text()
 
     def refuse(cell):
         raise AssertionError(f"{cell} was finished and runs again")
@@ -125,6 +129,10 @@ def test_the_corpus_is_split_by_text_and_every_genre_is_in_every_split(tmp_path)
         text = f"The/at-tl {name}/np don't/do* caf\xe9/fw-nn I'm/ppss+bem\n"
         (corpus / name).write_bytes(text.encode("latin-1") * 30)
     assert brown.convert(tmp_path, tmp_path / "out") == {"train": 84, "tune": 12, "report": 24, "classes": 5}
+    genres = [json.loads(line) for line in (tmp_path / "out" / "genre-report.jsonl").read_text().splitlines()]
+    assert len(genres) == 24 and all(
+        bool(re.search(r"\bca\d", row["text"])) == (row["label"] == "news") for row in genres
+    )
     seen = {}
     for split in ("train", "tune", "report"):
         rows = [json.loads(line) for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()]
@@ -135,3 +143,28 @@ def test_the_corpus_is_split_by_text_and_every_genre_is_in_every_split(tmp_path)
     assert sum(map(len, seen.values())) == 20
     with pytest.raises(DataError, match="npm pack"):
         brown.convert(tmp_path / "out", tmp_path / "again")
+
+
+def test_rated_sentences_are_split_once_and_for_all(tmp_path):
+    texts = {name: [f"{name} {i}" for i in range(20)] + ["twice"] for name in valence.SETS}
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as archive:
+        for name, rows in texts.items():
+            content = "".join(f"{i}\t{i / 3}\t{text} caf\xe9\n" for i, text in enumerate(rows)).encode("latin-1")
+            entry = tarfile.TarInfo(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as package:
+        package.writestr("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", inner.getvalue())
+    assert valence.convert(tmp_path / "package.zip", tmp_path / "out") == {"train": 43, "tune": 6, "report": 12}
+    rows = [json.loads(line) for split in ("train", "tune", "report")
+            for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()]  # fmt: skip
+    assert len({row["text"] for row in rows}) == len(rows) == 61
+    assert all(row["label"] == round(int(row["text"].split()[1]) / 3, 4) for row in rows if "twice" not in row["text"])
+    for wrong in (b"no archive", b""):
+        (tmp_path / "wrong.zip").write_bytes(wrong)
+        with pytest.raises(DataError, match="pip download"):
+            valence.convert(tmp_path / "wrong.zip", tmp_path / "other")
+    with pytest.raises(DataError, match="pip download"):
+        valence.convert(tmp_path / "missing.zip", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
