@@ -14,6 +14,8 @@ from .arms import RANKS, TASKS, UNIFORM
 NAMES = {"punctuation": "Punctuation (F1)", "pos": "Part of speech (accuracy)"}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#222222")
 _WIDTH = 0.08
+_LOWEST, _HIGHEST = -4.5, 2.0
+"""Points that the axis reaches; a mark below is a triangle at its end, whose numbers are in the findings."""
 
 
 def draw(rows: Sequence[Row], stem: Path) -> None:
@@ -22,7 +24,7 @@ def draw(rows: Sequence[Row], stem: Path) -> None:
     names = [name for name in dict.fromkeys(row.line for row in rows) if name != UNIFORM]
     if not tasks or not names:
         return
-    figure = Figure(figsize=(4.2 * len(tasks), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(6.6, 4.2 * len(tasks)), 3.9), layout="constrained")
     axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
     for ax, task in zip(axes, tasks, strict=True):
         ax.axhspan(-100 * MARGIN, 100 * MARGIN, color="#eeeeee")
@@ -33,13 +35,14 @@ def draw(rows: Sequence[Row], stem: Path) -> None:
             values = [100 * row.difference for row in own]
             below, above = ([100 * abs(end - row.difference) for row, end in zip(own, side, strict=True)]
                             for side in ([row.low for row in own], [row.high for row in own]))
-            ax.errorbar(
-                x, values, [below, above], fmt="o-", color=_COLOURS[place % len(_COLOURS)], markersize=4, linewidth=1,
-                label=name,
-            )
+            colour = _COLOURS[place % len(_COLOURS)]
+            ax.errorbar(x, values, [below, above], fmt="o-", color=colour, markersize=4, linewidth=1, label=name)
+            outside = [at for at, value in zip(x, values, strict=True) if value < _LOWEST]
+            ax.plot(outside, [_LOWEST + 0.12] * len(outside), "v", color=colour, markersize=5)
         ax.set_xticks(range(len(RANKS)), [str(rank) for rank in RANKS], fontsize=8)
         ax.set_xlabel("budget, in ranks a layer", fontsize=9)
         ax.set_title(NAMES[task], fontsize=10)
+        ax.set_ylim(_LOWEST, _HIGHEST)
         ax.tick_params(axis="y", labelsize=8)
         ax.grid(axis="y", color="#dddddd", linewidth=0.5)
         ax.set_axisbelow(True)

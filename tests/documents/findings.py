@@ -64,6 +64,17 @@ def all_above_zero(rows: Iterable[dict[str, Any]]) -> bool:
     return all(row["low"] > 0 for row in rows)
 
 
+# frontier: one run beside uniform LoRA tuned at every budget
+
+
+@functools.cache
+def frontier(line: str) -> dict[str, Any]:
+    """A line's area on punctuation, and {rank: its row} as "budgets"."""
+    found = read("studies/frontier/rows.json")
+    (area,) = [area for area in found["areas"] if area["line"] == line]
+    return {**area, "budgets": {row["rank"]: row for row in found["budgets"] if row["line"] == line}}
+
+
 # default, audits
 
 _OF_DEFAULT = ("uniform", "auto", "singular-value", "singular-value/uniform")

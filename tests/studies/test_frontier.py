@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import rankalloc as ra
 from studies.frontier.analysis import areas_of, report, rows_of
 from studies.frontier.annealing import Passing
-from studies.frontier.arms import AUTO, CUT, DYLORA, RANKS, RECOVERED, UNIFORM, Cell, served_by
+from studies.frontier.arms import AUTO, CUT, DYLORA, HERE, RANKS, RECOVERED, UNIFORM, Cell, served_by
 from studies.frontier.figure import draw
 from studies.frontier.run import wanted
 from tests.support.training import train_mlp
@@ -72,3 +73,12 @@ def test_a_run_that_loses_ranks_leaves_an_adapter_of_every_budget(tmp_path):
     passing.keep(list(passing.left))
     sizes = {rank: sum(layer.rank for layer in ra.check(tmp_path / str(rank)).layers) for rank in (1, 2, 4)}
     assert sizes[4] == 8 and 4 <= sizes[2] < 8 and sizes[1] >= 2
+
+
+def test_the_findings_are_those_of_the_results():
+    runs = json.loads((HERE / "results.json").read_text(encoding="utf-8"))["runs"]
+    text, rows, areas = report(runs)
+    assert len(rows) == 6 * len({row.line for row in rows}) and all(row.seeds == 6 for row in rows)
+    assert (HERE / "findings.md").read_text(encoding="utf-8") == f"{text}\n"
+    kept = json.loads((HERE / "rows.json").read_text(encoding="utf-8"))
+    assert kept == {"budgets": [row._asdict() for row in rows], "areas": [area._asdict() for area in areas]}
