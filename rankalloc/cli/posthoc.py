@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..budget import RankBudget
     from ..experiments.config import RunConfig
     from ..experiments.judging import TaskEvaluator
+    from ..experiments.recovering import RecoveredEvaluator
     from ..posthoc.metric import KroneckerMetric
     from ..posthoc.results import CutResult
 
@@ -86,8 +87,7 @@ def run_shrink(
     judged_by = task or weighing.config
     if max_drop is None and recover is None and task:
         raise ConfigError("--task is for --max-drop and --recover; give one of them too, or leave it out")
-    if recover is None and learning_rate is not None:
-        raise ConfigError("--learning-rate is that of --recover; give --recover STEPS too, or leave it out")
+    _check_rate(recover, learning_rate)
     if recover is not None and judged_by is None:
         raise ConfigError("--recover needs a task to train on: --task CONFIG, such as the run's own config.yaml")
     on = None if recover is None or judged_by is None else configured(judged_by)  # its mistakes before the cut
@@ -106,6 +106,11 @@ def run_shrink(
     if on is not None and recover is not None:
         _recover(result, output, on, recover, learning_rate, options)
     show_cut(result, output, as_json)
+
+
+def _check_rate(recover: int | None, learning_rate: float | None) -> None:
+    if recover is None and learning_rate is not None:
+        raise ConfigError("--learning-rate is that of --recover; give --recover STEPS too, or leave it out")
 
 
 def _recover(
@@ -160,10 +165,11 @@ def _check_cut(adapter: str, output: str, cut: str, weighing: Weighing) -> None:
 
 def run_frontier(
     adapter: str, output: str, task: str, fractions: str | None, split: str, weighing: Weighing, cut: str | None,
-    as_json: bool,
+    recover: int | None, learning_rate: float | None, as_json: bool,
 ) -> None:
     """``rankalloc frontier``."""
     weighing.check("--calibrated")
+    _check_rate(recover, learning_rate)
     if split not in ("tune", "report"):
         raise ConfigError(unknown("split", split, ("tune", "report")))
     shares = numbers("--fractions", fractions or _FRACTIONS)
@@ -182,11 +188,16 @@ def run_frontier(
             finished.factors(name).rank * (layer.d_in + layer.d_out) for name, layer in finished.layers.items()
         )
         judge = evaluator(task, split)
+        recovered = None
+        if recover is not None:
+            from ..experiments.recovering import RecoveredEvaluator
+
+            recovered = RecoveredEvaluator(judge, configured(task), recover, finished.folder, learning_rate)
         every = cut == "nested" and fractions is None
         curve = frontier(
-            finished, None if every else [RankBudget(params=int(value * total)) for value in shares], Reported(judge),
-            output, higher_is_better=judge.higher_is_better, name=judge.task.metric,
-            metric=weighing.metric(adapter, judge), cut=cut, progress=bar,
+            finished, None if every else [RankBudget(params=int(value * total)) for value in shares],
+            Reported(judge, recovered), output, higher_is_better=judge.higher_is_better, name=judge.task.metric,
+            metric=weighing.metric(adapter, judge), cut=cut, recovered=recover or 0, progress=bar,
         )
     if as_json:
         return show_json({**curve.to_dict(), "folder": output})
@@ -229,12 +240,13 @@ def configured(config: str) -> RunConfig:
 class Reported:
     """An evaluator that prints each result on stderr: evaluations take a while."""
 
-    def __init__(self, judge: TaskEvaluator) -> None:
-        self.judge, self.fingerprint = judge, judge.fingerprint
+    def __init__(self, judge: TaskEvaluator, recovered: RecoveredEvaluator | None = None) -> None:
+        self.evaluate, self.name = recovered or judge, judge.task.metric
+        self.fingerprint = self.evaluate.fingerprint
 
     def __call__(self, folder: Path) -> float:
-        value = self.judge(folder)
-        say(f"{self.judge.task.metric} {number(value)}")
+        value = self.evaluate(folder)
+        say(f"{self.name} {number(value)}")
         return value
 
 

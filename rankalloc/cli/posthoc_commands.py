@@ -24,6 +24,10 @@ InputsOnly = Annotated[bool, typer.Option("--inputs-only", help="Calibrate by in
 Batches = Annotated[
     int | None, typer.Option("--batches", min=1, metavar="N", help="Batches that calibration sees. [default: 32]")
 ]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", metavar="X", help="Of --recover. [default: a quarter of the task's]"),
+]
 
 
 def shrink(
@@ -58,10 +62,7 @@ def shrink(
         int | None,
         typer.Option("--recover", min=1, metavar="STEPS", help="Train on for so many steps after the cut, on --task."),
     ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", metavar="X", help="Of --recover. [default: a quarter of the task's]"),
-    ] = None,
+    learning_rate: LearningRate = None,
     cut: Annotated[
         str, typer.Option("--cut", help="svd, or nested: the first ranks of every layer of a dylora or matryoshka run.")
     ] = "svd",
@@ -108,13 +109,18 @@ def frontier(
             "--cut", help="svd, or nested: the first ranks of a dylora or matryoshka run. [default: as it was trained]"
         ),
     ] = None,
+    recover: Annotated[
+        int | None,
+        typer.Option("--recover", min=1, metavar="STEPS", help="Train on for so many steps after each cut."),
+    ] = None,
+    learning_rate: LearningRate = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate one adapter at several budgets: a table, a figure and the knee."""
     from .posthoc import Weighing, run_frontier
 
     weighing = Weighing(task if calibrate else None, inputs_only, batches)
-    run_frontier(adapter, output, task, fractions, split, weighing, cut, as_json)
+    run_frontier(adapter, output, task, fractions, split, weighing, cut, recover, learning_rate, as_json)
 
 
 COMMANDS: dict[str, Command] = {
@@ -132,6 +138,7 @@ COMMANDS: dict[str, Command] = {
         "rankalloc frontier runs/run --task runs/run/config.yaml -o runs/frontier",
         "rankalloc frontier runs/dylora --task punctuation -o runs/curve       every rank of a dylora run",
         "rankalloc frontier adapter/ --task my.yaml --fractions 0.5,0.25,0.1 --calibrated -o runs/frontier",
+        "rankalloc frontier runs/run --task runs/run/config.yaml --recover 16 -o runs/curve",
     ),
 }
 

@@ -18,13 +18,16 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 
 from ..errors import ConfigError
+from ..files import sha256_of
 from ..options import integer, number
 from ..storage.folder import require_destination
 from ..storage.loading import load
+from ..storage.quiet import quiet
 from ..storage.readers import layout_for
 from ..storage.reading import FinishedAdapter
 from ..storage.saving import require_reader, save
 from .config import RunConfig
+from .judging import TaskEvaluator
 from .tasks import prepare
 from .tasks.base import PreparedTask, base_of, evaluate
 from .trainer import arguments_for, require_trainable, trainer_for
@@ -108,6 +111,25 @@ def recover(
     after = evaluate(prepared, model, "tune", size).metrics
     save(adapters, out, layout, pad_multiple=pad_multiple, reader=reader)
     return Recovery(steps, rate, config.seed, before, after)
+
+
+class RecoveredEvaluator:
+    """``evaluate(folder)`` for :func:`rankalloc.frontier`: trains a cut adapter on, as :func:`recover` does with these
+    arguments, in its folder, and judges what comes of it. ``whole``, the folder of which the cuts are, is judged as it
+    is."""
+
+    def __init__(
+        self, judge: TaskEvaluator, config: RunConfig, steps: int, whole: Path, learning_rate: float | None = None
+    ) -> None:
+        self.judge, self.config, self.steps, self.rate = judge, config, steps, learning_rate
+        self.whole = whole.resolve()
+        self.fingerprint = sha256_of(judge.fingerprint, config.to_yaml(), f"{steps} {learning_rate}")
+
+    def __call__(self, folder: Path) -> float:
+        if folder.resolve() != self.whole:
+            with quiet():
+                recover(folder, self.config, self.steps, folder, learning_rate=self.rate, prepared=self.judge.task)
+        return self.judge(folder)
 
 
 class _Told(TrainerCallback):

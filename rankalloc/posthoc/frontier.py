@@ -45,6 +45,7 @@ class Frontier:
         knee: one of the points; None when no point is above the line between the ends.
         name: of the metric.
         cut: how the adapter was cut, "svd" or "nested".
+        recovered: optimizer steps that each point but the whole adapter was trained on after its cut.
     """
 
     points: list[Point]
@@ -52,6 +53,7 @@ class Frontier:
     higher_is_better: bool
     name: str = "metric"
     cut: str = "svd"
+    recovered: int = 0
 
     @property
     def aurac(self) -> float | None:
@@ -67,7 +69,7 @@ class Frontier:
         """The curve as plain values for JSON."""
         return {
             "version": 1, "metric": self.name, "higher_is_better": self.higher_is_better, "cut": self.cut,
-            "aurac": self.aurac,
+            "recovered": self.recovered, "aurac": self.aurac,
             "points": [asdict(point) for point in self.points],
             "knee": None if self.knee is None else asdict(self.knee),
         }
@@ -93,7 +95,8 @@ class Frontier:
             )
         axes.set(xlabel="adapter parameters (below each point: triplets in all layers)", ylabel=self.name)
         if self.aurac is not None:
-            axes.set_title(f"AURAC {self.aurac:.4g}", loc="left", fontsize=9)
+            further = f"; {self.recovered:,} further steps after each cut" if self.recovered else ""
+            axes.set_title(f"AURAC {self.aurac:.4g}{further}", loc="left", fontsize=9)
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
@@ -123,6 +126,7 @@ def frontier(
     name: str = "metric",
     metric: KroneckerMetric | None = None,
     cut: str | None = None,
+    recovered: int = 0,
     progress: Progress | None = None,
 ) -> Frontier:
     """Evaluate one adapter at several budgets, and uncut.
@@ -138,6 +142,7 @@ def frontier(
         cut: "svd" keeps the largest singular triplets; "nested" keeps the first triplets of each layer, as many as the
             budget has room for, at the scale they were trained at (:mod:`rankalloc.posthoc.nested_cut`); budgets with
             the same rank share a point. None is "nested" for what such a method trained, else "svd".
+        recovered: optimizer steps that ``evaluate`` trains a cut adapter on before it judges it; for the record.
 
     Raises:
         ConfigError: no budget is given, a nested cut is asked of an adapter that is not nested, or it is given a
@@ -165,7 +170,7 @@ def frontier(
         if progress is not None:
             progress(len(found), len(evaluations), {"params": found[-1].params, name: found[-1].value})
     ordered = sorted(found[1:], key=lambda point: point.params) + found[:1]
-    curve = Frontier(ordered, knee_of(ordered, higher_is_better), higher_is_better, name, cut)
+    curve = Frontier(ordered, knee_of(ordered, higher_is_better), higher_is_better, name, cut, recovered)
     if out is not None:
         curve.save(out)
     return curve

@@ -50,6 +50,7 @@ class FrontierRecord(BaseModel):
     higher_is_better: bool
     points: list[FrontierPoint]
     knee: FrontierPoint | None = None
+    recovered: int = 0
 
 
 class CheckedLayer(BaseModel):

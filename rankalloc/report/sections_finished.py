@@ -33,6 +33,8 @@ def frontier_sentence(record: FrontierRecord) -> str:
     text = f"{record.metric} is {number(whole.value)} with {count(whole.params)} parameters"
     if record.knee is not None and record.knee.params != whole.params:
         text += f", and {number(record.knee.value)} at the knee, with {count(record.knee.params)}"
+    if record.recovered:
+        text += f"; every cut was trained on for {plural(record.recovered, 'step')}"
     return text + "; one evaluation each, so small differences may be chance."
 
 

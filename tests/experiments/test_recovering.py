@@ -77,6 +77,33 @@ def test_the_command_shrinks_and_trains_on(made):
         assert refused.exit_code == 2 and said in refused.stderr
 
 
+def test_a_frontiers_cuts_are_trained_on_as_shrink_does_and_the_whole_adapter_is_not(made):
+    home, config, prepared = made
+    (home / "task.yaml").write_text(config.to_yaml())
+    words = ["frontier", home / "run", "--task", home / "task.yaml", "--fractions", "0.25", "-o", home / "curve"]
+
+    def curve(*more):
+        done = CliRunner().invoke(app, [str(word) for word in [*words, *more, "--json"]])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    plain, recovered = curve(), curve("--recover", "6", "--learning-rate", "0.02")
+    assert (plain["recovered"], recovered["recovered"]) == (0, 6)
+    (cut, whole), (settled, same) = plain["points"], recovered["points"]
+    assert same["value"] == whole["value"] and settled["params"] == cut["params"]
+    params = ra.RankBudget(params=settled["budget"]["params"])
+    ra.shrink(home / "run", params, home / "by hand")
+    done = ra.recover(home / "by hand", config, 6, home / "by hand", learning_rate=0.02, prepared=prepared)
+    assert settled["value"] == pytest.approx(done.after[prepared.metric], abs=1e-6)
+    assert done.after["loss"] < done.before["loss"]
+    assert all(point["cached"] for point in curve("--recover", "6", "--learning-rate", "0.02")["points"])
+    assert not any(point["cached"] for point in curve("--recover", "5", "--learning-rate", "0.02")["points"])
+    text = ra.write_report(home / "curve", home / "curve.md", format="md").read_text()
+    assert "every cut was trained on for 5 steps" in text
+    refused = CliRunner().invoke(app, [str(word) for word in [*words, "--learning-rate", "1"]])
+    assert refused.exit_code == 2 and "give --recover STEPS" in refused.stderr
+
+
 def test_preferences_cannot_be_recovered(tmp_path):
     pytest.importorskip("trl")
     base = save_language_model(tmp_path / "base")
