@@ -22,10 +22,11 @@ TASKS = ("punctuation", "pos")
 SIZES = {"an eighth": 1 / 8, "a quarter": 1 / 4, "a half": 1 / 2, "one": 1.0}
 """{size: its share of the parameters of one rank in every layer}."""
 
-AUTO, RANDOM, SHUFFLED, ADALORA, EVERYWHERE, VERA, XS = (
-    "auto", "auto, random ranks", "auto, shuffled ranks", "AdaLoRA", "every layer", "VeRA", "LoRA-XS",
+AUTO, EQUAL, RANDOM, SHUFFLED, ADALORA, EVERYWHERE, VERA, XS = (
+    "auto", "auto, equal ranks", "auto, random ranks", "auto, shuffled ranks", "AdaLoRA", "every layer", "VeRA",
+    "LoRA-XS",
 )
-ARMS = (AUTO, *HAND, QUERY_VALUE, EVERYWHERE, ADALORA, VERA, XS, RANDOM, SHUFFLED)
+ARMS = (AUTO, *HAND, QUERY_VALUE, EVERYWHERE, EQUAL, ADALORA, VERA, XS, RANDOM, SHUFFLED)
 AS_AUTO = (RANDOM, SHUFFLED)
 """Controls that differ from auto in the placement alone, and train at its rate."""
 
@@ -33,7 +34,7 @@ PEAK_RANK, SCALING = 4, 2.0
 _TRIPLETS = Grid((7e-3, 1e-2, 1.4e-2), math.sqrt(2))
 _LORA = Grid((8e-3, 1.13e-2, 1.6e-2), math.sqrt(2))
 _FIXED = Grid((4e-3, 8e-3, 1.6e-2), 2.0)
-GRIDS = {AUTO: _TRIPLETS, ADALORA: _TRIPLETS, VERA: _FIXED, XS: _FIXED}
+GRIDS = {AUTO: _TRIPLETS, EQUAL: _TRIPLETS, ADALORA: _TRIPLETS, VERA: _FIXED, XS: _FIXED}
 """The rates that an arm is tried at; others are B·A, whose rates are ``_LORA``."""
 
 
@@ -69,7 +70,7 @@ def params_of(shapes: Sequence[LayerShape], size: str) -> int:
 
 def fits(arm: str, size: str) -> bool:
     """Whether an arm can be as small as that: a rank in every layer takes all of the largest size."""
-    return arm != EVERYWHERE or size == "one"
+    return arm not in (EVERYWHERE, EQUAL) or size == "one"
 
 
 def configuration(cell: Cell) -> RunConfig:
@@ -81,10 +82,11 @@ def configuration(cell: Cell) -> RunConfig:
 
 
 def _of_arm(arm: str, shapes: Sequence[LayerShape], params: int) -> dict[str, Any]:
-    if arm in (AUTO, RANDOM, SHUFFLED, ADALORA):
-        placement = {RANDOM: {"placement": "random"}, SHUFFLED: {"placement": "shuffled"}}.get(arm, {})
+    if arm in (AUTO, EQUAL, RANDOM, SHUFFLED, ADALORA):
+        placement = {EQUAL: "uniform", RANDOM: "random", SHUFFLED: "shuffled"}.get(arm)
         return {
-            "method": "adalora" if arm == ADALORA else "auto", "method_options": placement, **_rank(PEAK_RANK),
+            "method": "adalora" if arm == ADALORA else "auto",
+            "method_options": {"placement": placement} if placement else {}, **_rank(PEAK_RANK),
             "budget.fraction": None, "budget.params": params, "budget.freeze": 0.4, "budget.every": 4,
         }  # fmt: skip
     if arm == VERA:

@@ -10,19 +10,20 @@ from matplotlib.figure import Figure
 
 from ..common.figures import save
 from .analysis import Row
-from .arms import ADALORA, AUTO, EVERYWHERE, HAND, RANDOM, SHUFFLED, SIZES, TASKS, VERA, XS
+from .arms import ADALORA, AUTO, EQUAL, EVERYWHERE, HAND, RANDOM, SHUFFLED, SIZES, TASKS, VERA, XS
 from .hand import QUERY_VALUE
 
 NAMES = {"punctuation": "Punctuation", "pos": "Part of speech"}
 BY_HAND = "best pattern by hand"
 STYLES: dict[str, tuple[str, str]] = {
     BY_HAND: ("#d55e00", "o"), EVERYWHERE: ("#0072b2", "D"), QUERY_VALUE: ("#56b4e9", "s"), ADALORA: ("#009e73", "^"),
-    VERA: ("#cc79a7", "v"), XS: ("#e69f00", "P"), RANDOM: ("#7f7f7f", "x"), SHUFFLED: ("#7f7f7f", "+"),
+    VERA: ("#cc79a7", "v"), XS: ("#e69f00", "P"), EQUAL: ("#7f7f7f", "o"),
+    RANDOM: ("#7f7f7f", "x"), SHUFFLED: ("#7f7f7f", "+"),
 }  # fmt: skip
 """{what the legend says: (colour, marker)}: Okabe and Ito's colours, grey for the controls."""
 _LABELS = {
     EVERYWHERE: "uniform LoRA, every layer", QUERY_VALUE: "LoRA, query and value",
-    RANDOM: "auto's method, random ranks", SHUFFLED: "auto's ranks, other layers",
+    EQUAL: "auto's method, equal ranks", RANDOM: "auto's method, random ranks", SHUFFLED: "auto's ranks, other layers",
 }  # fmt: skip
 _LOW, _HIGH = -0.005, 0.06
 _WIDTH = 0.09
