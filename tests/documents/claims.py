@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from studies.chat.arms import ATTACH as CHAT_ATTACH
 from studies.chat.arms import DRIVEN as CHAT_DRIVEN
+from studies.default.arms import PEAK
 from studies.doors.arms import ATTACH, DRIVEN
 from studies.frontier.analysis import MARGIN
 from studies.tight.analysis import LEVEL
@@ -24,7 +25,6 @@ from .findings import (
     all_above_zero,
     audit,
     by,
-    cell,
     chat,
     chat_seeds,
     default,
@@ -39,6 +39,7 @@ from .findings import (
     planted_errors,
     points,
     rates_beside_attach,
+    read,
     steps_of,
     tight,
     tried,
@@ -73,12 +74,8 @@ TIGHT = [
         lambda: all(row["difference"] > 0 for row in tight(HAND)),
     ),
     Claim(
-        "with one rank a layer ahead of tuned uniform LoRA, by 0.0051 and 0.0106 nats a word",
-        (README,), lambda: by(tight("every layer"), "difference"), lambda: all_above_zero(tight("every layer")),
-    ),
-    Claim(
-        "what it gains is the placement's", (README,),
-        holds=lambda: all_above_zero(tight("auto, shuffled ranks", "one")),
+        "Below one rank the gain is the placement's", (HELP,),
+        holds=lambda: all(all_above_zero(tight("auto, shuffled ranks", size)) for size in list(SIZES)[:3]),
     ),
     Claim(
         "on two tasks at 1/8, 1/4, 1/2 and 1 rank a layer it is 0.0037 to 0.0174 nats ahead of the best pattern by "
@@ -183,24 +180,84 @@ AT_RANK_THREE = [
     ),
 ]  # fmt: skip
 
+FIVE = ("punctuation", "brown", "genre", "valence", "sentiment")
+
+
+def better_on() -> list[str]:
+    """The tasks on which auto has less loss than tuned uniform LoRA, shown by an interval without zero."""
+    return [task for task in FIVE if default("auto")[task].low > 0]
+
+
+def worse_on_none() -> bool:
+    return all(default("auto")[task].high >= 0 for task in FIVE)
+
+
+def level_with_equal_ranks() -> list[str]:
+    """The tasks on which no difference from equal ranks is shown, neither in loss nor in the task's metric."""
+    return [
+        task for task in FIVE
+        if all(default("auto", "auto/uniform", what)[task].covers_zero for what in ("loss", "metric"))
+    ]  # fmt: skip
+
+
+def failed(arm: str) -> int:
+    """Runs on sentiment's report split that stayed at chance."""
+    runs = [r for r in read("studies/default/results.json")["runs"] if r["phase"] == "seeds" and r["arm"] == arm]
+    return sum(r["report"]["accuracy"] < 0.55 for r in runs if r["task"] == "sentiment")
+
+
 DEFAULT = [
-    Claim("as the rule was before, in 48 steps?", (HELP,), lambda: [steps_of("default")]),
     Claim(
-        "At mean rank 1, on both tasks: brown +0.013 accuracy, punctuation +0.090 F1. At mean rank 3 no difference was "
-        "shown.",
-        (HELP,), lambda: [cell(task, 1).difference for task in ("brown", "punctuation")],
-        lambda: all(cell(task, 1).low > 0 and cell(task, 3).covers_zero for task in ("brown", "punctuation")),
+        "with one rank a layer its loss was below tuned uniform LoRA's on three of five tasks and above it on none (on "
+        "one of them accuracy was 0.9 points lower)",
+        (README,), lambda: [
+            len(better_on()), len(default("auto")), -100 * default("auto", measure="metric")["sentiment"].difference,
+        ], worse_on_none,
     ),
     Claim(
-        "`singular-value` gains 0.003 nats from its placement (95 % interval 0.0004 to 0.005)", (HELP,),
-        lambda: [
-            value for c in default("singular-value", "singular-value/uniform", "loss") if c.task == "all"
-            for value in (c.difference, c.low, c.high)
+        "equal ranks trained the same way were level on four of the five", (README,),
+        lambda: [len(level_with_equal_ranks()), len(FIVE)],
+        lambda: all(default("auto/uniform")[task].low > 0 for task in ("brown", "genre")),
+    ),
+    Claim(
+        "equal ranks trained the same way were level on four of five tasks", (HELP,),
+        lambda: [len(level_with_equal_ranks()), len(FIVE)],
+        lambda: all(default("auto/uniform")[task].low > 0 for task in ("brown", "genre")),
+    ),
+    Claim(
+        "At one rank a layer and 160 steps it is better than tuned uniform LoRA in loss on three of five tasks: "
+        "punctuation 0.0031, part of speech 0.0195, genre 0.1315 nats (accuracy +0.5 and +3.4 points on the latter "
+        "two). On sentiment and on rated sentences no difference in loss is shown, and on sentiment accuracy is 0.9 "
+        "points lower (0.1 to 1.6)",
+        (HELP,), lambda: [
+            steps_of("default"), len(better_on()), len(FIVE),
+            *(default("auto")[task].difference for task in FIVE[:3]),
+            *(100 * default("auto", measure="metric")[task].difference for task in ("brown", "genre")), 2,
+            *(-100 * value for c in [default("auto", measure="metric")["sentiment"]]
+              for value in (c.difference, c.high, c.low)),
         ],
+        lambda: better_on() == list(FIVE[:3]) and all(default("auto")[task].covers_zero for task in FIVE[3:]),
     ),
     Claim(
-        "it was better than tuned uniform LoRA or level with it in every cell", (STUDIES,),
-        holds=lambda: all(c.high >= 0 for what in ("loss", "metric") for c in default("auto", "uniform", what)),
+        "with equal ranks the same method is level on four of the five; on sentiment one of its six runs failed to "
+        "learn, and none of `auto`'s. A LoRA of four times the size, cut afterwards without data, is 0.0216 and 0.0580 "
+        "nats behind tuned uniform LoRA on the two tagging tasks",
+        (HELP,), lambda: [
+            len(level_with_equal_ranks()), len(FIVE), default("auto")["sentiment"].seeds, PEAK,
+            *(-default("uniform/truncated")[task].difference for task in FIVE[:2]), 2,
+        ],
+        lambda: (failed("auto/uniform"), failed("auto")) == (1, 0) and "sentiment" not in level_with_equal_ranks(),
+    ),
+    Claim(
+        "With equal ranks it is 0.0087 behind on punctuation (0.0042 to 0.0133); on part of speech no difference is "
+        "shown", (HELP,),
+        lambda: by(tight("auto, equal ranks")[:1], "difference", "low", "high"),
+        lambda: tight("auto, equal ranks")[1]["low"] < 0 < tight("auto, equal ranks")[1]["high"],
+    ),
+    Claim(
+        "at one rank a layer its loss was below tuned uniform LoRA's on three of five tasks and above it on none; with "
+        "equal ranks it was level on four", (STUDIES,),
+        lambda: [len(better_on()), len(FIVE), len(level_with_equal_ranks())], worse_on_none,
     ),
 ]  # fmt: skip
 
@@ -278,11 +335,9 @@ SETTINGS = [
     Setting("90 %", (HELP, AUDITS), "the level of an interval"),
     Setting("At a mean rank of 3", (README, HELP), "the budget"),
     Setting("at a mean rank of 3", (HELP, STUDIES), "the budget"),
-    Setting("At mean rank 1", (HELP,), "the budget"),
-    Setting("At mean rank 3", (HELP,), "the budget"),
     Setting("two ranks a layer", (HELP, STUDIES), "the budget"),
     Setting("half a rank", (HELP, STUDIES), "the budget"),
-    Setting("The first five rows are two tagging tasks", (HELP,), "the rows of this table, and their tasks"),
+    Setting("does `auto` help on six tasks", (STUDIES,), "those of the study, of which five have been run"),
     Setting("within two standard errors", (STUDIES,), "the study's criterion"),
     Setting("at rank 1 it is", (STUDIES,), "one of the ranks compared"),
     Setting("at 1e-3 its loss", (DOORS,), "the rate that was tried"),

@@ -77,24 +77,11 @@ def frontier(line: str) -> dict[str, Any]:
 
 # default, audits
 
-_OF_DEFAULT = ("uniform", "auto", "singular-value", "singular-value/uniform")
-
-
 @functools.cache
-def _compared(measure: str) -> list[Comparison]:
-    runs = [run for run in read("studies/default/results.json")["runs"] if run["arm"] in _OF_DEFAULT]
-    return compare(runs, measure, rate_seeds=1)
-
-
-def default(arm: str, against: str, measure: str) -> list[Comparison]:
-    """An arm beside another in every cell; by loss also over all of them, last."""
-    return [c for c in _compared(measure) if (c.arm, c.against) == (arm, against)]
-
-
-def cell(task: str, rank: int) -> Comparison:
-    """auto beside uniform LoRA, by the task's own metric."""
-    (found,) = [c for c in default("auto", "uniform", "metric") if (c.task, c.budget) == (task, rank)]
-    return found
+def default(arm: str, against: str = "uniform", measure: str = "loss") -> dict[str, Comparison]:
+    """{task: an arm beside another}, at one rank a layer."""
+    found = compare(read("studies/default/results.json")["runs"], measure, rate_seeds=1)
+    return {c.task: c for c in found if (c.arm, c.against, c.budget) == (arm, against, 1)}
 
 
 @functools.cache
