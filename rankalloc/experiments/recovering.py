@@ -84,8 +84,7 @@ def recover(
         RankallocError: ``out`` cannot be written; nothing is changed then.
     """
     written = layout_for(layout, pad_multiple, reader)
-    steps = integer("steps", steps, 1)
-    rate = number("learning_rate", learning_rate or SHARE_OF_RATE * config.training.learning_rate, 0, ends="low")
+    steps, rate = _settings(config, steps, learning_rate)
     if Path(adapter).resolve() != Path(out).resolve():
         require_destination(out)
     FinishedAdapter(adapter)  # its own faults come before the data are read
@@ -94,8 +93,7 @@ def recover(
         "training.scheduler": "cosine", "training.warmup_steps": 0, "training.save_every": None,
     })
     prepared = prepared or prepare(config)
-    if prepared.trainer == "dpo":
-        raise ConfigError("DPO compares with the base, and a finished adapter is not the base: it cannot be trained on")
+    _require_recoverable(prepared)
     set_seed(config.seed)
     model = base_of(prepared)
     adapters = load(model, adapter)
@@ -113,17 +111,30 @@ def recover(
     return Recovery(steps, rate, config.seed, before, after)
 
 
+def _settings(config: RunConfig, steps: int, learning_rate: float | None) -> tuple[int, float]:
+    """The steps and the first learning rate."""
+    if learning_rate is None:
+        learning_rate = SHARE_OF_RATE * config.training.learning_rate
+    return integer("steps", steps, 1), number("learning_rate", learning_rate, 0, ends=False)
+
+
+def _require_recoverable(prepared: PreparedTask) -> None:
+    if prepared.trainer == "dpo":
+        raise ConfigError("DPO compares with the base, and a finished adapter is not the base: it cannot be trained on")
+
+
 class RecoveredEvaluator:
     """``evaluate(folder)`` for :func:`rankalloc.frontier`: trains a cut adapter on, as :func:`recover` does with these
     arguments, in its folder, and judges what comes of it. ``whole``, the folder of which the cuts are, is judged as it
-    is."""
+    is. Raises ConfigError, as :func:`recover` does, before anything is evaluated."""
 
     def __init__(
         self, judge: TaskEvaluator, config: RunConfig, steps: int, whole: Path, learning_rate: float | None = None
     ) -> None:
-        self.judge, self.config, self.steps, self.rate = judge, config, steps, learning_rate
-        self.whole = whole.resolve()
-        self.fingerprint = sha256_of(judge.fingerprint, config.to_yaml(), f"{steps} {learning_rate}")
+        _require_recoverable(judge.task)
+        self.judge, self.config, self.whole = judge, config, whole.resolve()
+        self.steps, self.rate = _settings(config, steps, learning_rate)
+        self.fingerprint = sha256_of(judge.fingerprint, config.to_yaml(), f"{self.steps} {self.rate}")
 
     def __call__(self, folder: Path) -> float:
         if folder.resolve() != self.whole:

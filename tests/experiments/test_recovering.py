@@ -13,6 +13,8 @@ import rankalloc as ra
 from rankalloc.cli import app
 from rankalloc.errors import ConfigError
 from rankalloc.experiments.config import load_config
+from rankalloc.experiments.judging import TaskEvaluator
+from rankalloc.experiments.recovering import RecoveredEvaluator
 from rankalloc.experiments.runner import train
 from rankalloc.experiments.tasks import prepare
 from rankalloc.storage.tensors import read_header
@@ -100,8 +102,15 @@ def test_a_frontiers_cuts_are_trained_on_as_shrink_does_and_the_whole_adapter_is
     assert not any(point["cached"] for point in curve("--recover", "5", "--learning-rate", "0.02")["points"])
     text = ra.write_report(home / "curve", home / "curve.md", format="md").read_text()
     assert "every cut was trained on for 5 steps" in text
-    refused = CliRunner().invoke(app, [str(word) for word in [*words, "--learning-rate", "1"]])
-    assert refused.exit_code == 2 and "give --recover STEPS" in refused.stderr
+    before = (home / "curve" / "points.json").read_bytes()
+    for more, said in (
+        (["--learning-rate", "1"], "give --recover STEPS"), (["--recover", "0"], "at least 1"),
+        (["--recover", "2", "--learning-rate", "0"], "above 0, got 0.0"),
+        (["--recover", "2", "--learning-rate", "nan"], "got nan"),
+    ):
+        refused = CliRunner().invoke(app, [str(word) for word in [*words, *more]])
+        assert refused.exit_code == 2 and said in refused.stderr and "f1" not in refused.stderr
+    assert (home / "curve" / "points.json").read_bytes() == before
 
 
 def test_preferences_cannot_be_recovered(tmp_path):
@@ -114,6 +123,8 @@ def test_preferences_cannot_be_recovered(tmp_path):
     adapters = ra.attach(prepare(config).build_model(), rank=2)
     with pytest.raises(ConfigError, match="DPO compares with the base"):
         ra.recover(ra.save(adapters, tmp_path / "a"), config, 2, tmp_path / "b")
+    with pytest.raises(ConfigError, match="DPO compares with the base"):
+        RecoveredEvaluator(TaskEvaluator(prepare(config)), config, 2, tmp_path / "a")
     assert not (tmp_path / "b").exists()
 
 
