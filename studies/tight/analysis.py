@@ -107,7 +107,7 @@ def report(runs: Sequence[dict], rates: Sequence[float] | None) -> tuple[str, li
 
 
 def _table(rows: Sequence[Row]) -> str:
-    header = ("arm", "rate", "parameters", "seeds", "loss", "metric", "auto is better by", "95 % interval")
+    header = ("arm", "rate", "parameters as a LoRA", "seeds", "loss", "metric", "auto is better by", "95 % interval")
     return markdown(header, [
         (
             row.arm, f"{row.rate:g}" + (" at an edge" if row.at_edge else ""), f"{row.params:,}", str(row.seeds),
