@@ -16,6 +16,7 @@ import io
 import json
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from rankalloc.files import write_text
 
 SETS = ("tweets", "amazonReviewSnippets", "nytEditorialSnippets")
 SHARES = {"tune": 0.1, "report": 0.2}
+_DAMAGED = (
+    OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, StopIteration, KeyError, ValueError,
+)  # fmt: skip
+"""What an archive raises that is cut short, altered, or another one."""
 
 
 def ratings(source: Path) -> dict[str, float]:
@@ -34,7 +39,7 @@ def ratings(source: Path) -> dict[str, float]:
             content = package.read(inner)
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             return dict(row for name in SETS for row in _rows(archive, name))
-    except (OSError, zipfile.BadZipFile, StopIteration, KeyError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{source} holds no rated sentences; run: pip download --no-deps --no-binary :all: vaderSentiment==0.5"
         ) from error

@@ -161,8 +161,13 @@ def test_rated_sentences_are_split_once_and_for_all(tmp_path):
             for line in (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()]  # fmt: skip
     assert len({row["text"] for row in rows}) == len(rows) == 61
     assert all(row["label"] == round(int(row["text"].split()[1]) / 3, 4) for row in rows if "twice" not in row["text"])
-    for wrong in (b"no archive", b""):
+    whole = inner.getvalue()
+    altered = whole[:100] + bytes(60) + whole[160:]
+    for wrong in (b"no archive", b"", whole[:200], altered, whole[:10]):
         (tmp_path / "wrong.zip").write_bytes(wrong)
+        if wrong.startswith(whole[:10]):
+            with zipfile.ZipFile(tmp_path / "wrong.zip", "w") as package:
+                package.writestr("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", wrong)
         with pytest.raises(DataError, match="pip download"):
             valence.convert(tmp_path / "wrong.zip", tmp_path / "other")
     with pytest.raises(DataError, match="pip download"):
